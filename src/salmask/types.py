@@ -61,5 +61,3 @@ class Infill(Protocol):
     def __call__(self, images: Images, holes: Masks) -> Tensor:
         """Return the colours that fill the holes."""
         ...
-
-

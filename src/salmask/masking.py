@@ -1,0 +1,136 @@
+"""Hiding pixels: the two pictures of the game, and what stands where pixels are hidden.
+
+    keep(x, m)   = m * x + (1 - m) * g(x, 1 - m)
+    remove(x, m) = keep(x, 1 - m)
+
+g is an *infill*: any callable `infill(images, holes)` that returns colours which broadcast to the images.
+It sees the holes, never the side that is played. The paper's "masking by zeros" in normalised space is the
+infill `MeanColour`. A mean of two pictures in [0, 1] stays in [0, 1], so nothing is clipped.
+
+Infills that draw random numbers hold the generator that they were given; the same seed gives the same run.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as vision
+
+from salmask.types import Images, Infill, Masks
+
+__all__ = ["IMAGENET_MEAN", "Bank", "Blur", "MeanColour", "Noise", "RandomColour", "keep", "remove"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+def keep(images: Images, masks: Masks, infill: Infill) -> Images:
+    """Return the kept picture m * x + (1 - m) * g(x, 1 - m); gradients flow to the mask and, if asked, to x."""
+    _check(images, masks)
+    return torch.lerp(infill(images, 1 - masks).to(images.dtype).expand_as(images), images, masks)
+
+
+def remove(images: Images, masks: Masks, infill: Infill) -> Images:
+    """Return the removed picture, keep(x, 1 - m)."""
+    _check(images, masks)
+    return keep(images, 1 - masks, infill)
+
+
+def _check(images: Tensor, masks: Tensor) -> None:
+    if masks.shape != (images.shape[0], 1, *images.shape[-2:]):
+        raise ValueError(
+            f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: "
+            f"expected ({images.shape[0]}, 1, {images.shape[-2]}, {images.shape[-1]}); resize the masks first"
+        )
+
+
+@dataclass(frozen=True)
+class MeanColour:
+    """One constant colour; with the classifier's mean this is the paper's zero fill (Phang et al., 2020).
+
+    colour: red, green, blue in [0, 1]; (0, 0, 0) is black, as in Opti-CAM's scores.
+    """
+
+    colour: tuple[float, float, float] = IMAGENET_MEAN
+
+    def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "1 3 1 1"]:
+        """Return the colour."""
+        return images.new_tensor(self.colour).view(1, 3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur of the whole picture, g(x) = N(0, s^2) * x (Fong & Vedaldi, 2017).
+
+    sigma: standard deviation in pixels of a picture whose short side has `at` pixels; scaled with the picture.
+    border: None mirrors the picture at its border; a colour surrounds it with that colour (the mean colour
+        equals the zero padding in normalised space of the paper's released code).
+    """
+
+    sigma: float = 20.0
+    at: int = 224
+    border: tuple[float, float, float] | None = None
+
+    def __call__(self, images: Images, holes: Masks) -> Images:
+        """Return the blurred pictures; the holes are not looked at."""
+        sigma = self.sigma * min(images.shape[-2:]) / self.at
+        reach = max(1, int(4 * sigma + 0.5))
+        if self.border is None:
+            reach = min(reach, min(images.shape[-2:]) - 1)
+            return vision.gaussian_blur(images, [2 * reach + 1] * 2, [sigma] * 2)
+        colour = images.new_tensor(self.border).view(1, 3, 1, 1)
+        padded = F.pad(images - colour, [reach] * 4)
+        blurred = vision.gaussian_blur(padded, [2 * reach + 1] * 2, [sigma] * 2)
+        return blurred[..., reach:-reach, reach:-reach] + colour
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Uniform noise in [0, 1], independent for every pixel and channel, drawn anew at each call."""
+
+    generator: Generator
+
+    def __call__(self, images: Images, holes: Masks) -> Images:
+        """Return pictures of noise."""
+        return _draw(self.generator, images.shape, images)
+
+
+@dataclass(frozen=True)
+class RandomColour:
+    """One uniformly drawn colour an image, drawn anew at each call (Dabkowski & Gal, 2017)."""
+
+    generator: Generator
+
+    def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "batch 3 1 1"]:
+        """Return a colour for each image."""
+        return _draw(self.generator, (len(images), 3, 1, 1), images)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Other images stand in the holes: one drawn uniformly from a bank for each image (Gupta et al., 2022).
+
+    bank: (N, 3, h, w) in [0, 1]; resized to the images at hand (bilinear) where they differ.
+    """
+
+    bank: Float[Tensor, "bank 3 rows columns"] = field(repr=False)
+    generator: Generator
+
+    def __post_init__(self) -> None:
+        if self.bank.ndim != 4 or self.bank.shape[1] != 3 or not len(self.bank):
+            raise ValueError(f"a bank holds images (N, 3, H, W) with N >= 1, came {tuple(self.bank.shape)}")
+
+    def __call__(self, images: Images, holes: Masks) -> Images:
+        """Return one picture of the bank for each image."""
+        chosen = torch.randint(
+            len(self.bank), (len(images),), generator=self.generator, device=self.generator.device
+        )
+        drawn = self.bank[chosen.to(self.bank.device)].to(images)
+        if drawn.shape[-2:] != images.shape[-2:]:
+            drawn = F.interpolate(drawn, images.shape[-2:], mode="bilinear", align_corners=False)
+        return drawn
+
+
+def _draw(generator: Generator, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device).to(like)
