@@ -1,0 +1,274 @@
+"""Streams of batches, and data sets made out of data sets: subsets, splits, shuffled labels, a cache.
+
+The training stream is a pure function of (data set, batch size, seed): seeded permutations, one per pass over the
+data, laid end to end and cut into batches. Item j of the stream belongs to pass j // n, so passes are counted
+exactly, no batch is partial, and batch k is known without drawing the k before it. The augmentation of an image is
+drawn from a generator keyed by (seed, pass, index). So a run that resumes at batch k, or runs with other workers,
+reads the bits that the uninterrupted run would have read.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from salmask.samples import Batch, Labelled, Sample, SampleTransform, pack, unpack
+
+__all__ = [
+    "Cached",
+    "View",
+    "cached",
+    "drawing",
+    "evaluation_batches",
+    "shuffled_labels",
+    "split_off",
+    "subset",
+    "training_batches",
+]
+
+T = TypeVar("T")
+GIB = 2**30
+
+
+@contextmanager
+def drawing(*key: int) -> Iterator[None]:
+    """Let torch's global CPU generator draw from `key` inside the block, and leave it as it was found."""
+    state = torch.get_rng_state()
+    try:
+        # Not torch.manual_seed, which would set the generators of the accelerators too.
+        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+        torch.default_generator.manual_seed(int(seed >> 1))
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def training_batches(
+    dataset: Labelled,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    augment: SampleTransform | None = None,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Return the endless stream of training batches from batch `start` on.
+
+    Batch k holds the items k * batch_size ... (k + 1) * batch_size - 1 of the concatenated permutations; n / batch_size
+    batches are one pass. `augment` comes after the data set's own transform and may draw from torch's global generator.
+    Neither `start` nor `workers` changes a bit of a batch. Errors: ValueError for an empty data set, a batch size
+    below 1, a negative start.
+    """
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty: expected at least one image to train on")
+    if batch_size < 1 or start < 0 or workers < 0:
+        raise ValueError(
+            f"expected batch_size >= 1, start >= 0 and workers >= 0; came {batch_size}, {start} and {workers}"
+        )
+    keys = _stream(len(dataset), batch_size=batch_size, seed=seed, start=start)
+    return _loaded(_Keyed(dataset, seed=seed, augment=augment), keys, workers=workers)
+
+
+def evaluation_batches(dataset: Labelled, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """Return every sample once, in order; the last batch may be smaller. Errors: ValueError for a batch size below 1."""
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"expected batch_size >= 1 and workers >= 0; came {batch_size} and {workers}")
+    starts = range(0, len(dataset), batch_size)
+    keys = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
+    return _loaded(dataset, keys, workers=workers)
+
+
+class View(Dataset[Sample]):
+    """Chosen samples of another data set, in the given order, under given targets.
+
+    `indices` (n,) choose, `targets` (n,) replace the targets, `classes` names them; by default both are the
+    data set's own.
+    """
+
+    def __init__(
+        self,
+        dataset: Labelled,
+        indices: Sequence[int],
+        *,
+        targets: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.indices = [int(index) for index in indices]
+        self.targets = (
+            [dataset.targets[index] for index in self.indices] if targets is None else list(targets)
+        )
+        self.classes = list(dataset.classes if classes is None else classes)
+        self.ids = [dataset.ids[index] for index in self.indices]
+        if len(self.targets) != len(self.indices):
+            raise ValueError(f"expected one target an image: {len(self.indices)}, came {len(self.targets)}")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(self.dataset[self.indices[index]], target=self.targets[index])
+
+
+class Cached(Dataset[Sample]):
+    """A data set whose samples stay in memory, decoded, as far as `limit` bytes reach."""
+
+    def __init__(self, dataset: Labelled, *, limit: int) -> None:
+        self.dataset = dataset
+        self.classes, self.targets, self.ids = dataset.classes, dataset.targets, dataset.ids
+        self._samples: list[Sample] = []
+        left = limit
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            left -= sample.image.nbytes + (0 if sample.pixels is None else sample.pixels.nbytes)
+            if left < 0:
+                break
+            self._samples.append(sample)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index] if 0 <= index < len(self._samples) else self.dataset[index]
+
+
+def cached(dataset: Labelled, *, limit: int = 4 * GIB) -> Cached:
+    """Decode every sample once, now, and keep it: for small pictures that are read many times.
+
+    Samples beyond `limit` bytes are decoded on each use. Workers share the memory. Do not cache a data set
+    whose own transform is random: each sample would be drawn once.
+    """
+    return Cached(dataset, limit=limit)
+
+
+def subset(
+    dataset: Labelled,
+    *,
+    seed: int,
+    per_class: int | None = None,
+    classes: int | Sequence[str] | None = None,
+) -> View:
+    """Choose `per_class` images of each class, or some of the classes, or both.
+
+    A number of `classes` are drawn with the seed, names are taken as given; targets count the chosen classes in their old
+    order. Subsets are nested: with one seed, 2 a class are among 5 a class. Order is that of the data set.
+    Errors: ValueError for a class with fewer images, an unknown class, a number out of range.
+    """
+    chosen = _chosen_classes(dataset.classes, classes, seed=seed)
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"expected at least one image a class, came per_class={per_class}")
+    members = _members(dataset)
+    indices = sorted(
+        index
+        for label in chosen
+        for index in _drawn(dataset, members[label], label, count=per_class, seed=seed)
+    )
+    renumbered = {label: number for number, label in enumerate(chosen)}
+    return View(
+        dataset,
+        indices,
+        targets=[renumbered[dataset.targets[index]] for index in indices],
+        classes=[dataset.classes[label] for label in chosen],
+    )
+
+
+def split_off(dataset: Labelled, *, per_class: int, seed: int) -> tuple[View, View]:
+    """Split into (the rest, `per_class` images of each class): the held-out part is for tuning.
+
+    Errors: ValueError for a class that has fewer images.
+    """
+    held = set(subset(dataset, per_class=per_class, seed=seed).indices)
+    rest = [index for index in range(len(dataset)) if index not in held]
+    return View(dataset, rest), View(dataset, sorted(held))
+
+
+def shuffled_labels(dataset: Labelled, *, seed: int) -> View:
+    """Give every image an independent, uniformly drawn class: the data randomisation test.
+
+    Drawn with replacement, not permuted, so that a label says nothing about its image.
+    Source: Adebayo et al., 2018; Phang, Park & Geras, 2020.
+    """
+    drawn = np.random.default_rng(seed).integers(len(dataset.classes), size=len(dataset))
+    return View(dataset, range(len(dataset)), targets=drawn.tolist())
+
+
+def _chosen_classes(names: Sequence[str], wanted: int | Sequence[str] | None, *, seed: int) -> list[int]:
+    if wanted is None:
+        return list(range(len(names)))
+    if isinstance(wanted, int):
+        if not 1 <= wanted <= len(names):
+            raise ValueError(f"expected 1 to {len(names)} classes, came {wanted}")
+        return sorted(np.random.default_rng(seed).permutation(len(names))[:wanted].tolist())
+    unknown = sorted(set(wanted) - set(names))
+    if unknown or not wanted:
+        raise ValueError(f"expected names of the classes {_few(names)}, came {_few(unknown)}")
+    return sorted(names.index(name) for name in set(wanted))
+
+
+def _members(dataset: Labelled) -> list[list[int]]:
+    members: list[list[int]] = [[] for _ in dataset.classes]
+    for index, target in enumerate(dataset.targets):
+        members[target].append(index)
+    return members
+
+
+def _drawn(
+    dataset: Labelled, members: Sequence[int], label: int, *, count: int | None, seed: int
+) -> Sequence[int]:
+    if count is None:
+        return members
+    if len(members) < count:
+        raise ValueError(
+            f"class {dataset.classes[label]} has {len(members)} images, expected at least {count}: lower the number "
+            "a class"
+        )
+    return [
+        members[place] for place in np.random.default_rng([seed, label]).permutation(len(members))[:count]
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
+
+
+def _stream(length: int, *, batch_size: int, seed: int, start: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield batches of (pass, index) keys, endlessly."""
+    item = start * batch_size
+    order, turn = np.zeros(0, dtype=int), -1
+    while True:
+        batch = []
+        for _ in range(batch_size):
+            if item // length != turn:
+                turn = item // length
+                order = np.random.default_rng([seed, turn]).permutation(length)
+            batch.append((turn, int(order[item % length])))
+            item += 1
+        yield batch
+
+
+class _Keyed(Dataset[Sample]):
+    """Samples by (pass, index), each drawn from its own generator."""
+
+    def __init__(self, dataset: Labelled, *, seed: int, augment: SampleTransform | None) -> None:
+        self.dataset, self.seed, self.augment = dataset, seed, augment
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        with drawing(self.seed, *key):
+            sample = self.dataset[key[1]]
+            return sample if self.augment is None else self.augment(sample)
+
+
+def _loaded(dataset, keys, *, workers: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        dataset,
+        batch_sampler=keys,
+        collate_fn=pack,
+        num_workers=workers,
+        # A generator of its own: the loader draws a seed, which must not come out of the caller's stream.
+        generator=torch.Generator().manual_seed(0),
+    )
+    return map(unpack, iter(loader))

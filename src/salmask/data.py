@@ -1,0 +1,65 @@
+"""Everything that reads data, under one name: readers, transforms, batches, subsets.
+
+    dataset = ImageFolder("pictures", "train", transform=Squash(128))
+    for batch in training_batches(cached(dataset), batch_size=64, seed=0, augment=CropFlip(128)): ...
+
+The parts: `samples` (a sample, a batch, the transforms), `readers` (folders), `archives` (published layouts),
+`batches` (streams and subsets).
+"""
+
+from salmask.archives import ILSVRC, OxfordPets, ilsvrc_boxes
+from salmask.readers import ImageFolder, boxes_in, read_boxes, read_image, read_pixels
+
+from salmask.batches import (
+    Cached,
+    View,
+    cached,
+    evaluation_batches,
+    shuffled_labels,
+    split_off,
+    subset,
+    training_batches,
+)
+from salmask.samples import (
+    Batch,
+    CropFlip,
+    Labelled,
+    Sample,
+    SampleTransform,
+    ShortSide,
+    Squash,
+    clip_boxes,
+    collate,
+    move,
+    no_boxes,
+)
+
+__all__ = [
+    "ILSVRC",
+    "Batch",
+    "Cached",
+    "CropFlip",
+    "ImageFolder",
+    "Labelled",
+    "OxfordPets",
+    "Sample",
+    "SampleTransform",
+    "ShortSide",
+    "Squash",
+    "View",
+    "boxes_in",
+    "cached",
+    "clip_boxes",
+    "collate",
+    "evaluation_batches",
+    "ilsvrc_boxes",
+    "move",
+    "no_boxes",
+    "read_boxes",
+    "read_image",
+    "read_pixels",
+    "shuffled_labels",
+    "split_off",
+    "subset",
+    "training_batches",
+]

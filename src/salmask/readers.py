@@ -1,0 +1,357 @@
+"""Picture files, box tables and pixel masks, and the folder layout that holds all three.
+
+    root/<split>/<class>/*.jpg ...        the pictures, a folder a class
+    root/<split>_boxes.csv                image,class,x0,y0,x1,y1[,width,height]; several rows an image
+    root/<split>_masks/<class>/<stem>.png pixel masks: 0 background, 255 object, 128 ignored
+
+Boxes and masks are optional. `image` is the path relative to the root. Boxes are half-open, in pixels of the upright
+picture or, where `width,height` are given, of a picture of that size.
+"""
+
+import csv
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from salmask.samples import Sample, SampleTransform, no_boxes
+from salmask.types import IGNORED, Boxes, Pixels
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "BoxRow",
+    "ImageFolder",
+    "boxes_in",
+    "class_folders",
+    "finite_number",
+    "list_images",
+    "read_boxes",
+    "read_image",
+    "read_pixels",
+    "tight_box",
+]
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+MASK_VALUES = {0: 0, 255: 1, 128: IGNORED}
+HEADER = ("image", "class", "x0", "y0", "x1", "y1")
+ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
+# What PIL raises for files that are cut short, empty, of another format, or absurdly large.
+BROKEN = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
+
+
+class BoxRow(NamedTuple):
+    """One line of a box table. `frame` is the (width, height) that the box is in, if the table says so."""
+
+    line: int
+    label: str
+    box: tuple[float, float, float, float]
+    frame: tuple[float, float] | None
+
+
+def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
+    """Decode a picture of any mode to 8-bit RGB, upright.
+
+    Grey, palette, CMYK: converted. 16-bit grey: scaled, 65535 to 255. Transparency: laid over white, as viewers show
+    it. EXIF orientation: applied. Errors: ValueError naming a file that cannot be decoded, FileNotFoundError.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            array = np.array(_rgb(ImageOps.exif_transpose(picture)))
+    except FileNotFoundError:
+        raise
+    except BROKEN as error:
+        raise ValueError(
+            f"{path} cannot be decoded ({error}): repair or remove the file, or leave broken files out (skip_broken)"
+        ) from error
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def read_pixels(path: Path) -> Pixels:
+    """Decode a pixel mask: 0 background, 255 object (1 here), 128 ignored (255 here). Errors: ValueError."""
+    try:
+        with Image.open(path) as picture:
+            array = np.array(picture.convert("L") if picture.mode in {"1", "P", "RGB"} else picture)
+    except BROKEN as error:
+        raise ValueError(f"the pixel mask {path} cannot be decoded ({error}): repair or remove it") from error
+    values = np.unique(array)
+    if array.ndim != 2 or not set(values.tolist()) <= set(MASK_VALUES):
+        raise ValueError(
+            f"the pixel mask {path} must be one grey channel of 0 (background), 255 (object), 128 (ignored); came "
+            f"shape {array.shape}, values {values[:8].tolist()}"
+        )
+    table = np.zeros(256, np.uint8)
+    for stored, meant in MASK_VALUES.items():
+        table[stored] = meant
+    return torch.from_numpy(table[array])
+
+
+def tight_box(pixels: Pixels) -> Boxes:
+    """Return the one box that encloses the object pixels, (1, 4), or (0, 4) where there is none."""
+    rows, columns = (pixels == 1).any(1).nonzero(), (pixels == 1).any(0).nonzero()
+    if not len(rows):
+        return no_boxes()
+    return torch.tensor([[columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]]).float()
+
+
+def read_boxes(path: Path) -> dict[str, list[BoxRow]]:
+    """Read a box table, by image. Header `image,class,x0,y0,x1,y1`, optionally `width,height`; more columns may follow.
+
+    Errors: FileNotFoundError; ValueError naming the line, for a missing column, something that is no number, a box
+    of zero area, a box outside of the stated width and height.
+    """
+    table: dict[str, list[BoxRow]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        header = rows.fieldnames or ()
+        if not set(HEADER) <= set(header) or ("width" in header) != ("height" in header):
+            raise ValueError(
+                f"{path}: expected the header {','.join(HEADER)} (and width,height if wanted), came "
+                f"{','.join(header) or 'an empty file'}"
+            )
+        for row in rows:
+            table.setdefault(row["image"], []).append(_box_row(row, path=path, line=rows.line_num))
+    return table
+
+
+def boxes_in(rows: Sequence[BoxRow], *, width: int, height: int, source: str) -> Boxes:
+    """Return the boxes of one image in pixels of a width x height array; `source` names the table in errors.
+
+    Rows with a frame are scaled from it. Errors: ValueError naming the line of a box outside of the array.
+    """
+    boxes = []
+    for row in rows:
+        sx, sy = (1.0, 1.0) if row.frame is None else (width / row.frame[0], height / row.frame[1])
+        box = (row.box[0] * sx, row.box[1] * sy, row.box[2] * sx, row.box[3] * sy)
+        if row.frame is None:
+            _inside(row, width=width, height=height, source=source)
+        boxes.append(box)
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+class ImageFolder(Dataset[Sample]):
+    """Pictures in a folder a class, with boxes and pixel masks where there are any.
+
+    `classes` pins the order (and so the targets) to that of another split; else the sorted folder names. Boxes whose
+    class is another than the picture's are left out: they are no evidence for it. Where there is a mask but no box
+    table, the box is the tight box of the mask. Everything but the pictures themselves is checked here, at once;
+    a picture that cannot be decoded is named when it is read. `skip_broken` decodes all of them here and leaves the
+    broken ones out, with one warning.
+
+    Errors: FileNotFoundError for a missing folder; ValueError for a class folder without pictures, an
+    unknown class, a table that names a missing picture, a box outside of its picture.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        transform: SampleTransform | None = None,
+        skip_broken: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.root, self.split, self.transform = Path(root), split, transform
+        folders = class_folders(self.root, split)
+        self.classes = _pinned(folders, classes, where=self.root / split)
+        self.ids: list[str] = []
+        self.targets: list[int] = []
+        for folder in folders:
+            names = list_images(folder)
+            self.ids += [f"{split}/{folder.name}/{name}" for name in names]
+            self.targets += [self.classes.index(folder.name)] * len(names)
+        self._table = self.root / f"{split}_boxes.csv"
+        self._rows = self._boxes_by_image() if self._table.exists() else {}
+        self._masks = self.root / f"{split}_masks"
+        if skip_broken:
+            self._leave_out_broken()
+        self._check_boxes()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._read(index)
+        return sample if self.transform is None else self.transform(sample)
+
+    def _read(self, index: int) -> Sample:
+        name = self.ids[index]
+        image = read_image(self.root / name)
+        height, width = image.shape[-2:]
+        rows = self._rows.get(name, [])
+        boxes = boxes_in(rows, width=width, height=height, source=str(self._table))
+        pixels = self._pixels(name, (height, width))
+        if pixels is not None and not self._table.exists():
+            boxes = tight_box(pixels)
+        return Sample(id=name, image=image, target=self.targets[index], boxes=boxes, pixels=pixels)
+
+    def _pixels(self, name: str, size: tuple[int, int]) -> Pixels | None:
+        path = (self._masks / Path(name).relative_to(self.split)).with_suffix(".png")
+        if not path.exists():
+            return None
+        pixels = read_pixels(path)
+        if pixels.shape != size:
+            raise ValueError(
+                f"the pixel mask {path} must have the size of its upright picture, {size[1]}x{size[0]}; came "
+                f"{pixels.shape[1]}x{pixels.shape[0]}"
+            )
+        return pixels
+
+    def _boxes_by_image(self) -> dict[str, list[BoxRow]]:
+        table = read_boxes(self._table)
+        labels = dict(zip(self.ids, (self.classes[target] for target in self.targets), strict=True))
+        for name, rows in table.items():
+            if name not in labels:
+                raise ValueError(
+                    f"{self._table} line {rows[0].line} names {name}, which is not among the pictures of "
+                    f"{self.root / self.split}: paths are relative to {self.root}, such as {self.ids[0]}"
+                )
+            for row in rows:
+                if row.label not in self.classes:
+                    raise ValueError(
+                        f"{self._table} line {row.line}: unknown class {row.label!r}, expected one of "
+                        f"{', '.join(self.classes[:5])} ... ({len(self.classes)} in all)"
+                    )
+        return {name: [row for row in rows if row.label == labels[name]] for name, rows in table.items()}
+
+    def _check_boxes(self) -> None:
+        for name in self.ids:
+            rows = [row for row in self._rows.get(name, []) if row.frame is None]
+            size = _upright_size(self.root / name) if rows else None
+            if size is not None:
+                boxes_in(rows, width=size[0], height=size[1], source=str(self._table))
+
+    def _leave_out_broken(self) -> None:
+        broken = [index for index, name in enumerate(self.ids) if not _decodes(self.root / name)]
+        if not broken:
+            return
+        names = ", ".join(self.ids[index] for index in broken[:5]) + (" ..." if len(broken) > 5 else "")
+        warnings.warn(
+            f"{len(broken)} of {len(self.ids)} pictures are broken and left out: {names}", stacklevel=3
+        )
+        kept = sorted(set(range(len(self.ids))) - set(broken))
+        if not kept:
+            raise ValueError(f"none of the {len(broken)} pictures in {self.root / self.split} can be decoded")
+        self.ids, self.targets = [self.ids[i] for i in kept], [self.targets[i] for i in kept]
+
+
+def class_folders(root: Path, split: str) -> list[Path]:
+    """Return the class folders of a split, sorted. Errors: FileNotFoundError, ValueError for a split without any."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no data folder {root}: expected a folder with {split}/<class>/<pictures>")
+    folder = root / split
+    if not folder.is_dir():
+        there = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise FileNotFoundError(
+            f"{root} has no split {split!r}: expected {split}/<class>/<pictures>, came the folders "
+            f"{', '.join(there) or '(none)'}"
+        )
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{folder} has no class folders: expected {split}/<class>/<pictures>")
+    return folders
+
+
+def list_images(folder: Path) -> list[str]:
+    """Return the names of the pictures in a class folder, sorted. Errors: ValueError if there are none."""
+    names = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not names:
+        inside = Counter(path.suffix or ("folder" if path.is_dir() else "file") for path in folder.iterdir())
+        raise ValueError(
+            f"the class folder {folder} has no pictures: expected files such as .jpg or .png in it, came "
+            f"{dict(inside) or 'nothing'}; add pictures or remove the folder"
+        )
+    return names
+
+
+def finite_number(text: str | None, *, where: str) -> float:
+    """Read a finite number. Errors: ValueError saying `where` and what came."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: expected a number, came {text!r}")
+    return number
+
+
+def _pinned(folders: Iterable[Path], classes: Sequence[str] | None, *, where: Path) -> list[str]:
+    names = [folder.name for folder in folders]
+    if classes is None:
+        return names
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{where} has classes that the given list lacks: {', '.join(unknown[:5])}; expected some of the "
+            f"{len(classes)} classes {', '.join(list(classes)[:5])} ..."
+        )
+    return list(classes)
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Convert to RGB without clipping 16 bits and without showing what transparency hides."""
+    if picture.mode == "F":
+        raise ValueError("float pixels have no known range, expected 8 or 16 bits a channel")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        values = np.asarray(picture).astype(np.float64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"expected 8 or 16 bits a channel, came values up to {values.max():.0f}")
+        picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _upright_size(path: Path) -> tuple[int, int] | None:
+    """Return (width, height) from the head of the file, or None where that cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(ORIENTATION, 1) >= 5
+            return picture.size[::-1] if turned else picture.size
+    except BROKEN:
+        return None  # named when it is decoded
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        read_image(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _box_row(row: dict[str, str], *, path: Path, line: int) -> BoxRow:
+    where = f"{path} line {line}"
+    x0, y0, x1, y1 = (finite_number(row[name], where=f"{where}, {name}") for name in HEADER[2:])
+    frame = None
+    if "width" in row:
+        frame = tuple(finite_number(row[name], where=f"{where}, {name}") for name in ("width", "height"))
+    parsed = BoxRow(line=line, label=row["class"], box=(x0, y0, x1, y1), frame=frame)
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"{where}: expected x0 < x1 and y0 < y1, came a box of no area, {parsed.box}")
+    if frame is not None:
+        _inside(parsed, width=frame[0], height=frame[1], source=str(path))
+    return parsed
+
+
+def _inside(row: BoxRow, *, width: float, height: float, source: str) -> None:
+    x0, y0, x1, y1 = row.box
+    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+        raise ValueError(
+            f"{source} line {row.line}: the box {row.box} reaches outside of its picture, {width:g} wide and {height:g} "
+            "high; expected half-open pixels of the upright picture"
+        )
