@@ -8,8 +8,6 @@ The parts: `samples` (a sample, a batch, the transforms), `readers` (folders), `
 """
 
 from salmask.archives import ILSVRC, OxfordPets, ilsvrc_boxes
-from salmask.readers import ImageFolder, boxes_in, read_boxes, read_image, read_pixels
-
 from salmask.batches import (
     Cached,
     View,
@@ -20,6 +18,7 @@ from salmask.batches import (
     subset,
     training_batches,
 )
+from salmask.readers import ImageFolder, boxes_in, read_boxes, read_image, read_pixels
 from salmask.samples import (
     Batch,
     CropFlip,
