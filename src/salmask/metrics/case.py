@@ -1,0 +1,172 @@
+"""Case, what a metric may read; Metric, a named protocol; the generator that belongs to one image.
+
+A metric is a pure function Case -> (B,) values, one per image. A set-level score returns per-image counts (B, ...)
+instead, and a `compute` that adds them up: sums are the same however the images are split into batches or processes.
+The name of a metric is the name of a protocol: whatever changes its numbers is said in `protocol`, printed with it.
+"""
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from salmask.types import Boxes, Images, Masks, Pixels, Targets
+
+__all__ = ["Case", "Metric", "check_maps", "generator_for"]
+
+T = TypeVar("T")
+NEEDS = ("boxes", "pixels", "images", "classifier", "correct", "gaze")
+
+
+def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
+    """Return the CPU generator of one image: the same for every batch size, order, process and machine.
+
+    The state is the BLAKE2b hash of (seed, purpose, image id); `purpose` separates the draws of two metrics.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{image}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def check_maps(maps: Tensor, ids: Sequence[str]) -> None:
+    """Raise ValueError unless every map is finite and within [0, 1]; name the first that is not."""
+    flat = maps.reshape(len(maps), -1)
+    low, high = flat.amin(1), flat.amax(1)
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    if not bool(finite.all()):
+        worst = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"maps must be finite; the map of {ids[worst]!r} holds NaN or infinite values: "
+            "repair or leave out what made it"
+        )
+    outside = (low < 0) | (high > 1)
+    if bool(outside.any()):
+        worst = int(outside.nonzero()[0])
+        raise ValueError(
+            f"maps must lie in [0, 1]; the map of {ids[worst]!r} spans [{low[worst]:g}, {high[worst]:g}]: "
+            'normalise it explicitly, by explanation.normalized("minmax"), ("max") or ("rank"), '
+            "or by --normalize minmax|max|rank"
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that a metric may read about one batch.
+
+    masks    (B, 1, H, W) in [0, 1], 1 = evidence; finite
+    targets  (B,) explained class; ids: one string per image; seed: for scores that draw
+    boxes    ground-truth boxes of each image, (n, 4), half-open, pixels of the masks; may lie partly outside
+    pixels   ground-truth pixels of each image (H, W): 0, 1, 255 = ignored; None where unknown
+    images   (B, 3, H, W) in [0, 1];  classifier: the *scoring* classifier
+    correct  (B,) bool: is the explained model's own top-1 the label (overall metric); all True for naive baselines
+    gaze     (B, 1, H, W) human attention, >= 0;  centre: (1, 1, H, W) its centre bias (mean gaze of other images)
+
+    Raises ValueError if lengths, sizes, ranges or class indices do not fit.
+    """
+
+    masks: Masks
+    targets: Targets
+    ids: Sequence[str]
+    seed: int = 0
+    boxes: Sequence[Boxes] | None = None
+    pixels: Sequence[Pixels | None] | None = None
+    images: Images | None = None
+    classifier: Any = None
+    correct: Bool[Tensor, " batch"] | None = None
+    gaze: Float[Tensor, "batch 1 height width"] | None = None
+    centre: Float[Tensor, "1 1 height width"] | None = None
+    memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.masks.ndim != 4 or self.masks.shape[1] != 1:
+            raise ValueError(f"masks must be (B, 1, H, W); came {tuple(self.masks.shape)}")
+        self._check_lengths()
+        self._check_sizes()
+        check_maps(self.masks, self.ids)
+        self._check_targets()
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return compute(), remembered under `key`: what several metrics share is computed once per case."""
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the masks."""
+        return self.masks.shape[-2], self.masks.shape[-1]
+
+    def _check_lengths(self) -> None:
+        count = len(self.masks)
+        for name in ("targets", "ids", "boxes", "pixels", "images", "correct", "gaze"):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise ValueError(f"{name} must have one entry per mask: expected {count}, came {len(value)}")
+
+    def _check_sizes(self) -> None:
+        for name in ("images", "gaze", "centre"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape[-2:]) != self.size:
+                raise ValueError(
+                    f"{name} are {tuple(value.shape[-2:])}, masks {self.size} (H, W): resize one to the other"
+                )
+        for image, pixels in zip(self.ids, self.pixels or (), strict=False):
+            if pixels is not None and tuple(pixels.shape) != self.size:
+                raise ValueError(
+                    f"pixels of {image!r} are {tuple(pixels.shape)}, masks {self.size} (H, W): "
+                    "resize the ground truth (nearest) or the masks"
+                )
+
+    def _check_targets(self) -> None:
+        classes = getattr(self.classifier, "num_classes", None)
+        if len(self.targets) == 0:
+            return
+        low, high = int(self.targets.min()), int(self.targets.max())
+        if classes is not None and (low < 0 or high >= classes):
+            raise ValueError(
+                f"targets must be class indices in [0, {classes - 1}] of the scoring classifier; came {low}..{high}"
+            )
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named protocol: the function, all that changes its numbers, and how to read them.
+
+    function   Case -> (B,) values, or (B, ...) integer counts when `compute` is set
+    protocol   every choice that is part of the name, printed with the number
+    direction  "up" (more is better), "down" or "none"; range: (low, high) of the reported number
+    source     where it is defined;  needs: the optional fields of Case that must be there
+    compute    set-level scores: per-image counts (N, ...) -> the score of the set; None: mean of the values
+
+    A value is NaN where an image has no ground truth of the kind that the metric needs.
+    """
+
+    name: str
+    function: Callable[[Case], Tensor]
+    protocol: Mapping[str, object]
+    direction: Literal["up", "down", "none"]
+    range: tuple[float, float]
+    source: str
+    needs: frozenset[str] = frozenset()
+    compute: Callable[[np.ndarray], float] | None = None
+
+    def __post_init__(self) -> None:
+        unknown = self.needs - set(NEEDS)
+        if unknown:
+            raise ValueError(f"{self.name}: needs must be among {NEEDS}; came {sorted(unknown)}")
+
+    def __call__(self, case: Case) -> Tensor:
+        """Return function(case); ValueError if the case lacks what the metric needs."""
+        missing = sorted(need for need in self.needs if getattr(case, need) is None)
+        if missing:
+            raise ValueError(f"metric {self.name!r} needs {', '.join(missing)}; the case has none: pass them")
+        return self.function(case)
+
+    @property
+    def set_level(self) -> bool:
+        """Whether the score belongs to a set of images, not to one."""
+        return self.compute is not None

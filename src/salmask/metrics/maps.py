@@ -1,0 +1,92 @@
+"""Statistics of the masks themselves, and which masks are degenerate. They need no ground truth."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from salmask.boxes import above_mean
+from salmask.metrics.case import Case, Metric
+from salmask.types import Masks, Values
+
+__all__ = [
+    "MAPS",
+    "degenerate",
+    "mask_binarized",
+    "mask_entropy",
+    "mask_mean",
+    "mask_std",
+    "mask_tv",
+]
+
+
+def mask_mean(masks: Masks) -> Values:
+    """Return the mean of each mask: the area that is called evidence, in [0, 1]."""
+    return masks.mean((1, 2, 3))
+
+
+def mask_binarized(masks: Masks) -> Values:
+    """Return the fraction of pixels above the mask's own mean: the area of 1[m > mean(m)]."""
+    return above_mean(masks).to(masks.dtype).mean((1, 2, 3))
+
+
+def mask_entropy(masks: Masks) -> Values:
+    """Return mean over pixels of -m log2 m, with 0 log 0 = 0.
+
+    One-sided, as published (the 1 - m half is left out); highest, .531, where m = 1/e.
+    """
+    return -torch.special.xlogy(masks, masks).mean((1, 2, 3)) / np.log(2)
+
+
+def mask_tv(masks: Masks) -> Values:
+    """Return mean squared horizontal plus mean squared vertical difference (means, no border)."""
+    across = masks.diff(dim=3).square()
+    down = masks.diff(dim=2).square()
+    return sum_of_means(across) + sum_of_means(down)
+
+
+def sum_of_means(values: Tensor) -> Tensor:
+    """Return the mean per image; 0 where a one-pixel-wide map has no difference."""
+    return values.mean((1, 2, 3)) if values.numel() else values.new_zeros(len(values))
+
+
+def mask_std(means: np.ndarray) -> float:
+    """Return the unbiased standard deviation, over the set, of the masks' means: how much the area varies."""
+    return float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+
+
+def degenerate(masks: Masks) -> Bool[Tensor, " batch"]:
+    """Return which masks are constant (empty and full ones among them): they order no pixel before another."""
+    flat = masks.flatten(1)
+    return flat.amin(1) == flat.amax(1)
+
+
+def _mean_of_case(case: Case) -> Tensor:
+    return mask_mean(case.masks)
+
+
+_SOURCE = "Phang et al. 2020, spec 4.5"
+MAPS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("mask_mean", _mean_of_case, {}, "none", (0, 1), _SOURCE),
+        Metric(
+            "mask_binarized",
+            lambda case: mask_binarized(case.masks),
+            {"rule": "above_mean"},
+            "none",
+            (0, 1),
+            _SOURCE,
+        ),
+        Metric(
+            "mask_entropy",
+            lambda case: mask_entropy(case.masks),
+            {"unit": "bit"},
+            "none",
+            (0, 0.531),
+            _SOURCE,
+        ),
+        Metric("mask_tv", lambda case: mask_tv(case.masks), {"norm": "squared"}, "none", (0, 2), _SOURCE),
+        Metric("mask_std", _mean_of_case, {"over": "images"}, "none", (0, 0.71), _SOURCE, compute=mask_std),
+    )
+}
