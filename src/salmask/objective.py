@@ -76,6 +76,7 @@ class Outcome:
     masks (B, 1, h, w); targets (B,); clean, kept, removed (B, K) logits. A side that was not played is None.
     zoom: pixels of the picture along one side of a cell of `masks`. A mask enlarged by repetition has the mean
     of the small one and zoom times its total variation, so both are taken on the small one exactly.
+    areas: target areas (B,) of p-conditioned masks; the conditional areas then mean abs(mean m - p).
     """
 
     masks: Masks
@@ -84,6 +85,7 @@ class Outcome:
     kept: Logits | None
     removed: Logits | None
     zoom: int = 1
+    areas: Values | None = None
 
     @property
     def kept_logits(self) -> Tensor:
@@ -246,15 +248,25 @@ def divergence_from_prior(
 
 
 @reads(KEPT)
-def area_if_kept_right(outcome: Outcome) -> Values:
-    """-relu(s - mean m): an area that costs only where the kept picture is right already."""
-    return -F.relu(outcome.kept_right.to(outcome.masks.dtype) - area(outcome))
+def area_if_kept_right(outcome: Outcome, *, power: float = 1.0) -> Values:
+    """-relu(s - mean m): an area that costs only where the kept picture is right already.
+
+    power: of abs(mean m - p), for masks with a target area p.
+    """
+    return -F.relu(outcome.kept_right.to(outcome.masks.dtype) - _extent(outcome, power))
 
 
 @reads(REMOVED)
-def area_if_removed_wrong(outcome: Outcome) -> Values:
-    """-relu(k - mean m): an area that costs only where removal has already lost the class."""
-    return -F.relu(outcome.removed_wrong.to(outcome.masks.dtype) - area(outcome))
+def area_if_removed_wrong(outcome: Outcome, *, power: float = 1.0) -> Values:
+    """-relu(k - mean m): an area that costs only where removal has already lost the class.
+
+    power: of abs(mean m - p), for masks with a target area p.
+    """
+    return -F.relu(outcome.removed_wrong.to(outcome.masks.dtype) - _extent(outcome, power))
+
+
+def _extent(outcome: Outcome, power: float) -> Tensor:
+    return area(outcome) if outcome.areas is None else (area(outcome) - outcome.areas).abs().pow(power)
 
 
 @reads()

@@ -1,0 +1,335 @@
+"""The masker: feature maps in, one mask out, in one pass.
+
+    z = conv3x3( concat_k up( relu( bn( conv1x1( F_k )))))      logits on a grid of stride 4
+    m = up( head(z) )                                           (B, 1, H, W) in [0, 1]
+
+F_k are the classifier's maps, shallow to deep. Each layer that is read is projected to `width` channels and
+enlarged bilinearly to the grid; layer 0 joins raw, unless it is the only one. Source: Phang, Park & Geras
+(2020), after Zolna, Geras & Cho (2018). For a resnet50, layers 3 and 4 cost 198,017 parameters.
+
+A head turns logits into masks: `Sigmoid`, or `Concrete` for binary masks (Gumbel-softmax). Conditioning adds
+constant channels to every layer that is read: a target area, or an embedding of a class.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from huggingface_hub import hf_hub_download
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from salmask.types import FeatureMap, Masks
+
+__all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CLASS_CHANNELS = 64
+
+
+class Sigmoid(nn.Module):
+    """m = 1 / (1 + exp(-z)): soft masks."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return masks for logits of any shape."""
+        return logits.sigmoid()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what `config.json` needs to build this head again."""
+        return {"head": "sigmoid"}
+
+
+class Concrete(nn.Module):
+    """Binary masks by the concrete relaxation of a Bernoulli variable (Jang et al., 2017; Maddison et al., 2017).
+
+    Training: s = sigmoid((z + log u - log(1 - u)) / t), u ~ U(0, 1) a pixel; `hard` returns 1[s > 1/2] with the
+    gradient of s. Evaluation: 1[z > 0].
+    temperature: t > 0; `learnable` makes log t a parameter. generator: where u is drawn from in training.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        hard: bool = True,
+        learnable: bool = False,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"expected a temperature > 0, came {temperature}")
+        self.hard, self.learnable, self.start, self.generator = hard, learnable, temperature, generator
+        log_temperature = torch.tensor(math.log(temperature))
+        if learnable:
+            self.log_temperature: Tensor = nn.Parameter(log_temperature)
+        else:
+            self.register_buffer("log_temperature", log_temperature)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return masks for logits of any shape."""
+        if not self.training:
+            return (logits > 0).to(logits.dtype)
+        if self.generator is None:
+            raise ValueError("Concrete draws noise in training: give it a torch.Generator (`head.generator = g`)")
+        u = torch.rand(logits.shape, generator=self.generator, device=self.generator.device).to(logits.device)
+        noisy = logits.float() + torch.log(u + 1e-8) - torch.log1p(1e-8 - u)
+        soft = (noisy / self.log_temperature.exp()).sigmoid().to(logits.dtype)
+        return soft + ((soft > 0.5).to(soft.dtype) - soft).detach() if self.hard else soft
+
+    def settings(self) -> dict[str, Any]:
+        """Return what `config.json` needs to build this head again."""
+        return {"head": "concrete", "temperature": self.start, "hard": self.hard, "learnable": self.learnable}
+
+
+HEADS: Mapping[str, type[nn.Module]] = MappingProxyType({"sigmoid": Sigmoid, "concrete": Concrete})
+"""Heads by the name that `config.json` gives them."""
+
+
+class Masker(nn.Module):
+    """A small decoder that reads a classifier's maps and returns masks for the whole batch.
+
+    channels, strides: of every map that will be handed over, as the classifier publishes them.
+    layers: which of them are read, by index (negative from the deepest). width: channels after projection.
+    stride: pixels a cell of the grid on which the mask is made. upsample: "nearest" or "bilinear", grid to picture.
+    area_condition: expect a target area per image. classes: number of classes, to expect a class per image.
+    classifier: fingerprint of the classifier that it was trained beside, kept in `config.json`.
+    generator: where the initial weights are drawn from (torch's global one if None).
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        layers: Sequence[int] = (3, 4),
+        width: int = 64,
+        stride: int = 4,
+        upsample: str = "nearest",
+        head: nn.Module | None = None,
+        area_condition: bool = False,
+        classes: int | None = None,
+        classifier: str | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels, self.strides = tuple(channels), tuple(strides)
+        self.layers = _resolve(layers, len(self.channels))
+        if upsample not in ("nearest", "bilinear"):
+            raise ValueError(f"upsample is 'nearest' or 'bilinear', came {upsample!r}")
+        self.width, self.stride, self.upsample_mode = width, stride, upsample
+        self.area_condition, self.classes, self.classifier = area_condition, classes, classifier
+        extra = int(area_condition) + (CLASS_CHANNELS if classes else 0)
+        raw = 0 if len(self.layers) > 1 else None
+        self.projections = nn.ModuleDict(
+            {
+                str(layer): nn.Sequential(
+                    nn.Conv2d(self.channels[layer] + extra, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+                )
+                for layer in self.layers
+                if layer != raw
+            }
+        )
+        joined = sum(width if str(layer) in self.projections else self.channels[layer] + extra for layer in self.layers)
+        self.final = nn.Conv2d(joined, 1, 3, padding=1)
+        self.embedding = nn.Embedding(classes, CLASS_CHANNELS) if classes else None
+        self.head = head if head is not None else Sigmoid()
+        self._initialise(generator)
+
+    @classmethod
+    def for_classifier(cls, classifier: Any, layers: Sequence[int] = (3, 4), **options: Any) -> Self:
+        """Build a masker sized from a classifier's channels and strides; `options` as in the constructor."""
+        return cls(
+            classifier.channels,
+            classifier.strides,
+            layers=layers,
+            classifier=options.pop("fingerprint", None) or classifier.fingerprint(),
+            **options,
+        )
+
+    def forward(
+        self,
+        maps: Sequence[FeatureMap],
+        size: tuple[int, int],
+        *,
+        areas: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Masks:
+        """Return masks (B, 1, *size) in [0, 1] for all of a classifier's maps.
+
+        areas: (B,) target areas, for a masker with `area_condition`; targets: (B,) classes, for one with `classes`.
+        """
+        return self.enlarge(self.small(maps, size, areas=areas, targets=targets), size)
+
+    def small(
+        self,
+        maps: Sequence[FeatureMap],
+        size: tuple[int, int],
+        *,
+        areas: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Masks:
+        """Return masks on the masker's own grid, (B, 1, ceil(H / stride), ceil(W / stride))."""
+        return self.head(self.logits(maps, size, areas=areas, targets=targets))
+
+    def logits(
+        self,
+        maps: Sequence[FeatureMap],
+        size: tuple[int, int],
+        *,
+        areas: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Float[Tensor, "batch 1 rows columns"]:
+        """Return the logits z on the masker's own grid, before the head."""
+        self._check(maps, areas, targets)
+        grid = (-(-size[0] // self.stride), -(-size[1] // self.stride))
+        conditions = self._conditions(areas, targets)
+        joined = []
+        for layer in self.layers:
+            x = maps[layer]
+            if conditions is not None:
+                x = torch.cat([x, conditions.to(x.dtype).expand(-1, -1, *x.shape[-2:])], 1)
+            if str(layer) in self.projections:
+                x = self.projections[str(layer)](x)
+            joined.append(_resized(x, grid, "bilinear"))
+        return self.final(torch.cat(joined, 1))
+
+    def enlarge(self, small: Masks, size: tuple[int, int]) -> Masks:
+        """Bring masks from the grid to the picture, by the masker's `upsample`; in float32."""
+        return _resized(small.float(), size, self.upsample_mode)
+
+    def zoom(self, size: tuple[int, int]) -> int | None:
+        """Pixels a cell where enlarging is plain repetition, so that area and variation are exact on the grid."""
+        whole = size[0] % self.stride == 0 and size[1] % self.stride == 0
+        return self.stride if whole and self.upsample_mode == "nearest" else None
+
+    def fits(self, classifier: Any) -> None:
+        """Raise ValueError where a classifier's maps are not those that this masker reads."""
+        for what in ("channels", "strides"):
+            own, came = getattr(self, what), tuple(getattr(classifier, what))
+            if own != came:
+                raise ValueError(
+                    f"the masker reads maps with {what} {own}, the classifier gives {came}: "
+                    "use the classifier that it was trained beside, or train a masker for this one"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the JSON-able settings that `config.json` holds."""
+        return {
+            "format": "salmask masker 1",
+            "channels": self.channels,
+            "strides": self.strides,
+            "layers": self.layers,
+            "width": self.width,
+            "stride": self.stride,
+            "upsample": self.upsample_mode,
+            "area_condition": self.area_condition,
+            "classes": self.classes,
+            "classifier": self.classifier,
+            **self.head.settings(),  # type: ignore[operator]
+        }
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors; each file appears whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing") as writing:
+            weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+            save_file(weights, Path(writing) / WEIGHTS, metadata={"format": "pt"})
+            (Path(writing) / CONFIG).write_text(json.dumps(self.settings(), indent=2) + "\n")
+            for name in (WEIGHTS, CONFIG):
+                (Path(writing) / name).replace(folder / name)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Load a masker from a folder or a hub id ("owner/name"), in eval mode.
+
+        Raises FileNotFoundError for a folder without its two files, ValueError for files of something else.
+        """
+        folder = Path(source)
+        if folder.is_dir() or not _is_hub_id(str(source)):
+            paths = [folder / CONFIG, folder / WEIGHTS]
+            for path in paths:
+                if not path.is_file():
+                    raise FileNotFoundError(f"no masker in {folder}: expected {CONFIG} and {WEIGHTS} there")
+        else:
+            paths = [Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)]
+        masker = cls(**_read_settings(paths[0]))
+        try:
+            masker.load_state_dict(load_file(paths[1]))
+        except Exception as error:
+            raise ValueError(f"{paths[1]} does not hold the weights that {paths[0]} describes: {error}") from error
+        return masker.eval()
+
+    @torch.no_grad()
+    def _initialise(self, generator: Generator | None) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                module.weight.normal_(0, math.sqrt(2 / fan_out), generator=generator)
+                if module.bias is not None:
+                    bound = 1 / math.sqrt(module.weight[0].numel())
+                    module.bias.uniform_(-bound, bound, generator=generator)
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0, 1, generator=generator)
+
+    def _conditions(self, areas: Tensor | None, targets: Tensor | None) -> Tensor | None:
+        parts = []
+        if areas is not None and self.area_condition:
+            parts.append(areas.to(self.final.weight)[:, None])
+        if targets is not None and self.embedding is not None:
+            parts.append(self.embedding(targets))
+        return torch.cat(parts, 1)[:, :, None, None] if parts else None
+
+    def _check(self, maps: Sequence[Tensor], areas: Tensor | None, targets: Tensor | None) -> None:
+        came = tuple(m.shape[1] for m in maps)
+        if came != self.channels:
+            raise ValueError(
+                f"the masker reads maps with channels {self.channels}, came {came}: "
+                "hand over all maps of the classifier that it was made for"
+            )
+        if self.area_condition != (areas is not None):
+            raise ValueError(
+                "this masker is conditioned on an area: give `areas` (B,) in [0, 1]"
+                if self.area_condition
+                else "this masker is not conditioned on an area: leave `areas` out"
+            )
+        if self.embedding is not None and targets is None:
+            raise ValueError("this masker is conditioned on a class: give `targets` (B,)")
+
+
+def _resolve(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    resolved = tuple(sorted({layer + count if layer < 0 else layer for layer in layers}))
+    if not resolved or resolved[0] < 0 or resolved[-1] >= count:
+        raise ValueError(f"layers {tuple(layers)} do not exist: the classifier gives maps 0 ... {count - 1}")
+    return resolved
+
+
+def _resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    if mode == "nearest":
+        return F.interpolate(x, size, mode="nearest")
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _is_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+        if settings.pop("format") != "salmask masker 1":
+            raise KeyError("format")
+        head = HEADS[settings.pop("head")]
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a salmask masker ({error!r})") from error
+    options = {key: settings.pop(key) for key in ("temperature", "hard", "learnable") if key in settings}
+    return {**settings, "head": head(**options)}
