@@ -193,7 +193,7 @@ def min_class_removed(outcome: Outcome) -> Values:
 @reads(REMOVED)
 def max_entropy_removed(outcome: Outcome) -> Values:
     """-c * H of the removed picture: nothing must be left to tell."""
-    return -outcome.clean_right * _entropy(outcome.removed_logits)
+    return -(outcome.clean_right * _entropy(outcome.removed_logits))
 
 
 def kept_confidence(ceiling: float) -> Term:
