@@ -1,0 +1,268 @@
+"""One explainer on one batch: explain, time, normalise, play both pictures, score.
+
+`Rules` says how; the same rules for every explainer and image, written to meta.json. An explainer that raises is
+told apart from everything else that may go wrong: its batch is repeated image by image.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from salmask.masking import MeanColour, keep, remove
+from salmask.metrics.case import Case
+from salmask.types import Images, Infill, Masks, Targets
+
+__all__ = ["COLUMNS", "Block", "Job", "Rules", "measure", "predicted", "take"]
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "acc_whole": {"direction": "none", "range": [0, 1], "protocol": {"picture": "whole", "class": "label"}},
+    "acc_kept": {"direction": "up", "range": [0, 1], "protocol": {"picture": "kept", "class": "label"}},
+    "acc_removed": {"direction": "down", "range": [0, 1], "protocol": {"picture": "removed", "class": "label"}},
+    "seconds": {
+        "direction": "down",
+        "range": [0, None],
+        "protocol": {"clock": "explain call of a batch / its images"},
+    },
+    "passes": {"direction": "down", "range": [0, None], "protocol": {"counts": "forward + backward passes"}},
+    "passes_forward": {"direction": "none", "range": [0, None], "protocol": {"counts": "forward passes"}},
+    "passes_backward": {"direction": "none", "range": [0, None], "protocol": {"counts": "backward passes"}},
+    "degenerate": {"direction": "none", "range": [0, 1], "protocol": {"1": "map is constant, empty or full"}},
+}
+"""Rows that every evaluation has beside its metrics: accuracy, cost, degenerate maps."""
+
+Choose = Callable[[Any, Tensor], Targets]
+
+
+def label(batch: Any, logits: Tensor) -> Targets:
+    """Explain the label of the data."""
+    return batch.targets
+
+
+def predicted(batch: Any, logits: Tensor) -> Targets:
+    """Explain the class that the explained classifier predicts on the whole picture."""
+    return logits.argmax(1)
+
+
+_TARGETS: dict[str, Choose] = {"label": label, "predicted": predicted}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How everything is measured; stands in meta.json and must not change within a folder.
+
+    target      which class is explained: "label", "predicted", or a callable (batch, logits) -> targets (B,)
+    normalize   how raw maps outside [0, 1] come into it: "minmax", "max", "rank" or "none", for all explainers
+                or by explainer name; an explainer without an entry is asked for its attribute `normalize`
+    infill      what stands in hidden pixels of the kept and removed picture; None: the classifier's mean colour
+    scoring     classifier that reads the pictures for accuracy and metrics; None: the explained one
+    seed        of scores that draw, together with the image's id
+    """
+
+    target: str | Choose
+    normalize: str | Mapping[str, str] = field(default_factory=dict)
+    infill: Infill | None = None
+    scoring: Any = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.target) and self.target not in _TARGETS:
+            raise ValueError(
+                f"target must be one of {sorted(_TARGETS)} or a callable (batch, logits) -> targets, "
+                f"came {self.target!r}"
+            )
+
+    def choose(self, batch: Any, logits: Tensor) -> Targets:
+        """Return the classes to explain."""
+        return (self.target if callable(self.target) else _TARGETS[self.target])(batch, logits)
+
+    def normalizer(self, name: str, explainer: object) -> str:
+        """Return how the maps of this explainer are normalised."""
+        if isinstance(self.normalize, str):
+            return self.normalize
+        return str(self.normalize.get(name, getattr(explainer, "normalize", None) or "none"))
+
+
+@dataclass
+class Job:
+    """One explainer, the classifier it explains, and how its maps are scored."""
+
+    name: str
+    explainer: Any
+    classifier: Any
+    metrics: Mapping[str, Any]
+    rules: Rules
+
+
+@dataclass
+class Block:
+    """What one explainer said of a batch, scored."""
+
+    batch: Any
+    masks: Masks
+    kept: Images
+    removed: Images
+    values: dict[str, Tensor]  # metric -> (B,), or (B, ...) counts of set-level scores
+    set_level: frozenset[str]
+
+    def rows(self) -> Iterator[tuple[str, dict[str, float], dict[str, np.ndarray]]]:
+        """Yield image id, values, and counts of set-level scores."""
+        plain = {k: v.tolist() for k, v in self.values.items() if k not in self.set_level}
+        counts = {k: v.numpy() for k, v in self.values.items() if k in self.set_level}
+        for i, image in enumerate(self.batch.ids):
+            yield image, {k: v[i] for k, v in plain.items()}, {k: v[i] for k, v in counts.items()}
+
+
+class ExplainerFailed(Exception):  # noqa: N818  (carries the cause; never leaves this module)
+    """An explainer raised, or returned maps that are not finite."""
+
+
+def measure(job: Job, batch: Any, failed: Callable[[str, Exception], None]) -> Iterator[Block]:
+    """Yield the block of the batch or, where the explainer fails, those of its single images."""
+    try:
+        yield _score_batch(job, batch)
+        return
+    except ExplainerFailed as error:
+        if len(batch.ids) == 1:
+            failed(batch.ids[0], error)
+            return
+    for i in range(len(batch.ids)):
+        yield from measure(job, take(batch, [i]), failed)
+
+
+def _score_batch(job: Job, batch: Any) -> Block:
+    """Explain, time, normalise, play and score one batch."""
+    device = _device(job.classifier)
+    images, labels = batch.images.to(device), batch.targets.to(device)
+    logits = _logits(job.classifier, images)
+    targets = job.rules.choose(batch, logits).to(device)
+    explanation, seconds = _explain(job, batch, images, targets)
+    masks = _masks(explanation, job.rules.normalizer(job.name, job.explainer), job.name, batch.ids)
+    scoring = job.rules.scoring or job.classifier
+    infill = job.rules.infill or _mean_colour(scoring)
+    with torch.no_grad():
+        kept, removed = keep(images, masks, infill), remove(images, masks, infill)
+    case = Case(
+        masks=masks,
+        targets=targets,
+        ids=list(batch.ids),
+        seed=job.rules.seed,
+        boxes=batch.boxes,
+        pixels=batch.pixels,
+        images=images,
+        classifier=scoring,
+        correct=logits.argmax(1) == labels,
+    )
+    values = {name: _score(metric, case) for name, metric in job.metrics.items()}
+    pictures = {"whole": images, "kept": kept, "removed": removed}
+    values |= {f"acc_{k}": (_logits(scoring, v).argmax(1) == labels).double() for k, v in pictures.items()}
+    values |= _cost(explanation, seconds, len(images))
+    values["degenerate"] = _degenerate(masks)
+    return Block(
+        batch,
+        masks.cpu(),
+        kept.cpu(),
+        removed.cpu(),
+        {name: value.detach().cpu() for name, value in values.items()},
+        frozenset(name for name, metric in job.metrics.items() if metric.compute is not None),
+    )
+
+
+def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[Any, float]:
+    """Return the explanation and the seconds it took; raise ExplainerFailed for whatever goes wrong."""
+    wants: frozenset[str] = getattr(job.explainer, "wants", frozenset())
+    extra = {key: getattr(batch, key) for key in ("boxes", "pixels", "ids") if key in wants}
+    try:
+        _wait(images)
+        start = time.perf_counter()
+        explanation = job.explainer(job.classifier, images, targets, **extra)
+        _wait(images)
+        seconds = time.perf_counter() - start
+    except Exception as error:
+        raise ExplainerFailed(f"{type(error).__name__}: {error}") from error
+    if not bool(torch.isfinite(explanation.masks).all()):
+        raise ExplainerFailed("the map holds NaN or infinite values")
+    return explanation, seconds
+
+
+def _masks(explanation: Any, normalizer: str, name: str, ids: list[str]) -> Masks:
+    """Return the maps in [0, 1]; a map outside it without a normaliser is an error, never a silent rescale."""
+    if normalizer != "none":
+        return explanation.normalized(normalizer).detach().float()
+    masks = explanation.masks.detach().float()
+    low, high = float(masks.min()), float(masks.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"maps of explainer {name!r} span [{low:.3g}, {high:.3g}] on images {ids[0]}..., expected [0, 1]: "
+            f"say how to normalise them, normalize={{{name!r}: 'minmax'}} (or 'max', 'rank')"
+        )
+    return masks
+
+
+def _score(metric: Any, case: Case) -> Tensor:
+    values = metric(case)
+    if len(values) != len(case.ids) or (metric.compute is None and values.ndim != 1):
+        raise ValueError(
+            f"metric {metric.name!r} must give one value per image, ({len(case.ids)},), "
+            f"came {tuple(values.shape)}: reduce nothing over the batch"
+        )
+    return values
+
+
+def _cost(explanation: Any, seconds: float, size: int) -> dict[str, Tensor]:
+    """Return the cost columns; an explainer that counts its passes as one number has them as forward passes."""
+    passes = getattr(explanation, "passes", None)
+    forward, backward = getattr(passes, "forward", passes), getattr(passes, "backward", 0)
+
+    def column(value: object) -> Tensor:
+        return torch.as_tensor(float("nan") if value is None else value).double().cpu().expand(size)
+
+    one, other = column(forward), column(backward)
+    return {
+        "seconds": column(seconds / size),
+        "passes": one + other,
+        "passes_forward": one,
+        "passes_backward": other,
+    }
+
+
+def _degenerate(masks: Masks) -> Tensor:
+    flat = masks.flatten(1)
+    return (flat.amax(1) == flat.amin(1)).double()
+
+
+def _logits(classifier: Any, images: Images) -> Tensor:
+    frozen = classifier.frozen() if hasattr(classifier, "frozen") else contextlib.nullcontext()
+    with frozen, torch.no_grad():
+        return classifier.logits(images)
+
+
+def _mean_colour(classifier: Any) -> Infill:
+    mean = getattr(classifier, "mean", None)
+    if mean is None:
+        return MeanColour()
+    red, green, blue = (float(value) for value in torch.as_tensor(mean).flatten())
+    return MeanColour((red, green, blue))
+
+
+def _device(classifier: Any) -> torch.device:
+    parameters = getattr(classifier, "parameters", None)
+    first = next(iter(parameters()), None) if parameters else None
+    return torch.device("cpu") if first is None else first.device
+
+
+def _wait(images: Tensor) -> None:
+    if images.is_cuda:  # a kernel that still runs would be timed with the next explainer
+        torch.cuda.synchronize(images.device)
+
+
+def take(batch: Any, places: list[int]) -> Any:
+    """Return the batch of the images at these places."""
+    if len(places) == len(batch.ids):
+        return batch
+    return type(batch)(*(part[places] if isinstance(part, Tensor) else [part[i] for i in places] for part in batch))

@@ -1,0 +1,201 @@
+"""Figures of one image: the mask over it, the kept and the removed picture, and what the classifier says of each.
+
+Arrays in, pictures out; nothing is shown, and no state of matplotlib's is touched. Small images are enlarged,
+so that a 64-pixel one can be read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy import ndarray
+from PIL import Image
+
+__all__ = ["overlay", "picture", "strip", "to_uint8"]
+
+Probabilities = Sequence[tuple[str, float]]
+
+_COLOURS = matplotlib.colormaps["magma"]  # perceptually uniform: equal steps of the mask look equal
+_SHOWN = {"whole": "#5b6770", "kept": "#2a7f62", "removed": "#b3462f"}
+_SIDE = 256  # pixels of a panel's longer side, at least
+
+
+def to_uint8(image: Any) -> UInt8[ndarray, "height width 3"]:
+    """Return an image as bytes: (3, H, W) in [0, 1], torch or numpy, or (H, W, 3) bytes as they are.
+
+    Errors: ValueError for another shape.
+    """
+    array = np.asarray(image.detach().float().cpu() if hasattr(image, "detach") else image)
+    if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
+        return array
+    if array.ndim != 3 or array.shape[0] != 3:
+        raise ValueError(f"expected one image (3, H, W) in [0, 1], came shape {array.shape}: pass images[i]")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array.transpose(1, 2, 0))
+    return np.rint(255 * np.clip(array, 0, 1).transpose(1, 2, 0)).astype(np.uint8)
+
+
+def overlay(
+    image: Any, mask: Any, *, threshold: float | None = None, side: int | None = None
+) -> UInt8[ndarray, "rows columns 3"]:
+    """Return the mask in colours over the image, and the outline of {mask > threshold}.
+
+    The picture is shown in grey and darkened; colour and opacity grow with the mask, opacity .25 to .8, so that
+    both the low and the high part stay readable. mask: (1, H, W) or (H, W) in [0, 1]. threshold: None takes the
+    mask's mean, the rule of the localization box; a constant mask has no outline. side: enlarge to this many
+    pixels before the outline is drawn.
+
+    Errors: ValueError where image and mask differ in size or the mask leaves [0, 1].
+    """
+    picture, values = to_uint8(image), _plane(mask)
+    if values.shape != picture.shape[:2]:
+        raise ValueError(
+            f"expected a mask of the image's size {picture.shape[:2]}, came {values.shape}: resize the mask"
+        )
+    if side is not None:
+        picture, values = _enlarge(picture, side), np.clip(_enlarge(values, side), 0, 1)
+    grey = picture.astype(np.float32).mean(2, keepdims=True)
+    colours = 255 * _COLOURS(values)[..., :3].astype(np.float32)
+    opacity = (0.25 + 0.55 * values)[..., None]
+    blend = np.rint((1 - opacity) * grey + opacity * colours).clip(0, 255).astype(np.uint8)
+    return _outline(blend, values, float(values.mean()) if threshold is None else threshold)
+
+
+def _outline(picture: ndarray, values: ndarray, threshold: float) -> ndarray:
+    inside = (values > threshold).astype(np.uint8)
+    if not inside.any() or inside.all() or np.ptp(values) == 0:
+        return picture
+    outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    drawn = np.ascontiguousarray(picture)
+    width = max(1, round(max(picture.shape[:2]) / 180))
+    return np.asarray(cv2.drawContours(drawn, outlines, -1, (64, 224, 208), width))
+
+
+def strip(image: Any, mask: Any, kept: Any, removed: Any, *, side: int = 128) -> Image.Image:
+    """Return image, overlay, kept and removed picture side by side: what a report cuts its cells from.
+
+    Every panel has the same size, its longer side at least `side` pixels.
+    """
+    panels = [
+        _enlarge(to_uint8(image), side),
+        overlay(image, mask, side=side),
+        _enlarge(to_uint8(kept), side),
+        _enlarge(to_uint8(removed), side),
+    ]
+    return Image.fromarray(np.concatenate(panels, axis=1))
+
+
+def picture(
+    image: Any,
+    mask: Any,
+    kept: Any,
+    removed: Any,
+    probabilities: Mapping[str, Probabilities],
+    *,
+    title: str = "",
+    threshold: float | None = None,
+) -> Image.Image:
+    """Return one figure: image, mask overlay, kept and removed picture, and class probabilities of all three.
+
+    image, kept, removed: (3, H, W) in [0, 1]. mask: (1, H, W) in [0, 1]. probabilities: "whole", "kept",
+    "removed" -> [(class, probability), ...], best first, already softmax. title: one line above.
+    threshold: of the outline, see `overlay`.
+
+    Errors: ValueError for shapes that do not fit, or probabilities of other pictures.
+    """
+    if set(probabilities) != set(_SHOWN):
+        raise ValueError(f"expected probabilities of {sorted(_SHOWN)}, came {sorted(probabilities)}")
+    panels = {
+        "image": _enlarge(to_uint8(image), _SIDE),
+        "mask": overlay(image, mask, threshold=threshold, side=_SIDE),
+        "kept": _enlarge(to_uint8(kept), _SIDE),
+        "removed": _enlarge(to_uint8(removed), _SIDE),
+    }
+    lines = max(1, *(len(pairs) for pairs in probabilities.values()))
+    tall = panels["image"].shape[0] / panels["image"].shape[1]
+    wide = 2.56
+    bars = 0.28 * lines + 0.1
+    height = wide * tall + bars + (0.95 if title else 0.62)
+    figure = Figure(figsize=(4 * wide + 0.55, height), dpi=110)
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        2,
+        4,
+        height_ratios=(wide * tall, bars),
+        left=0.012,
+        right=0.988,
+        top=1 - (0.62 if title else 0.32) / height,
+        bottom=0.06 / height,
+        wspace=0.045,
+        hspace=0.2 / (wide * tall / 2 + bars / 2),
+    )
+    for column, (name, panel) in enumerate(panels.items()):
+        _show(
+            figure.add_subplot(grid[0, column]),
+            panel,
+            f"{name}, mean {_plane(mask).mean():.2f}" if name == "mask" else name,
+        )
+    for column, name in ((0, "whole"), (2, "kept"), (3, "removed")):
+        _bars(figure.add_subplot(grid[1, column]), probabilities[name], lines, _SHOWN[name])
+    _scale(figure, figure.add_subplot(grid[1, 1]))
+    if title:
+        figure.suptitle(title, x=0.012, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, parse_math=False)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def _show(axes: Any, panel: ndarray, name: str) -> None:
+    axes.imshow(panel, interpolation="nearest")
+    axes.set_title(name, fontsize=9.5, loc="left", pad=3, color="#222222")
+    axes.set_axis_off()
+
+
+def _bars(axes: Any, pairs: Probabilities, lines: int, colour: str) -> None:
+    """Draw one bar per class with its name and probability written over it: names of any length fit."""
+    axes.set(xlim=(0, 1), ylim=(lines - 0.5, -0.5))
+    axes.set_axis_off()
+    for line, (name, probability) in enumerate(pairs):
+        axes.barh(line, 1, height=0.8, color="#eef0f1", lw=0)
+        axes.barh(line, min(max(probability, 0.0), 1.0), height=0.8, color=colour, alpha=0.42, lw=0)
+        short = name if len(name) <= 30 else name[:28] + "…"
+        axes.text(0.02, line, short, va="center", ha="left", fontsize=8, color="#111111", parse_math=False)
+        axes.text(0.98, line, f"{probability:.2f}", va="center", ha="right", fontsize=8, color="#111111")
+
+
+def _scale(figure: Any, place: Any) -> None:
+    """Draw the colour scale of the overlay where the mask has no probabilities."""
+    place.set_axis_off()
+    axes = place.inset_axes((0.03, 0.62, 0.94, 0.22))
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=_COLOURS, aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_yticks([])
+    axes.set_xticks([0, 0.5, 1], ["0 hidden", "0.5", "1 evidence"], fontsize=7.5)
+    axes.tick_params(length=2, pad=1.5)
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_horizontalalignment(side)
+
+
+def _plane(mask: Any) -> Float[ndarray, "height width"]:
+    array = np.asarray(mask.detach().float().cpu() if hasattr(mask, "detach") else mask, dtype=np.float32)
+    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+    if array.ndim != 2:
+        raise ValueError(f"expected one mask (1, H, W) or (H, W), came shape {array.shape}: pass masks[i]")
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"expected a mask in [0, 1], came [{array.min():.3g}, {array.max():.3g}]: normalise it first")
+    return array
+
+
+def _enlarge(array: ndarray, side: int) -> ndarray:
+    """Return the array with its longer side at least `side` pixels: whole steps where they fit, else cubic."""
+    height, width = array.shape[:2]
+    factor = side / max(height, width)
+    if factor <= 1:
+        return array
+    whole = factor == int(factor)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    way = cv2.INTER_NEAREST if whole and array.ndim == 3 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(array, size, interpolation=way))

@@ -1,0 +1,28 @@
+"""Rows on disk -> tables with intervals, figures, sentences, one self-contained page. No torch, no network."""
+
+from salmask.report.charts import agreement_chart, cost_chart, curves_chart, line_chart, png, scatter_chart, svg
+from salmask.report.page import add_training, write_markdown_table, write_report
+from salmask.report.sentences import describe, describe_change
+from salmask.report.tables import Column, Summary, markdown, number, spread, summarize, table
+
+__all__ = [
+    "Column",
+    "Summary",
+    "add_training",
+    "agreement_chart",
+    "cost_chart",
+    "curves_chart",
+    "describe",
+    "describe_change",
+    "line_chart",
+    "markdown",
+    "number",
+    "png",
+    "scatter_chart",
+    "spread",
+    "summarize",
+    "svg",
+    "table",
+    "write_markdown_table",
+    "write_report",
+]

@@ -1,0 +1,328 @@
+"""One folder -> summary.json, differences.json, table.md and a self-contained index.html, from its files alone."""
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from numpy import ndarray
+from PIL import Image
+
+from salmask import statistics
+from salmask.records import FAILURES, file_name, read_counts, read_lines, read_meta, read_rows, write_json
+from salmask.report import charts
+from salmask.report.sentences import describe, p_text
+from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
+from salmask.statistics import Interval
+
+__all__ = ["add_training", "write_markdown_table", "write_report"]
+
+_CELL = 112  # pixels of a picture's panel in the page
+_POINTS = 300  # of a training curve
+_SKIPPED = {"step", "epoch", "time", "seconds", "rate", "lr"}  # of metrics.jsonl: no curve of their own
+
+
+def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+    """Write summary.json, differences.json, table.md and index.html from the files in the folder.
+
+    The same files give the same bytes. Reads rows.jsonl, counts/, meta.json, failures.jsonl, pictures/ and
+    training/<run>.jsonl; all but the rows may be absent.
+
+    Returns the summary {explainer: {metric: {mean, low, high, n}}}.
+    Errors: ValueError that names file and line, for rows that are missing or broken.
+    """
+    folder = Path(folder)
+    rows, meta = read_rows(folder), read_meta(folder)
+    counts = read_counts(folder)
+    summary = summarize(rows, counts, meta)
+    failures = [line for _, _, line in read_lines(folder / FAILURES)] if (folder / FAILURES).exists() else []
+    write_json(folder / "summary.json", summary.as_dict())
+    write_json(folder / "differences.json", _differences(summary))
+    _write_table(folder, summary)
+    page = _page(folder, summary, meta, failures, title or "Which pixels decide")
+    draft = folder / "index.html.part"
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(folder / "index.html")
+    return summary.as_dict()
+
+
+def write_markdown_table(folder: Path, *, metrics: Sequence[str] | None = None) -> Path:
+    """Write table.md, a GitHub table of the folder's rows, and return its path; metrics: these, in this order."""
+    folder = Path(folder)
+    summary = summarize(read_rows(folder), read_counts(folder), read_meta(folder))
+    return _write_table(folder, summary, metrics)
+
+
+def add_training(folder: Path, name: str, metrics: Path) -> None:
+    """Copy a run's metrics.jsonl into the folder, so that its curves are in every later report.
+
+    Errors: ValueError where the file is missing.
+    """
+    if not metrics.is_file():
+        raise ValueError(f"expected the training metrics of {name} at {metrics}, found none: name the run's folder")
+    (Path(folder) / "training").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(metrics, Path(folder) / "training" / f"{file_name(name)}.jsonl")
+
+
+def _write_table(folder: Path, summary: Summary, metrics: Sequence[str] | None = None) -> Path:
+    columns = summary.columns if metrics is None else [summary.column(name) for name in metrics]
+    tied = {metric: summary.tied(metric) for metric in summary.differences}
+    text = markdown(summary.intervals, columns, best=summary.best, tied=tied)
+    text += f"\nMeans over {summary.images} images with 95 % bootstrap intervals. Bold: best. °: not told from it"
+    text += " (paired sign-flip test on images, Holm-corrected, 5 %).\n"
+    path = folder / "table.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _differences(summary: Summary) -> dict[str, Any]:
+    return {
+        metric: {
+            "best": summary.best[metric],
+            "differences": [
+                {"explainer": one.first, **one.interval.as_dict(), "p": _null(one.p), "p_holm": _null(one.adjusted)}
+                for one in found
+            ],
+        }
+        for metric, found in summary.differences.items()
+    }
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _page(
+    folder: Path, summary: Summary, meta: Mapping[str, Any], failures: Sequence[Mapping[str, Any]], title: str
+) -> str:
+    environment = Environment(
+        loader=PackageLoader("salmask", "templates"),
+        autoescape=select_autoescape(("html", "j2")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    agreed = _agreement(summary)
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        about=_about(meta, summary),
+        sentences=describe(summary, failures=failures, agreement=agreed),
+        columns=summary.columns,
+        scores=_score_rows(summary, meta),
+        differences=_difference_rows(summary),
+        differing=[summary.column(name) for name in summary.differences],
+        grid=_grid(folder, list(summary.intervals)),
+        cell=_CELL,
+        cost=_cost(summary),
+        agreement=None if agreed is None else _figure(charts.agreement_chart(*agreed)),
+        training=_training(folder / "training"),
+        failures=failures,
+        degenerate=_degenerate(summary),
+        explainers=_settings(meta, summary),
+        left_out=meta.get("left_out", {}),
+        command=meta.get("command"),
+        notes=meta.get("notes", []),
+    )
+
+
+def _about(meta: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]]:
+    facts = {
+        "data": meta.get("data"),
+        "images": summary.images,
+        "classifier": meta.get("classifier"),
+        "explained class": meta.get("target"),
+        "hidden pixels become": meta.get("infill"),
+        "seed": meta.get("seed"),
+        "version": meta.get("version"),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _score_rows(summary: Summary, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tied = {metric: set(summary.tied(metric)) for metric in summary.differences}
+    rows = []
+    for name, intervals in summary.intervals.items():
+        cells = []
+        for column in summary.columns:
+            interval = intervals.get(column.name)
+            if interval is None:
+                cells.append({"text": "–", "spread": "", "mark": "", "value": "", "note": "no value"})
+                continue
+            mark = "best" if summary.best.get(column.name) == name else ""
+            mark = "tied" if name in tied.get(column.name, ()) else mark
+            note = f"{column.name}: {interval.n} images" + (f", {interval.missing} missing" if interval.missing else "")
+            cells.append(
+                {
+                    "text": number(interval.mean),
+                    "spread": spread(interval) if column.name not in COST[1:] else "",
+                    "mark": mark,
+                    "value": "" if math.isnan(interval.mean) else repr(interval.mean),
+                    "note": note,
+                }
+            )
+        settings = meta.get("explainers", {}).get(name, {})
+        note = "; ".join(f"{key}: {value}" for key, value in settings.items() if value not in (None, {}, ""))
+        rows.append({"name": name, "truth": name in summary.unranked, "cells": cells, "note": note})
+    return rows
+
+
+def _difference_rows(summary: Summary) -> list[dict[str, Any]]:
+    table = {metric: {one.first: one for one in found} for metric, found in summary.differences.items()}
+    rows = []
+    for name in summary.intervals:
+        if name in summary.unranked:
+            continue
+        cells = []
+        for metric, found in table.items():
+            if summary.best[metric] == name:
+                cells.append({"text": "best", "spread": "", "p": "", "mark": "best", "value": "0"})
+            elif one := found.get(name):
+                cells.append(_difference_cell(one, tied=not one.adjusted < 0.05))
+            else:
+                cells.append({"text": "–", "spread": "", "p": "", "mark": "", "value": ""})
+        rows.append({"name": name, "cells": cells})
+    return rows
+
+
+def _difference_cell(one: statistics.Difference, *, tied: bool) -> dict[str, str]:
+    mean = one.interval.mean
+    sign = "+" if mean > 0 else ""
+    return {
+        "text": sign + number(mean),
+        "spread": spread(one.interval),
+        "p": p_text(one.adjusted),
+        "mark": "tied" if tied else "",
+        "value": "" if math.isnan(mean) else repr(mean),
+    }
+
+
+def _agreement(summary: Summary) -> tuple[list[str], ndarray] | None:
+    """Return Kendall's tau between the ranked metrics over the ranked explainers; None under three explainers."""
+    explainers = [name for name in summary.intervals if name not in summary.unranked]
+    metrics = [column for column in summary.columns if column.name in summary.differences]
+    if len(explainers) < 3 or len(metrics) < 2:
+        return None
+    return statistics.agreement(
+        {column.name: [summary.mean(name, column.name) for name in explainers] for column in metrics},
+        {column.name: column.direction for column in metrics},
+    )
+
+
+def _cost(summary: Summary) -> Markup | None:
+    """Return the plot of the first ranked metric (1 - LE if there is one) against seconds an image."""
+    names = [column.name for column in summary.columns if column.name in summary.differences]
+    if not names:
+        return None
+    metric = "le" if "le" in names else names[0]
+    column = summary.column(metric)
+    points = {}
+    for name, table in summary.intervals.items():
+        seconds = summary.mean(name, "seconds")
+        if metric in table and seconds > 0 and not math.isnan(table[metric].mean):
+            points[name] = (seconds, _turned(table[metric]) if metric == "le" else table[metric])
+    label = "1 − le, up is better" if metric == "le" else f"{column.name} ({column.direction} is better)"
+    return _figure(charts.cost_chart(points, y=label)) if len(points) > 1 else None
+
+
+def _turned(interval: Interval) -> Interval:
+    return Interval(1 - interval.mean, 1 - interval.high, 1 - interval.low, interval.n, interval.missing)
+
+
+def _degenerate(summary: Summary) -> list[tuple[str, int, int]]:
+    """Return (explainer, degenerate maps, maps) of those that have any."""
+    found = []
+    for name, table in summary.intervals.items():
+        one = table.get("degenerate")
+        if one is not None and one.mean > 0:
+            found.append((name, round(one.mean * one.n), one.n))
+    return found
+
+
+def _settings(meta: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]]:
+    told = meta.get("explainers", {})
+    return [
+        (name, json.dumps(told[name], ensure_ascii=False).strip("{}").replace('"', ""))
+        for name in summary.intervals
+        if name in told
+    ]
+
+
+def _grid(folder: Path, explainers: Sequence[str]) -> dict[str, Any]:
+    """Return the picture grid: rows are images, columns explainers; every strip embedded once."""
+    shown = [name for name in explainers if (folder / "pictures" / file_name(name)).is_dir()]
+    files = {
+        name: {path.stem: path for path in (folder / "pictures" / file_name(name)).glob("*.png")} for name in shown
+    }
+    images = sorted({stem for table in files.values() for stem in table})
+    rows = []
+    for image in images:
+        strips = {name: _strip(files[name][image]) for name in shown if image in files[name]}
+        first = next(iter(strips.values()))
+        cells = [{"name": name, "data": _embed(strips[name][1]) if name in strips else None} for name in shown]
+        rows.append({"image": image.replace("__", "/"), "data": _embed(first[0]), "cells": cells})
+    return {"explainers": shown, "rows": rows}
+
+
+def _strip(path: Path) -> tuple[Image.Image, Image.Image]:
+    """Return the image, and overlay | kept | removed, as small pictures. Errors: ValueError for a broken file."""
+    try:
+        with Image.open(path) as file:
+            whole = file.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error}): delete it or evaluate again") from error
+    side, height = whole.width // 4, whole.height
+    scale = min(1.0, _CELL * 1.25 / side)  # a little more than shown, for dense screens
+    size = max(1, round(side * scale)), max(1, round(height * scale))
+    image = whole.crop((0, 0, side, height)).resize(size, Image.Resampling.LANCZOS)
+    rest = whole.crop((side, 0, 4 * side, height)).resize((3 * size[0], size[1]), Image.Resampling.LANCZOS)
+    return image, rest
+
+
+def _embed(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=82, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _training(folder: Path) -> Markup | None:
+    """Return the training curves of training/<run>.jsonl: lines {"step": ..., name: value}."""
+    runs = {}
+    for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
+        lines = [line for _, _, line in read_lines(path)]
+        if curves := _curves(lines):
+            runs[path.stem.replace("__", "/")] = curves
+    return _figure(charts.curves_chart(runs)) if runs else None
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[ndarray, ndarray]]:
+    """Return name -> (steps, values), thinned by means of equal stretches."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for place, line in enumerate(lines):
+        for name, value in line.items():
+            plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if plain and name not in _SKIPPED:
+                found.setdefault(name, []).append((float(line.get("step", place)), float(value)))
+    curves = {}
+    for name, pairs in found.items():
+        if len(pairs) > 1:
+            stretches = np.array_split(np.array(pairs), min(_POINTS, len(pairs)))
+            means = np.array([stretch.mean(0) for stretch in stretches])
+            curves[name] = (means[:, 0], means[:, 1])
+    return curves
+
+
+def _figure(figure: Any) -> Markup:
+    """Return inline SVG that scales with the page; its text was escaped by matplotlib."""
+    text = charts.svg(figure)
+    # the names of XML dialects look like addresses; inline SVG needs none of them
+    text = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL).replace("xlink:href", "href")
+    return Markup(text)

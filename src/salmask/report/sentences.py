@@ -1,0 +1,141 @@
+"""Sentences from numbers: every claim carries its number, interval and certainty; nothing else is claimed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from salmask.report.tables import Summary, number, spread
+from salmask.statistics import Difference, Interval
+
+__all__ = ["describe", "describe_change", "p_text"]
+
+_LISTED = 4
+
+
+def p_text(p: float) -> str:
+    """Return a p value as text."""
+    if math.isnan(p):
+        return "not tested"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = list(names[:_LISTED]) + ([f"{len(names) - _LISTED} more"] if len(names) > _LISTED else [])
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
+
+
+def describe(
+    summary: Summary,
+    *,
+    failures: Sequence[Mapping[str, Any]] = (),
+    agreement: tuple[Sequence[str], ndarray] | None = None,
+) -> list[str]:
+    """Return what the numbers say, one sentence or two per metric: best, runner-up, ties, cost, warnings."""
+    texts = [_overall(summary)]
+    texts += [_metric(summary, name) for name in summary.best if name in summary.differences]
+    texts += [_cost(summary), _degenerate(summary), _disagreement(agreement)]
+    if failures:
+        failed = sorted({str(one.get("explainer")) for one in failures})
+        texts.append(f"{len(failures)} explanations failed ({_names(failed)}); their images are left out there.")
+    return [text for text in texts if text]
+
+
+def _overall(summary: Summary) -> str:
+    """Count on how many metrics each explainer is best or not told from the best."""
+    tested = [name for name in summary.best if name in summary.differences]
+    if len(tested) < 2:
+        return ""
+    wins: dict[str, int] = {}
+    for metric in tested:
+        for name in (summary.best[metric], *summary.tied(metric)):
+            wins[name] = wins.get(name, 0) + 1
+    top = max(wins.values())
+    leaders = [name for name, count in wins.items() if count == top]
+    verb = "is" if len(leaders) == 1 else "are each"
+    return f"{_names(leaders)} {verb} best, or not told from the best, on {top} of {len(tested)} ranked metrics."
+
+
+def _metric(summary: Summary, metric: str) -> str:
+    leader = summary.best[metric]
+    interval = summary.intervals[leader][metric]
+    better = "more" if summary.column(metric).direction == "up" else "less"
+    text = f"{metric} ({better} is better): {leader} leads with {number(interval.mean)} {spread(interval)}".rstrip()
+    tied = summary.tied(metric)
+    surely = [one for one in summary.differences[metric] if one.first not in tied]
+    if surely:
+        text += "; " + _runner_up(min(surely, key=lambda one: abs(one.interval.mean)))
+    text += "."
+    if tied:
+        text += f" Not told from it at 5 %: {_names(tied)}."
+    return text
+
+
+def _runner_up(one: Difference) -> str:
+    change = one.interval
+    low, high = sorted((abs(change.low), abs(change.high)))
+    extent = "" if math.isnan(low) else f" [{number(low)}, {number(high)}]"
+    behind = f"by {number(abs(change.mean))}{extent} ({p_text(one.adjusted)})"
+    return f"the nearest that is surely behind is {one.first}, {behind}"
+
+
+def _cost(summary: Summary) -> str:
+    seconds = {
+        name: summary.mean(name, "seconds")
+        for name in summary.intervals
+        if summary.mean(name, "seconds") > 0 and summary.mean(name, "passes") != 0
+    }
+    if len(seconds) < 2:
+        return ""
+    fast, slow = min(seconds, key=lambda n: seconds[n]), max(seconds, key=lambda n: seconds[n])
+    text = f"Of those that ask the classifier, {fast} is the cheapest, {number(1000 * seconds[fast])} ms an image"
+    text += f"; {slow} the dearest, {number(seconds[slow] / seconds[fast])} times as long"
+    passes = {name: summary.mean(name, "passes") for name in (fast, slow)}
+    if not any(math.isnan(value) for value in passes.values()):
+        text += f" ({number(passes[slow])} passes against {number(passes[fast])})"
+    return text + "."
+
+
+def _degenerate(summary: Summary) -> str:
+    found = {
+        name: round(table["degenerate"].mean * table["degenerate"].n)
+        for name, table in summary.intervals.items()
+        if "degenerate" in table and table["degenerate"].mean > 0
+    }
+    if not found:
+        return ""
+    listed = _names([f"{name} {count}" for name, count in sorted(found.items(), key=lambda item: -item[1])])
+    return f"Degenerate maps (constant, empty or full) are counted like all others: {listed}."
+
+
+def _disagreement(agreement: tuple[Sequence[str], ndarray] | None) -> str:
+    if agreement is None or len(agreement[0]) < 2:
+        return ""
+    names, matrix = agreement
+    upper = np.where(np.triu(np.ones_like(matrix), 1) > 0, matrix, np.nan)
+    if np.isnan(upper).all() or np.nanmin(upper) >= 0:
+        return ""
+    row, column = divmod(int(np.nanargmin(upper)), len(names))
+    tau = number(float(upper[row, column]))
+    return f"{names[row]} and {names[column]} rank the explainers most unlike each other (Kendall's tau {tau})."
+
+
+def describe_change(
+    name: str, with_it: Interval, without: Interval, change: Interval, *, metric: str, direction: str
+) -> str:
+    """Return what one ingredient changed, for a study: "name lowers le from a to b, by c [low, high] over n seeds".
+
+    change: with minus without; an interval that holds zero is said to show no sure change.
+    """
+    sides = f"{metric} from {number(without.mean)} to {number(with_it.mean)}"
+    extent = f"{number(change.mean)} {spread(change)} over {change.n} seed{'s' if change.n != 1 else ''}".replace(
+        "  ", " "
+    )
+    if math.isnan(change.low):
+        return f"{name} moves {sides}, by {extent}; one seed gives no interval."
+    if change.low <= 0 <= change.high:
+        return f"{name} moves {sides}, by {extent}: no sure change."
+    better = (change.mean > 0) == (direction == "up")
+    return f"{name} {'helps' if better else 'harms'}: {sides}, by {extent}."
