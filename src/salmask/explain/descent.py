@@ -1,0 +1,378 @@
+"""The one loop behind every mask that is optimised for a single image.
+
+    theta <- theta - step(d/d theta [ objective(outcome of m(theta)) + penalty ]),   one value an image, summed
+
+A method is a parametrisation m(theta), an objective (the terms of training), an infill and a schedule. Values
+are summed over the batch, never averaged, every random draw is made once for all images, and each image has
+its own optimiser state and stop test: a map is the same whatever else is in the batch. An image that is done
+leaves the batch.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from salmask.classifier import Classifier
+from salmask.explain.base import Explanation, Passes, check_targets
+from salmask.explain.parametrisations import Drawn, Parametrisation, Scene
+from salmask.explain.schedule import Schedule, View
+from salmask.masking import Blur, keep, remove
+from salmask.objective import KEPT, REMOVED, Objective, Outcome
+from salmask.types import Images, Infill, Logits, Masks, Targets, Values
+
+__all__ = ["Optimised", "Solution", "mean_probability"]
+
+Pool = Callable[[Tensor], Tensor]
+
+
+# Infills inside the loop
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """An infill that is asked at every step."""
+
+    infill: Infill
+
+    def take(self, index: Tensor) -> "_Plain":
+        return self
+
+    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
+        return self.infill(images, holes)
+
+
+@dataclass(frozen=True)
+class _Still:
+    """Pictures that were made once, since their infill does not look at the holes."""
+
+    pictures: Tensor
+
+    def take(self, index: Tensor) -> "_Still":
+        return _Still(self.pictures[index])
+
+    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
+        return _repeat(self.pictures, len(images) // len(self.pictures))
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A random infill: every draw is the same for all images of the batch."""
+
+    infill: Infill
+    draws: int
+
+    def take(self, index: Tensor) -> "_Shared":
+        return self
+
+    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
+        first = [values[:1].expand(self.draws, *values.shape[1:]) for values in (images, holes)]
+        return self.infill(*first).repeat_interleave(len(images) // self.draws, 0)
+
+
+def _prepare(infill: Infill, images: Images, draws: int, seed: int) -> Any:
+    """Do an infill's work once where it can be; a random one restarts from the seed at every call."""
+    if hasattr(infill, "prepare"):
+        return infill.prepare(images)
+    if isinstance(infill, Blur):
+        return _Still(infill(images, torch.ones_like(images[:, :1])))
+    generator = getattr(infill, "generator", None)
+    if isinstance(generator, Generator) and is_dataclass(infill) and not isinstance(infill, type):
+        fresh = Generator(device=generator.device).manual_seed(seed)
+        return _Shared(replace(infill, generator=fresh), draws)  # type: ignore[arg-type]
+    return _Plain(infill)
+
+
+def _repeat(values: Tensor, times: int) -> Tensor:
+    return values if times == 1 else values.repeat(times, *[1] * (values.ndim - 1))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The rows of all that a step reads, for the items that are still running."""
+
+    images: Tensor
+    targets: Tensor
+    clean: Tensor
+    backdrop: Any
+    fixed: tuple[Tensor, ...]
+
+    @classmethod
+    def build(cls, scene: Scene, backdrop: Any, fixed: tuple[Tensor, ...], items: int) -> "_Stage":
+        stage = cls(scene.images, scene.targets, scene.features.logits, backdrop, ())
+        if items != len(scene.images):
+            every = torch.arange(len(scene.images), device=scene.images.device)
+            stage = stage.take(every.repeat_interleave(items // len(scene.images)))
+        return replace(stage, fixed=fixed)
+
+    def take(self, index: Tensor) -> "_Stage":
+        return _Stage(
+            self.images[index],
+            self.targets[index],
+            self.clean[index],
+            self.backdrop.take(index),
+            tuple(rows[index] for rows in self.fixed),
+        )
+
+
+# The loop
+
+
+class Solution(NamedTuple):
+    """Maps, what they cost, and how each item went: values (steps, items), NaN once an item was done."""
+
+    masks: Masks
+    targets: Targets
+    logits: Logits
+    passes: Passes
+    steps: Int[Tensor, " items"]
+    history: Float[Tensor, "steps items"]
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """An explainer that optimises a mask for each image.
+
+    draws: random masks or infills an image and step. pool: (draws, B, K) logits -> (B, K) that the objective
+    sees; None takes the mean of the objective over the draws. view: jitter of the pictures at a step.
+    max_batch: pictures in one pass, at least one image's.
+    Deterministic by `seed`; a batch gives what single images give.
+    """
+
+    parametrisation: Parametrisation
+    objective: Objective
+    infill: Infill
+    schedule: Schedule = field(default_factory=Schedule)
+    draws: int = 1
+    pool: Pool | None = None
+    view: View | None = None
+    seed: int = 0
+    max_batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.max_batch < 1:
+            raise ValueError(f"expected draws and max_batch >= 1, came {self.draws} and {self.max_batch}")
+        if not self.objective.sides:
+            raise ValueError("the objective reads neither the kept nor the removed picture: add a term that does")
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones."""
+        found = self.solve(classifier, images, targets)
+        return Explanation(found.masks, found.targets, found.logits, found.passes)
+
+    def for_labels(
+        self, classifier: Classifier, images: Images, labels: Int[Tensor, "..."]
+    ) -> Float[Tensor, "batch labels height width"]:
+        """Return a map for every label: labels (L,) for all images, or (B, L). What completeness asks for."""
+        rows = labels.expand(len(images), -1) if labels.ndim == 1 else labels
+        repeated = images.repeat_interleave(rows.shape[1], 0)
+        masks = self.solve(classifier, repeated, rows.flatten()).masks
+        return masks.view(len(images), rows.shape[1], *images.shape[-2:])
+
+    @property
+    def _pictures(self) -> int:
+        """Pictures that one step shows of one image."""
+        return self.draws * len(self.objective.sides) * self.parametrisation.copies
+
+    def solve(
+        self,
+        classifier: Classifier,
+        images: Images,
+        targets: Targets | None = None,
+        *,
+        start: Masks | None = None,
+    ) -> Solution:
+        """Run the loop and return maps, costs and the history of values; `start` is a map to start from."""
+        if not len(images):
+            raise ValueError("expected at least one image, came a batch of none")
+        with classifier.frozen(), _differentiable():
+            return _joined(list(self._parts(classifier, *_entered(classifier, images, targets, start))))
+
+    def _parts(
+        self, classifier: Classifier, images: Images, targets: Targets | None, start: Masks | None
+    ) -> Iterator[Solution]:
+        """Solve as many images at once as max_batch allows; halve that, and say so, when memory runs out."""
+        share = max(1, self.max_batch // self._pictures)
+        done = 0
+        while done < len(images):
+            rows = slice(done, done + share)
+            try:
+                part = self._solve(
+                    classifier,
+                    images[rows],
+                    None if targets is None else targets[rows],
+                    None if start is None else start[rows],
+                )
+            except torch.OutOfMemoryError:
+                if share == 1:
+                    raise
+                share //= 2
+                warnings.warn(f"out of memory: going on with {share} images at once", stacklevel=2)
+                continue
+            yield part
+            done += share
+
+    def _solve(self, classifier: Classifier, images: Images, targets: Targets | None, start: Masks | None) -> Solution:
+        with torch.no_grad():
+            features = classifier.features(images)
+        scene = Scene(images, check_targets(targets, features.logits), features, classifier.layers, start)
+        begun = self.parametrisation.begin(scene)
+        items, copies = len(begun.parameters), self.parametrisation.copies
+        backdrop = _prepare(self.infill, images, self.draws, self.seed)
+        stage = _Stage.build(scene, backdrop, begun.fixed, items)
+        parameters, steps, history = self._descend(classifier, stage, begun.parameters)
+        with torch.no_grad():
+            size = (images.shape[-2], images.shape[-1])
+            masks = self.parametrisation.final(parameters, begun.fixed, size=size)
+        masks = masks.view(len(images), copies, *masks.shape[1:]).mean(1)
+        runs = float(steps.sum()) / items * self._pictures
+        return Solution(masks, scene.targets, features.logits, Passes(1 + runs, runs), steps, history)
+
+    def _descend(
+        self, classifier: Classifier, stage: _Stage, first: Tensor
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "steps items"]]:
+        """Return the parameters, the number of steps of every item, and the values at every step."""
+        schedule, generator = self.schedule, Generator().manual_seed(self.seed)
+        leaves = list(first.detach().clone().unbind())
+        optimiser = schedule.optimiser(leaves)
+        rates = [group["lr"] for group in optimiser.param_groups]
+        running, rows = torch.arange(len(leaves), device=first.device), stage
+        steps, lowest = torch.zeros_like(running), _Lowest.start(first)
+        history: list[Tensor] = []
+        for step in range(schedule.iterations):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule.rate(step / schedule.iterations)
+            active = leaves if len(running) == len(leaves) else [leaves[item] for item in running.tolist()]
+            parameters = torch.stack(active).requires_grad_()
+            values = self._values(classifier, rows, parameters, step, generator)
+            (slopes,) = torch.autograd.grad(values.sum(), parameters)
+            values, parameters = values.detach(), parameters.detach()
+            if schedule.best:
+                lowest.see(running, values, parameters)
+            self._move(optimiser, leaves, active, slopes)
+            steps[running] += 1
+            history.append(values.new_full((len(leaves),), torch.nan).index_copy(0, running, values))
+            if schedule.tolerance and step:
+                done = (values - history[-2][running]).abs() < schedule.tolerance
+                if bool(done.any()):
+                    running, rows = running[~done], rows.take((~done).nonzero()[:, 0])
+            if not len(running):
+                break
+        return lowest.parameters if schedule.best else torch.stack(leaves), steps, torch.stack(history)
+
+    def _values(
+        self, classifier: Classifier, rows: _Stage, parameters: Tensor, step: int, generator: Generator
+    ) -> Values:
+        """Return what each item has to pay at this step."""
+        size = (rows.images.shape[-2], rows.images.shape[-1])
+        drawn = self.parametrisation.draw(parameters, rows.fixed, size=size, draws=self.draws, generator=generator)
+        outcome = self._show(classifier, rows, drawn, step, generator)
+        values = self.objective(outcome).total.view(-1, len(parameters)).mean(0)
+        penalty = self.parametrisation.penalty(drawn.judged, rows.fixed, step)
+        return values if penalty is None else values + penalty
+
+    def _show(self, classifier: Classifier, rows: _Stage, drawn: Drawn, step: int, generator: Generator) -> Outcome:
+        """Play one round: as `objective.play`, but with jitter, several draws and masks judged on their grid."""
+        images = _repeat(rows.images, self.draws)
+        shown = _repeat(drawn.shown, len(images) // len(drawn.shown))
+        sides = sorted(self.objective.sides)
+        pictures = torch.cat([_FACES[side](images, shown, rows.backdrop) for side in sides])
+        if self.view is not None:
+            pictures = self.view(pictures, step, generator)
+        logits = classifier.logits(pictures).unflatten(0, (len(sides), self.draws, len(rows.images)))
+        pooled = logits.flatten(1, 2) if self.pool is None else torch.stack([self.pool(side) for side in logits])
+        said = dict(zip(sides, pooled, strict=True))
+        times = pooled.shape[1] // len(rows.images)
+        return Outcome(
+            _repeat(drawn.judged, times),
+            _repeat(rows.targets, times),
+            _repeat(rows.clean, times),
+            said.get(KEPT),
+            said.get(REMOVED),
+        )
+
+    def _move(
+        self, optimiser: torch.optim.Optimizer, leaves: list[Tensor], active: list[Tensor], slopes: Tensor
+    ) -> None:
+        for leaf in leaves:
+            leaf.grad = None  # the optimiser passes over an item without a gradient: one that is done
+        for leaf, slope in zip(active, slopes, strict=True):
+            leaf.grad = slope
+        optimiser.step()
+        for leaf in active:
+            leaf.copy_(self.parametrisation.project(leaf))
+
+
+@dataclass
+class _Lowest:
+    """The lowest value of every item so far, and the parameters that gave it."""
+
+    values: Tensor
+    parameters: Tensor
+
+    @classmethod
+    def start(cls, first: Tensor) -> "_Lowest":
+        return cls(first.new_full((len(first),), torch.inf), first.detach().clone())
+
+    def see(self, running: Tensor, values: Tensor, parameters: Tensor) -> None:
+        better = values < self.values[running]
+        self.values[running[better]] = values[better]
+        self.parameters[running[better]] = parameters[better]
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Take gradients whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _entered(
+    classifier: Classifier, images: Images, targets: Targets | None, start: Masks | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Bring all to the classifier's device, as tensors that autograd may keep."""
+    if start is not None and start.shape != (len(images), 1, *images.shape[-2:]):
+        raise ValueError(
+            f"expected maps to start from of shape ({len(images)}, 1, {images.shape[-2]}, {images.shape[-1]}), "
+            f"came {tuple(start.shape)}: resize them first"
+        )
+    if targets is not None and targets.shape != (len(images),):
+        raise ValueError(f"expected targets ({len(images)},) of integers, came {tuple(targets.shape)}")
+    given = [None if values is None else values.detach().to(classifier.device) for values in (images, targets, start)]
+    images_in, targets_in, start_in = (
+        values.clone() if values is not None and values.is_inference() else values for values in given
+    )
+    return images_in, targets_in, start_in  # type: ignore[return-value]
+
+
+def _joined(parts: Sequence[Solution]) -> Solution:
+    """Put the solutions of parts of a batch together."""
+    longest, total = max(len(part.history) for part in parts), sum(len(part.masks) for part in parts)
+    histories = [F.pad(part.history, (0, 0, 0, longest - len(part.history)), value=torch.nan) for part in parts]
+    forward, backward = (
+        sum(getattr(part.passes, way) * len(part.masks) for part in parts) / total for way in ("forward", "backward")
+    )
+    return Solution(
+        torch.cat([part.masks for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        torch.cat([part.logits for part in parts]),
+        Passes(forward, backward),
+        torch.cat([part.steps for part in parts]),
+        torch.cat(histories, 1),
+    )
+
+
+def mean_probability(logits: Float[Tensor, "draws items classes"]) -> Float[Tensor, "items classes"]:
+    """Pool draws: logits whose softmax is the mean of the draws' probabilities."""
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+_FACES = MappingProxyType({KEPT: keep, REMOVED: remove})

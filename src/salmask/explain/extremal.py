@@ -1,0 +1,154 @@
+"""What extremal perturbations need beside the loop: masks of a given area, and a pyramid of blurs.
+
+    m(u) = smax_v k(|u - v| / sigma) theta(v),   smax f = sum f e^(f/T) / sum e^(f/T)
+    penalty = w * mean_i (sorted(m)_i - 1[i > (1 - a) N])^2
+
+theta lives on a coarse grid v; k is 1 out to half of sigma and falls off like a Gaussian, so that a mask is a
+union of smooth bumps. The penalty asks that a share a of the pixels be 1 and the rest 0, without saying which.
+Source: Fong, Patrick & Vedaldi, Understanding Deep Networks via Extremal Perturbations and Smooth Masks (2019).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from salmask.explain.parametrisations import Begun, Drawn, Parametrisation, Scene, Size, enlarge
+from salmask.masking import Blur
+from salmask.types import Images
+
+__all__ = ["BlurPyramid", "FixedArea", "smooth_maximum"]
+
+
+@dataclass(frozen=True)
+class FixedArea(Parametrisation):
+    """Smooth masks of given areas; one item for every image and area, whose maps are averaged.
+
+    areas: shares of the picture, in (0, 1). step, sigma: distance of grid points and width of the bumps, in
+    pixels of a picture whose short side has 224, scaled with the picture. temperature: T.
+    weight, growth: the penalty's weight at the first step and its factor from step to step.
+    density: samples of m along a side of a grid cell; the mask is enlarged bilinearly from there.
+    """
+
+    areas: tuple[float, ...] = (0.1,)
+    step: float = 7.0
+    sigma: float = 21.0
+    temperature: float = 0.05
+    weight: float = 300.0
+    growth: float = 1.0035
+    density: int = 2
+    start: float = 0.5
+    cells: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.areas or not all(0 < area < 1 for area in self.areas):
+            raise ValueError(f"expected areas as shares of the picture, in (0, 1), came {self.areas}")
+        object.__setattr__(self, "cells", max(1, round(224 / self.step)))
+
+    @property
+    def copies(self) -> int:
+        """One item for every area."""
+        return len(self.areas)
+
+    def begin(self, scene: Scene) -> Begun:
+        """Return a constant grid for every image and area."""
+        images = scene.images
+        pixels = min(images.shape[-2:]) / self.cells
+        shape = [max(1, round(side / pixels)) for side in images.shape[-2:]]
+        areas = images.new_tensor(self.areas).repeat(len(images))
+        return Begun(images.new_full((len(areas), 1, *shape), self.start), (areas,))
+
+    def draw(
+        self, parameters: Tensor, fixed: tuple[Tensor, ...], *, size: Size, draws: int, generator: Generator
+    ) -> Drawn:
+        """Return the smooth masks."""
+        masks = smooth_maximum(
+            parameters, sigma=self.sigma / self.step, density=self.density, temperature=self.temperature
+        )
+        return Drawn(masks, enlarge(masks, size))
+
+    def project(self, parameters: Tensor) -> Tensor:
+        """Return the parameters on [0, 1]."""
+        return parameters.clamp(0, 1)
+
+    def penalty(self, judged: Tensor, fixed: tuple[Tensor, ...], step: int) -> Tensor:
+        """Return the weighted distance of the sorted mask from the step template."""
+        (areas,) = fixed
+        ordered = judged.flatten(1).sort(1).values
+        ranks = (torch.arange(ordered.shape[1], device=ordered.device) + 0.5) / ordered.shape[1]
+        template = (ranks > 1 - areas[:, None]).to(ordered)
+        return self.weight * self.growth**step * (ordered - template).square().mean(1)
+
+
+def smooth_maximum(
+    grid: Float[Tensor, "items 1 rows columns"], *, sigma: float, density: int, temperature: float
+) -> Float[Tensor, "items 1 fine_rows fine_columns"]:
+    """Return smax_v k(|u - v| / sigma) theta(v) at `density` points along each side of each cell.
+
+    k(z) = exp(-2 relu(z - 1/2)^2). sigma: in cells. Bumps are cut off at two sigma, where k is .011; beyond
+    the border of the grid theta is 0.
+    """
+    reach = max(1, round(2 * sigma))
+    offsets = torch.arange(-reach, reach + 1, device=grid.device, dtype=grid.dtype)
+    inside = (torch.arange(density, device=grid.device, dtype=grid.dtype) + 0.5) / density - 0.5
+    apart = (offsets[None, :] - inside[:, None]) / sigma
+    distance = (apart.square()[:, None, :, None] + apart.square()[None, :, None, :]).sqrt()
+    kernel = torch.exp(-2 * (distance - 0.5).clamp_min(0).square()).flatten(2).flatten(0, 1)
+    near = F.unfold(F.pad(grid, [reach] * 4), 2 * reach + 1)
+    bumps = near[:, None] * kernel[None, :, :, None]
+    highest = ((bumps / temperature).softmax(2) * bumps).sum(2)
+    return F.pixel_shuffle(highest.unflatten(2, grid.shape[-2:]), density)
+
+
+@dataclass(frozen=True)
+class BlurPyramid:
+    """An infill that blurs the more, the deeper the hole: keep(x, m) = level (1 - m) * (levels - 1) of a pyramid.
+
+    Level l is blurred with sigma * l / (levels - 1); between two levels the pictures are mixed linearly. With
+    two levels this is `Blur(sigma)`. Colours of a shallow hole may leave [0, 1], the kept picture never does.
+    """
+
+    sigma: float = 20.0
+    levels: int = 8
+    at: int = 224
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise ValueError(f"a pyramid has at least 2 levels, came {self.levels}")
+
+    def __call__(self, images: Images, holes: Float[Tensor, "batch 1 height width"]) -> Images:
+        """Return the colours g for which m * x + (1 - m) * g is the pyramid's picture."""
+        return self.prepare(images)(images, holes)
+
+    def prepare(self, images: Images) -> "_Levels":
+        """Blur once; the result is an infill for these images."""
+        rest = self.levels - 1
+        blurred = [Blur(self.sigma * level / rest, self.at)(images, images) for level in range(1, self.levels)]
+        return _Levels(torch.stack([images, *blurred], 1))
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The pyramid of some images, (B, levels, 3, H, W)."""
+
+    levels: Tensor
+
+    def take(self, index: Tensor) -> "_Levels":
+        return _Levels(self.levels[index])
+
+    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
+        levels, times = self.levels, len(images) // len(self.levels)
+        if times > 1:
+            levels = levels.repeat(times, 1, 1, 1, 1)
+        rest = levels.shape[1] - 1
+        depth = holes.clamp(0, 1) * rest
+        below = depth.detach().floor().clamp_max(rest - 1)
+        index = below.long()[:, None].expand(-1, -1, 3, -1, -1)
+        low, high = levels.gather(1, index)[:, 0], levels.gather(1, index + 1)[:, 0]
+        picture = torch.lerp(low, high, depth - below)
+        # Solved for g = (picture - (1 - h) x) / h; within the first level the division cancels.
+        first = images + rest * (high - images)
+        deeper = (picture - (1 - holes) * images) / holes.clamp_min(0.5 / rest)
+        return torch.where(below == 0, first, deeper)

@@ -1,0 +1,365 @@
+"""Builders of the methods that optimise a mask for each image: one loop (`descent.py`), a few values each.
+
+| builder | parametrisation | objective, lower is better | infill |
+|---|---|---|---|
+| opticam | weights of feature maps | -f_y(kept), or in-out and difference variants | black |
+| meaningful | 28x28 cells | p_y(removed) + l1 sum m + tv sum abs(dm)^3 | blur |
+| extremal | smooth mask of fixed area | -f_y(kept), f_y(removed), or both | blur pyramid |
+| bank_masks | sigmoid cells of stride 4 | -log mean p_y(kept) + l1 sum m + tv sum dm^2 | other images |
+| fido | relaxed Bernoulli cells | -log odds(kept) or log odds(removed) + l1 sum p | blur |
+| refined | sigmoid cells that start at a map | the training objective, both sides | mean colour |
+
+Every builder takes hyper-parameters and returns an explainer whose masks live in (0, 1). What a builder does not
+name is changed on its result: `dataclasses.replace(opticam(), schedule=Schedule(best=True))`. Formulas,
+sources and differences from the published code: docs/optimise.md.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salmask.classifier import Classifier
+from salmask.explain.base import Explainer, Explanation, Passes
+from salmask.explain.descent import Optimised, mean_probability
+from salmask.explain.extremal import BlurPyramid, FixedArea
+from salmask.explain.parametrisations import (
+    CLAMPED,
+    MAP_NORMALISERS,
+    Bernoulli,
+    Grid,
+    MapWeights,
+    identity,
+)
+from salmask.explain.schedule import Adam, Momentum, Schedule, Shift, flip_every_other, linear
+from salmask.explain.terms import (
+    SCORES,
+    ClassScore,
+    cells_sum,
+    change_kept,
+    change_removed,
+    roughness,
+    score_kept,
+    score_removed,
+)
+from salmask.masking import Blur, MeanColour, Noise
+from salmask.objective import Objective, Term, area, max_class_kept, two_sided
+from salmask.types import Images, Infill, Targets
+
+__all__ = [
+    "EXTREMAL_VARIANTS",
+    "FIDO_VARIANTS",
+    "OPTIMISED",
+    "OPTI_CAM_OBJECTIVES",
+    "Refined",
+    "bank_masks",
+    "extremal",
+    "fido",
+    "meaningful",
+    "opticam",
+    "refined",
+]
+
+_Value = TypeVar("_Value")
+_BLACK = MeanColour((0.0, 0.0, 0.0))
+_MEAN = MeanColour()
+_BLUR_10, _BLUR_20, _PYRAMID = Blur(10.0), Blur(20.0), BlurPyramid(20.0)
+
+
+def _chosen(table: Mapping[str, _Value], name: str | _Value, what: str) -> _Value:
+    """Look a value up by name; a value that is not a name passes."""
+    if not isinstance(name, str):
+        return name
+    if name not in table:
+        near = get_close_matches(name, table, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what} {name!r}: choose of {', '.join(table)}{hint}")
+    return table[name]
+
+
+# Feature maps
+
+
+def _mask(score: ClassScore) -> Objective:
+    return Objective({"kept": (-1.0, score_kept(score))})
+
+
+def _diff(score: ClassScore) -> Objective:
+    return Objective({"change_kept": (1.0, change_kept(score))})
+
+
+def _iomask(score: ClassScore) -> Objective:
+    return Objective({"kept": (-1.0, score_kept(score)), "removed": (1.0, score_removed(score))})
+
+
+def _iodiff(score: ClassScore) -> Objective:
+    return Objective({"change_kept": (1.0, change_kept(score)), "change_removed": (-1.0, change_removed(score))})
+
+
+OPTI_CAM_OBJECTIVES: Mapping[str, Callable[[ClassScore], Objective]] = MappingProxyType(
+    {"mask": _mask, "diff": _diff, "iomask": _iomask, "iodiff": _iodiff}
+)
+"""Opti-CAM's objectives, made of a class score: -F in the paper's notation."""
+
+
+def opticam(
+    *,
+    layer: int | str = -1,
+    normaliser: str | Callable[[Tensor], Tensor] = "range",
+    objective: str = "mask",
+    score: str | ClassScore = "logit",
+    rectify: Callable[[Tensor], Tensor] = F.relu,
+    activation: Callable[[Tensor], Tensor] = identity,
+    infill: Infill = _BLACK,
+    iterations: int = 100,
+    lr: float = 0.1,
+    tolerance: float = 1e-10,
+    max_batch: int = 32,
+) -> Optimised:
+    """Return Opti-CAM: weights of feature maps that maximise the class score of the masked image.
+
+    s(u) = n(up(h(sum_k softmax(u)_k A_k))), A_k = rectify(map k of the layer), taken once and held constant.
+    layer: index or name among the classifier's layers. normaliser: "range", "max", "sigmoid".
+    objective: "mask" -f(kept), "diff" abs(f - f(kept)), "iomask" f(removed) - f(kept),
+        "iodiff" abs(f - f(kept)) - abs(f - f(removed)). score f: a name in `terms.SCORES`.
+    An image stops once its value changes by less than `tolerance`. Raises ValueError for unknown names.
+    Source: Zhang, Torres, Sicre, Avrithis & Ayache, Opti-CAM (2024).
+    """
+    maps = MapWeights(
+        layer=layer,
+        normaliser=_chosen(MAP_NORMALISERS, normaliser, "normaliser"),
+        rectify=rectify,
+        activation=activation,
+    )
+    game = _chosen(OPTI_CAM_OBJECTIVES, objective, "objective")(_chosen(SCORES, score, "score"))
+    schedule = Schedule(iterations, Adam(lr), tolerance=tolerance)
+    return Optimised(maps, game, infill, schedule, max_batch=max_batch)
+
+
+# Cells
+
+
+def meaningful(
+    *,
+    cells: int = 28,
+    l1: float = 1e-4,
+    tv: float = 1e-2,
+    power: float = 3.0,
+    score: str | ClassScore = "probability",
+    infill: Infill = _BLUR_10,
+    jitter: int = 4,
+    iterations: int = 300,
+    lr: float = 0.1,
+    seed: int = 0,
+    max_batch: int = 32,
+) -> Optimised:
+    """Return Meaningful Perturbation: the smallest smooth region whose removal destroys the class.
+
+    min_m p_y(remove(x, up(m))) + l1 sum m + tv sum abs(dm)^power, m in [0, 1]^{cells x cells}; m is their 1 - m.
+    jitter: pixels, at 224, by which the pictures are rolled at each step; 0 for none.
+    Source: Fong & Vedaldi, Interpretable Explanations of Black Boxes by Meaningful Perturbation (2017).
+    """
+    game = Objective(
+        {
+            "removed": (1.0, score_removed(_chosen(SCORES, score, "score"))),
+            "sum": (l1, cells_sum),
+            "roughness": (tv, roughness(power)),
+        }
+    )
+    grid = Grid(cells=cells, link=CLAMPED, judge_cells=True)
+    view = Shift(jitter) if jitter else None
+    schedule = Schedule(iterations, Adam(lr))
+    return Optimised(grid, game, infill, schedule, view=view, seed=seed, max_batch=max_batch)
+
+
+def bank_masks(
+    *,
+    infill: Infill | None = None,
+    draws: int = 10,
+    stride: int = 4,
+    l1: float = 2e-5,
+    tv: float = 0.01,
+    evidence: Term = max_class_kept,
+    iterations: int = 2000,
+    lr: float = 0.05,
+    seed: int = 0,
+    max_batch: int = 160,
+) -> Optimised:
+    """Return masks for a label over other images, sound for labels that are not there.
+
+    m = up(sigmoid(w)); min_w -log mean_r p_y(m x + (1 - m) r) + l1 sum m + tv sum (dm)^2, sums as at 224x224.
+    infill: a `Bank` of images, drawn `draws` times a step, the same for all images; None: uniform noise.
+    evidence: the first term, of the mean probability; `terms.softmax_twice` is what the published code computes.
+    `bank_masks(...).for_labels(classifier, images, labels)` gives a map for every label.
+    Source: Gupta, Saunshi, Yu, Lyu & Arora, New Definitions and Evaluations for Saliency Methods (2022).
+    """
+    game = Objective({"evidence": (1.0, evidence), "area": (l1 * 224 * 224, area), "roughness": (tv, roughness(2.0))})
+    return Optimised(
+        Grid(stride=stride),
+        game,
+        Noise(torch.Generator()) if infill is None else infill,
+        Schedule(iterations, Adam(lr)),
+        draws=draws,
+        pool=mean_probability,
+        seed=seed,
+        max_batch=max_batch,
+    )
+
+
+def _sufficient(score: ClassScore) -> dict[str, tuple[float | Tensor, Term]]:
+    return {"kept": (-1.0, score_kept(score))}
+
+
+def _destroying(score: ClassScore) -> dict[str, tuple[float | Tensor, Term]]:
+    return {"removed": (1.0, score_removed(score))}
+
+
+def _both(score: ClassScore) -> dict[str, tuple[float | Tensor, Term]]:
+    return _sufficient(score) | _destroying(score)
+
+
+FIDO_VARIANTS = MappingProxyType({"sufficient": _sufficient, "destroying": _destroying})
+"""Smallest sufficient region (kept) and smallest destroying region (removed)."""
+
+EXTREMAL_VARIANTS = MappingProxyType({"preserve": _sufficient, "delete": _destroying, "dual": _both})
+"""What a region of fixed area must do: keep the class, destroy it, or both."""
+
+
+def fido(
+    *,
+    variant: str = "sufficient",
+    cells: int = 56,
+    draws: int = 4,
+    temperature: float = 0.1,
+    l1: float = 1e-3,
+    score: str | ClassScore = "log_odds",
+    infill: Infill = _BLUR_10,
+    iterations: int = 300,
+    lr: float = 0.05,
+    seed: int = 0,
+    max_batch: int = 32,
+) -> Optimised:
+    """Return FIDO: the probability with which each cell belongs to the evidence, as relaxed coin flips.
+
+    sufficient: min_p E_z[-s(keep(x, z))] + l1 sum p;  destroying: min_p E_z[s(remove(x, z))] + l1 sum p,
+    z ~ concrete(p, temperature), s the log odds of the class. The map is up(p).
+    infill: the counterfactual; the paper's best is a generative inpainter, given here as any callable.
+    The learning rate falls linearly to zero. Raises ValueError for unknown names.
+    Source: Chang, Creager, Goldenberg & Duvenaud, Explaining Image Classifiers by Counterfactual Generation (2019).
+    """
+    evidence = _chosen(FIDO_VARIANTS, variant, "variant")(_chosen(SCORES, score, "score"))
+    return Optimised(
+        Bernoulli(cells=cells, temperature=temperature),
+        Objective(evidence | {"sum": (l1, cells_sum)}),
+        infill,
+        Schedule(iterations, Adam(lr), rate=linear),
+        draws=draws,
+        seed=seed,
+        max_batch=max_batch,
+    )
+
+
+# Fixed area
+
+
+def extremal(
+    *,
+    areas: tuple[float, ...] = (0.1,),
+    variant: str = "preserve",
+    score: str | ClassScore = "logit",
+    infill: Infill = _PYRAMID,
+    step: float = 7.0,
+    sigma: float = 21.0,
+    weight: float = 300.0,
+    iterations: int = 800,
+    lr: float = 0.01,
+    seed: int = 0,
+    max_batch: int = 32,
+) -> Optimised:
+    """Return extremal perturbations: the region of a given area that keeps or destroys the class best.
+
+    preserve: max f(kept);  delete: min f(removed);  dual: max f(kept) - f(removed);  over smooth masks whose
+    area is `areas`, one mask each; the map is their mean. See `extremal.FixedArea` for step, sigma, weight.
+    infill: `extremal.BlurPyramid(levels=2)`, or `Blur`, is the two-level blend instead of the pyramid.
+    Source: Fong, Patrick & Vedaldi, Understanding Deep Networks via Extremal Perturbations (2019).
+    """
+    evidence = _chosen(EXTREMAL_VARIANTS, variant, "variant")(_chosen(SCORES, score, "score"))
+    return Optimised(
+        FixedArea(areas=areas, step=step, sigma=sigma, weight=weight),
+        Objective(evidence),
+        infill,
+        Schedule(iterations, Momentum(lr)),
+        view=flip_every_other,
+        seed=seed,
+        max_batch=max_batch,
+    )
+
+
+# From another map
+
+
+@dataclass(frozen=True)
+class Refined:
+    """An explainer whose maps are the start of a short optimisation; maps not in (0, 1) are put there first."""
+
+    explainer: Explainer
+    optimised: Optimised
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What the first explainer wants."""
+        return getattr(self.explainer, "wants", frozenset())
+
+    def __call__(
+        self, classifier: Classifier, images: Images, targets: Targets | None = None, **given: Any
+    ) -> Explanation:
+        """Explain, then improve the maps."""
+        first = self.explainer(classifier, images, targets, **given)
+        start = (first if first.range == (0.0, 1.0) else first.normalized("minmax")).masks
+        found = self.optimised.solve(classifier, images, targets, start=start)
+        passes = Passes(first.passes.forward + found.passes.forward, first.passes.backward + found.passes.backward)
+        return Explanation(found.masks, found.targets, found.logits, passes, notes=first.notes)
+
+
+def refined(
+    explainer: Explainer,
+    *,
+    objective: Objective | None = None,
+    infill: Infill = _MEAN,
+    stride: int = 4,
+    iterations: int = 30,
+    lr: float = 0.1,
+    best: bool = True,
+    max_batch: int = 32,
+) -> Refined:
+    """Return an explainer that starts at another one's map and improves it with the training objective.
+
+    explainer: the learned masker, usually. objective: None is `two_sided()`, the masker's own.
+    best: the mask with the lowest value seen, so that a start which is optimal already stays.
+    """
+    optimised = Optimised(
+        Grid(stride=stride),
+        two_sided() if objective is None else objective,
+        infill,
+        Schedule(iterations, Adam(lr), best=best),
+        max_batch=max_batch,
+    )
+    return Refined(explainer, optimised)
+
+
+OPTIMISED: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "opticam": opticam,
+        "meaningful": meaningful,
+        "extremal": extremal,
+        "bank_masks": bank_masks,
+        "fido": fido,
+        "refined": refined,
+    }
+)
+"""Constructors by name; `refined` takes the explainer that it starts from."""
