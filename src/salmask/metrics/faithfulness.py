@@ -163,7 +163,8 @@ def sensitivity_n(
     """Pearson correlation, over random subsets S, of the map's sum on S with p(x) - p(x without S), in [-1, 1].
 
     S holds `share` of the cells x cells grid, drawn from the case's seed and the image's id, so that every map of an
-    image meets the same subsets; a cell is at least a pixel. 0 where either side is constant: such a map foretells nothing.
+    image meets the same subsets; a cell is at least a pixel. 0 where either side is constant: such a map foretells
+    nothing.
     """
     if not 0 < share < 1 or subsets < 2 or cells < 2:
         raise ValueError(
