@@ -6,6 +6,7 @@ The name of a metric is the name of a protocol: whatever changes its numbers is 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -20,7 +21,7 @@ from salmask.types import Boxes, Images, Masks, Pixels, Targets
 __all__ = ["Case", "Metric", "check_maps", "generator_for"]
 
 T = TypeVar("T")
-NEEDS = ("boxes", "pixels", "images", "classifier", "correct", "gaze")
+NEEDS = ("boxes", "pixels", "images", "classifier", "correct", "gaze", "centre")
 
 
 def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
@@ -165,6 +166,18 @@ class Metric:
         if missing:
             raise ValueError(f"metric {self.name!r} needs {', '.join(missing)}; the case has none: pass them")
         return self.function(case)
+
+    def describe(self) -> dict[str, object]:
+        """Return what is printed with its numbers, as JSON can hold it; infinite ends of the range are null."""
+        ends = [end if math.isfinite(end) else None for end in self.range]
+        return {
+            "protocol": dict(self.protocol),
+            "direction": self.direction,
+            "range": ends,
+            "source": self.source,
+            "needs": sorted(self.needs),
+            "set_level": self.set_level,
+        }
 
     @property
     def set_level(self) -> bool:

@@ -6,8 +6,9 @@ An image without ground truth has the value NaN. What several scores share (the 
 the crops) is computed once per case.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -115,11 +116,11 @@ def crop(images: Images, boxes: Boxes, background: Float[Tensor, "1 3 1 1"]) -> 
     return crops
 
 
-def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: Callable) -> SaliencyTerms:
+def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: Any) -> SaliencyTerms:
     """Return the terms of SM for one box per image, scored by `classifier` (which normalises its input itself)."""
     height, width = images.shape[-2:]
     with torch.no_grad():
-        logits = classifier.logits(crop(images, boxes, classifier.mean.view(1, 3, 1, 1)))  # type: ignore[attr-defined]
+        logits = classifier.logits(crop(images, boxes, classifier.mean.view(1, 3, 1, 1)))
     share = areas(boxes).to(logits) / (height * width)
     targets = targets.to(logits.device)
     return SaliencyTerms(
@@ -129,9 +130,7 @@ def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: C
     )
 
 
-def saliency_terms_of_boxes(
-    images: Images, truth: Sequence[Boxes], targets: Targets, classifier: Callable
-) -> SaliencyTerms:
+def saliency_terms_of_boxes(images: Images, truth: Sequence[Boxes], targets: Targets, classifier: Any) -> SaliencyTerms:
     """Return the terms of the ground truth itself: boxes clipped to the image, terms averaged over its boxes."""
     boxes, owner = stack(truth)
     clipped = clip(boxes, (images.shape[-2], images.shape[-1]))
@@ -274,7 +273,7 @@ _SM = {"crop": "bicubic, unclamped", "smallest_area": SMALLEST, "class": "target
 def _metric(
     name: str,
     function: Callable[[Case], Tensor],
-    protocol: dict[str, object],
+    protocol: Mapping[str, object],
     reading: tuple[str, float, float],
     needs: str,
     source: str = _PHANG,

@@ -2,15 +2,16 @@
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from salmask.boxes import above_mean
-from salmask.metrics.case import Case, Metric
+from salmask.metrics.case import Metric
 from salmask.types import Masks, Values
 
 __all__ = [
     "MAPS",
+    "area_moments",
     "degenerate",
     "mask_binarized",
     "mask_entropy",
@@ -18,6 +19,8 @@ __all__ = [
     "mask_std",
     "mask_tv",
 ]
+
+STEPS = 2**20
 
 
 def mask_mean(masks: Masks) -> Values:
@@ -50,9 +53,21 @@ def sum_of_means(values: Tensor) -> Tensor:
     return values.mean((1, 2, 3)) if values.numel() else values.new_zeros(len(values))
 
 
-def mask_std(means: np.ndarray) -> float:
-    """Return the unbiased standard deviation, over the set, of the masks' means: how much the area varies."""
-    return float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+def area_moments(masks: Masks) -> Int[Tensor, "batch 3"]:
+    """Return 1, a and a^2 per image, a the mask's mean in steps of 2^-20: integers, so that they add up exactly."""
+    area = (mask_mean(masks).double() * STEPS).round().long()
+    return torch.stack([torch.ones_like(area), area, area * area], 1)
+
+
+def mask_std(moments: np.ndarray) -> float:
+    """Return the unbiased standard deviation, over the set, of the masks' means: how much the area varies.
+
+    moments: (N, 3) of `area_moments`, or their sum; 0 for less than two images.
+    """
+    count, total, squares = (int(v) for v in moments.sum(0))
+    if count < 2:
+        return 0.0
+    return float(np.sqrt(max(0, squares * count - total * total) / (count * (count - 1)))) / STEPS
 
 
 def degenerate(masks: Masks) -> Bool[Tensor, " batch"]:
@@ -61,15 +76,11 @@ def degenerate(masks: Masks) -> Bool[Tensor, " batch"]:
     return flat.amin(1) == flat.amax(1)
 
 
-def _mean_of_case(case: Case) -> Tensor:
-    return mask_mean(case.masks)
-
-
 _SOURCE = "Phang et al. 2020, spec 4.5"
 MAPS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("mask_mean", _mean_of_case, {}, "none", (0, 1), _SOURCE),
+        Metric("mask_mean", lambda case: mask_mean(case.masks), {}, "none", (0, 1), _SOURCE),
         Metric(
             "mask_binarized",
             lambda case: mask_binarized(case.masks),
@@ -87,6 +98,14 @@ MAPS: dict[str, Metric] = {
             _SOURCE,
         ),
         Metric("mask_tv", lambda case: mask_tv(case.masks), {"norm": "squared"}, "none", (0, 2), _SOURCE),
-        Metric("mask_std", _mean_of_case, {"over": "images"}, "none", (0, 0.71), _SOURCE, compute=mask_std),
+        Metric(
+            "mask_std",
+            lambda case: area_moments(case.masks),
+            {"over": "images", "unbiased": True},
+            "none",
+            (0, 0.71),
+            _SOURCE,
+            compute=mask_std,
+        ),
     )
 }
