@@ -27,24 +27,21 @@ class XMLBoxes(NamedTuple):
 def ilsvrc_boxes(path: Path, synset: str) -> XMLBoxes:
     """Read the boxes of the objects whose <name> is `synset`.
 
-    The XML's numbers are taken as half-open, as the published scores do, although the annotators meant the maxima
-    inclusive; boxes are not cut at the border. Errors: FileNotFoundError, ValueError naming the file.
+    The XML's numbers are taken as half-open, as the published scores do, although the annotators meant the
+    maxima inclusive; boxes are not cut at the border. Errors: FileNotFoundError, ValueError naming the
+    file.
     """
     try:
         tree = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} is no XML file of boxes ({error}): fetch it again or remove it") from error
-    width, height = (
-        int(finite_number(tree.findtext(f"size/{key}"), where=f"{path}, {key}")) for key in _SIZE
-    )
+    width, height = (int(finite_number(tree.findtext(f"size/{key}"), where=f"{path}, {key}")) for key in _SIZE)
     boxes = []
     for thing in tree.iter("object"):
         if thing.findtext("name") == synset:
             box = [finite_number(thing.findtext(f"bndbox/{key}"), where=f"{path}, {key}") for key in _CORNERS]
             if box[2] <= box[0] or box[3] <= box[1]:
-                raise ValueError(
-                    f"{path}: expected xmin < xmax and ymin < ymax, came a box of no area, {box}"
-                )
+                raise ValueError(f"{path}: expected xmin < xmax and ymin < ymax, came a box of no area, {box}")
             boxes.append(box)
     return XMLBoxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), width, height)
 
@@ -52,8 +49,8 @@ def ilsvrc_boxes(path: Path, synset: str) -> XMLBoxes:
 class ILSVRC(Dataset[Sample]):
     """Pictures in `root/split/<synset>/*`, boxes in `boxes/<synset>/<stem>.xml` or `boxes/<stem>.xml`.
 
-    A picture without a file of boxes has none. Boxes are scaled from the size that the XML states to that of the
-    picture, so resized copies work. Errors: as `ImageFolder` and `ilsvrc_boxes`.
+    A picture without a file of boxes has none. Boxes are scaled from the size that the XML states to that
+    of the picture, so resized copies work. Errors: as `ImageFolder` and `ilsvrc_boxes`.
     """
 
     def __init__(
@@ -61,16 +58,10 @@ class ILSVRC(Dataset[Sample]):
     ) -> None:
         self.root, self.boxes, self.transform = Path(root), Path(boxes), transform
         if not self.boxes.is_dir():
-            raise FileNotFoundError(
-                f"no folder of XML boxes {self.boxes}: expected <synset>/<picture>.xml in it"
-            )
+            raise FileNotFoundError(f"no folder of XML boxes {self.boxes}: expected <synset>/<picture>.xml in it")
         folders = class_folders(self.root, split)
         self.classes = [folder.name for folder in folders]
-        files = [
-            (target, folder.name, name)
-            for target, folder in enumerate(folders)
-            for name in list_images(folder)
-        ]
+        files = [(target, folder.name, name) for target, folder in enumerate(folders) for name in list_images(folder)]
         self.ids = [f"{split}/{synset}/{name}" for _, synset, name in files]
         self.targets = [target for target, _, _ in files]
 

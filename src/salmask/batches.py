@@ -1,16 +1,16 @@
 """Streams of batches, and data sets made out of data sets: subsets, splits, shuffled labels, a cache.
 
-The training stream is a pure function of (data set, batch size, seed): seeded permutations, one per pass over the
-data, laid end to end and cut into batches. Item j of the stream belongs to pass j // n, so passes are counted
-exactly, no batch is partial, and batch k is known without drawing the k before it. The augmentation of an image is
-drawn from a generator keyed by (seed, pass, index). So a run that resumes at batch k, or runs with other workers,
-reads the bits that the uninterrupted run would have read.
+The training stream is a pure function of (data set, batch size, seed): seeded permutations, one per pass
+over the data, laid end to end and cut into batches. Item j of the stream belongs to pass j // n, so passes
+are counted exactly, no batch is partial, and batch k is known without drawing the k before it. The
+augmentation of an image is drawn from a generator keyed by (seed, pass, index). So a run that resumes at
+batch k, or runs with other workers, reads the bits that the uninterrupted run would have read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ __all__ = [
     "training_batches",
 ]
 
-T = TypeVar("T")
 GIB = 2**30
 
 
@@ -58,10 +57,10 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Return the endless stream of training batches from batch `start` on.
 
-    Batch k holds the items k * batch_size ... (k + 1) * batch_size - 1 of the concatenated permutations; n / batch_size
-    batches are one pass. `augment` comes after the data set's own transform and may draw from torch's global generator.
-    Neither `start` nor `workers` changes a bit of a batch. Errors: ValueError for an empty data set, a batch size
-    below 1, a negative start.
+    Batch k holds the items k * batch_size ... (k + 1) * batch_size - 1 of the concatenated permutations; n
+    / batch_size batches are one pass. `augment` comes after the data set's own transform and may draw from
+    torch's global generator. Neither `start` nor `workers` changes a bit of a batch. Errors: ValueError for
+    an empty data set, a batch size below 1, a negative start.
     """
     if len(dataset) == 0:
         raise ValueError("the data set is empty: expected at least one image to train on")
@@ -74,7 +73,7 @@ def training_batches(
 
 
 def evaluation_batches(dataset: Labelled, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Return every sample once, in order; the last batch may be smaller. Errors: ValueError for a batch size below 1."""
+    """Return every sample once, in order; the last batch may be smaller. Errors: ValueError, batch size below 1."""
     if batch_size < 1 or workers < 0:
         raise ValueError(f"expected batch_size >= 1 and workers >= 0; came {batch_size} and {workers}")
     starts = range(0, len(dataset), batch_size)
@@ -99,9 +98,7 @@ class View(Dataset[Sample]):
     ) -> None:
         self.dataset = dataset
         self.indices = [int(index) for index in indices]
-        self.targets = (
-            [dataset.targets[index] for index in self.indices] if targets is None else list(targets)
-        )
+        self.targets = [dataset.targets[index] for index in self.indices] if targets is None else list(targets)
         self.classes = list(dataset.classes if classes is None else classes)
         self.ids = [dataset.ids[index] for index in self.indices]
         if len(self.targets) != len(self.indices):
@@ -154,8 +151,9 @@ def subset(
 ) -> View:
     """Choose `per_class` images of each class, or some of the classes, or both.
 
-    A number of `classes` are drawn with the seed, names are taken as given; targets count the chosen classes in their old
-    order. Subsets are nested: with one seed, 2 a class are among 5 a class. Order is that of the data set.
+    A number of `classes` are drawn with the seed, names are taken as given; targets count the chosen
+    classes in their old order. Subsets are nested: with one seed, 2 a class are among 5 a class. Order is
+    that of the data set.
     Errors: ValueError for a class with fewer images, an unknown class, a number out of range.
     """
     chosen = _chosen_classes(dataset.classes, classes, seed=seed)
@@ -163,9 +161,7 @@ def subset(
         raise ValueError(f"expected at least one image a class, came per_class={per_class}")
     members = _members(dataset)
     indices = sorted(
-        index
-        for label in chosen
-        for index in _drawn(dataset, members[label], label, count=per_class, seed=seed)
+        index for label in chosen for index in _drawn(dataset, members[label], label, count=per_class, seed=seed)
     )
     renumbered = {label: number for number, label in enumerate(chosen)}
     return View(
@@ -216,9 +212,7 @@ def _members(dataset: Labelled) -> list[list[int]]:
     return members
 
 
-def _drawn(
-    dataset: Labelled, members: Sequence[int], label: int, *, count: int | None, seed: int
-) -> Sequence[int]:
+def _drawn(dataset: Labelled, members: Sequence[int], label: int, *, count: int | None, seed: int) -> Sequence[int]:
     if count is None:
         return members
     if len(members) < count:
@@ -226,9 +220,7 @@ def _drawn(
             f"class {dataset.classes[label]} has {len(members)} images, expected at least {count}: lower the number "
             "a class"
         )
-    return [
-        members[place] for place in np.random.default_rng([seed, label]).permutation(len(members))[:count]
-    ]
+    return [members[place] for place in np.random.default_rng([seed, label]).permutation(len(members))[:count]]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -262,7 +254,7 @@ class _Keyed(Dataset[Sample]):
             return sample if self.augment is None else self.augment(sample)
 
 
-def _loaded(dataset, keys, *, workers: int) -> Iterator[Batch]:
+def _loaded(dataset: Any, keys: Iterable[Sequence[Any]], *, workers: int) -> Iterator[Batch]:
     loader = DataLoader(
         dataset,
         batch_sampler=keys,

@@ -4,8 +4,8 @@
     root/<split>_boxes.csv                image,class,x0,y0,x1,y1[,width,height]; several rows an image
     root/<split>_masks/<class>/<stem>.png pixel masks: 0 background, 255 object, 128 ignored
 
-Boxes and masks are optional. `image` is the path relative to the root. Boxes are half-open, in pixels of the upright
-picture or, where `width,height` are given, of a picture of that size.
+Boxes and masks are optional. `image` is the path relative to the root. Boxes are half-open, in pixels of
+the upright picture or, where `width,height` are given, of a picture of that size.
 """
 
 import csv
@@ -60,8 +60,9 @@ class BoxRow(NamedTuple):
 def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
     """Decode a picture of any mode to 8-bit RGB, upright.
 
-    Grey, palette, CMYK: converted. 16-bit grey: scaled, 65535 to 255. Transparency: laid over white, as viewers show
-    it. EXIF orientation: applied. Errors: ValueError naming a file that cannot be decoded, FileNotFoundError.
+    Grey, palette, CMYK: converted. 16-bit grey: scaled, 65535 to 255. Transparency: laid over white, as
+    viewers show it. EXIF orientation: applied. Errors: ValueError naming a file that cannot be decoded,
+    FileNotFoundError.
     """
     try:
         with Image.open(path) as picture:
@@ -106,8 +107,8 @@ def tight_box(pixels: Pixels) -> Boxes:
 def read_boxes(path: Path) -> dict[str, list[BoxRow]]:
     """Read a box table, by image. Header `image,class,x0,y0,x1,y1`, optionally `width,height`; more columns may follow.
 
-    Errors: FileNotFoundError; ValueError naming the line, for a missing column, something that is no number, a box
-    of zero area, a box outside of the stated width and height.
+    Errors: FileNotFoundError; ValueError naming the line, for a missing column, something that is no
+    number, a box of zero area, a box outside of the stated width and height.
     """
     table: dict[str, list[BoxRow]] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -141,11 +142,11 @@ def boxes_in(rows: Sequence[BoxRow], *, width: int, height: int, source: str) ->
 class ImageFolder(Dataset[Sample]):
     """Pictures in a folder a class, with boxes and pixel masks where there are any.
 
-    `classes` pins the order (and so the targets) to that of another split; else the sorted folder names. Boxes whose
-    class is another than the picture's are left out: they are no evidence for it. Where there is a mask but no box
-    table, the box is the tight box of the mask. Everything but the pictures themselves is checked here, at once;
-    a picture that cannot be decoded is named when it is read. `skip_broken` decodes all of them here and leaves the
-    broken ones out, with one warning.
+    `classes` pins the order (and so the targets) to that of another split; else the sorted folder names.
+    Boxes whose class is another than the picture's are left out: they are no evidence for it. Where there
+    is a mask but no box table, the box is the tight box of the mask. Everything but the pictures themselves
+    is checked here, at once; a picture that cannot be decoded is named when it is read. `skip_broken`
+    decodes all of them here and leaves the broken ones out, with one warning.
 
     Errors: FileNotFoundError for a missing folder; ValueError for a class folder without pictures, an
     unknown class, a table that names a missing picture, a box outside of its picture.
@@ -235,9 +236,7 @@ class ImageFolder(Dataset[Sample]):
         if not broken:
             return
         names = ", ".join(self.ids[index] for index in broken[:5]) + (" ..." if len(broken) > 5 else "")
-        warnings.warn(
-            f"{len(broken)} of {len(self.ids)} pictures are broken and left out: {names}", stacklevel=3
-        )
+        warnings.warn(f"{len(broken)} of {len(self.ids)} pictures are broken and left out: {names}", stacklevel=3)
         kept = sorted(set(range(len(self.ids))) - set(broken))
         if not kept:
             raise ValueError(f"none of the {len(broken)} pictures in {self.root / self.split} can be decoded")
@@ -339,7 +338,8 @@ def _box_row(row: dict[str, str], *, path: Path, line: int) -> BoxRow:
     x0, y0, x1, y1 = (finite_number(row[name], where=f"{where}, {name}") for name in HEADER[2:])
     frame = None
     if "width" in row:
-        frame = tuple(finite_number(row[name], where=f"{where}, {name}") for name in ("width", "height"))
+        width, height = (finite_number(row[name], where=f"{where}, {name}") for name in ("width", "height"))
+        frame = (width, height)
     parsed = BoxRow(line=line, label=row["class"], box=(x0, y0, x1, y1), frame=frame)
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"{where}: expected x0 < x1 and y0 < y1, came a box of no area, {parsed.box}")
@@ -352,6 +352,6 @@ def _inside(row: BoxRow, *, width: float, height: float, source: str) -> None:
     x0, y0, x1, y1 = row.box
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         raise ValueError(
-            f"{source} line {row.line}: the box {row.box} reaches outside of its picture, {width:g} wide and {height:g} "
-            "high; expected half-open pixels of the upright picture"
+            f"{source} line {row.line}: the box {row.box} reaches outside of its picture, {width:g} wide and "
+            f"{height:g} high; expected half-open pixels of the upright picture"
         )

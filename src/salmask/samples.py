@@ -1,8 +1,9 @@
 """One example, many examples, and the one transform that moves picture, boxes and pixel mask together.
 
 A `Sample` is what a reader returns: the decoded picture with all that is known about where its evidence is.
-A transform is a callable `Sample -> Sample`. The geometry is torchvision's (`tv_tensors`); it is applied once to
-picture, boxes and pixels, so that they cannot drift apart. A `Batch` is what training and evaluation read.
+A transform is a callable `Sample -> Sample`. The geometry is torchvision's (`tv_tensors`); it is applied
+once to picture, boxes and pixels, so that they cannot drift apart. A `Batch` is what training and
+evaluation read.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,8 +40,8 @@ __all__ = [
 class Sample:
     """One picture, its class, and where its evidence is known to be.
 
-    `id` is the path relative to the root, with forward slashes. `boxes` may have no row. `pixels` is None where no
-    pixel mask is known.
+    `id` is the path relative to the root, with forward slashes. `boxes` may have no row. `pixels` is None
+    where no pixel mask is known.
     """
 
     id: str
@@ -139,8 +140,9 @@ def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
 def move(sample: Sample, transform: v2.Transform, *, clip: bool) -> Sample:
     """Apply one torchvision geometry to picture, boxes and pixels at once.
 
-    Pictures are interpolated as the transform says, pixel masks by nearest neighbour. With `clip`, boxes are cut at
-    the new border and lost ones dropped; without, every box stays, also where it now reaches beyond the picture.
+    Pictures are interpolated as the transform says, pixel masks by nearest neighbour. With `clip`, boxes
+    are cut at the new border and lost ones dropped; without, every box stays, also where it now reaches
+    beyond the picture.
     """
     height, width = sample.image.shape[-2:]
     parts: dict[str, Tensor] = {"image": tv_tensors.Image(sample.image)}
@@ -176,8 +178,8 @@ class Squash:
 class ShortSide:
     """Resize the short side to `resize` (default: `size`), then cut out the centre, size x size.
 
-    Boxes are not cut at the border unless `clip` is set: the published localization scores count a box with its
-    whole area, also what the centre crop has cut off. Source: Phang, Park & Geras, 2020.
+    Boxes are not cut at the border unless `clip` is set: the published localization scores count a box with
+    its whole area, also what the centre crop has cut off. Source: Phang, Park & Geras, 2020.
     """
 
     size: int
@@ -202,8 +204,8 @@ class ShortSide:
 class CropFlip:
     """Training: a random part of the picture resized to size x size, flipped at random.
 
-    `scale` bounds the part's share of the area, `ratio` its width over height. Draws from torch's global generator,
-    which `training_batches` sets per image. Boxes are cut at the border; lost ones are dropped.
+    `scale` bounds the part's share of the area, `ratio` its width over height. Draws from torch's global
+    generator, which `training_batches` sets per image. Boxes are cut at the border; lost ones are dropped.
     """
 
     size: int

@@ -1,10 +1,12 @@
 """Pictures whose evidence is known to the pixel: the data to try everything on, made in seconds.
 
-A picture shows one textured object of ten classes among clutter. The class is the object's outline and nothing else:
+A picture shows one textured object of ten classes among clutter. The class is the object's outline and
+nothing else:
 
 - colour, texture, size, place, stretch and rotation are drawn independently of the class;
 - the ground is noise with a natural (1/f) spectrum, broken by regions with sharp borders;
-- distractors (blobs, splinters, bars) wear the same textures and colours, at the same contrast, in every class, and
+- distractors (blobs, splinters, bars) wear the same textures and colours, at the same contrast, in every
+class, and
   now and then a line crosses the object.
 
 So texture, colour, contrast, edges and the centre of the picture do not tell where the object is. Drawing is
@@ -14,11 +16,13 @@ Everything is a function of (seed, index, size).
 
 import csv
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
 import cv2
 import numpy as np
+import scipy.fft
 import torch
 from jaxtyping import Float
 from numpy.random import Generator
@@ -36,8 +40,10 @@ Contours = list[np.ndarray]
 
 FINE = 4  # subpixels along each side of a pixel
 SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
-AREA = (0.05, 0.30)  # of the picture, before the border limits it
-CONTRAST = 0.3  # least distance in RGB between the mean colours of a thing and what it covers
+AREA = (0.07, 0.30)  # of the picture, before the border limits it
+DIM = (0.15, 0.4)  # mean brightness of the ground
+VIVID = (0.6, 0.85)  # and of the things on it, the object and the distractors alike
+MIX = 0.5
 
 
 class Synthetic(Dataset[Sample]):
@@ -54,8 +60,7 @@ class Synthetic(Dataset[Sample]):
         self.classes = list(SHAPES)
         self.targets = [_target(seed, index) for index in range(n)]
         self.ids = [
-            f"synthetic-{seed}/{self.classes[target]}/{index:06d}.png"
-            for index, target in enumerate(self.targets)
+            f"synthetic-{seed}/{self.classes[target]}/{index:06d}.png" for index, target in enumerate(self.targets)
         ]
 
     def __len__(self) -> int:
@@ -68,9 +73,7 @@ class Synthetic(Dataset[Sample]):
         picture, cover = _draw(np.random.default_rng([self.seed, index, 1]), self.classes[target], self.size)
         pixels = torch.from_numpy((cover >= 0.5).astype(np.uint8))
         image = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-        sample = Sample(
-            id=self.ids[index], image=image, target=target, boxes=tight_box(pixels), pixels=pixels
-        )
+        sample = Sample(id=self.ids[index], image=image, target=target, boxes=tight_box(pixels), pixels=pixels)
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -85,9 +88,10 @@ def write_folder(root: str | Path, *, train: int, val: int, seed: int, size: int
 
 def _write(root: Path, split: str, index: int, dataset: Synthetic) -> list[object]:
     sample, label = dataset[index], dataset.classes[dataset.targets[index]]
+    covered = torch.zeros(0) if sample.pixels is None else sample.pixels
     name = f"{split}/{label}/{index:06d}.png"
     mask = f"{split}_masks/{label}/{index:06d}.png"
-    pictures = {name: sample.image.permute(1, 2, 0).numpy(), mask: sample.pixels.numpy() * np.uint8(255)}
+    pictures = {name: sample.image.permute(1, 2, 0).numpy(), mask: covered.numpy() * np.uint8(255)}
     for path, array in pictures.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(root / path)
@@ -103,7 +107,7 @@ def _target(seed: int, index: int) -> int:
 def _draw(rng: Generator, label: str, size: int) -> tuple[np.ndarray, Plane]:
     """Return the picture, uint8 (size, size, 3), and how much of each pixel the object covers."""
     canvas = _ground(rng, size)
-    for _ in range(rng.integers(2, 5)):
+    for _ in range(rng.integers(1, 4)):
         canvas = _paint(rng, canvas, _coverage(_distractor(rng, size), size))
     cover = _coverage(_place(rng, SHAPES[label](), size), size)
     canvas = _paint(rng, canvas, cover)
@@ -111,7 +115,7 @@ def _draw(rng: Generator, label: str, size: int) -> tuple[np.ndarray, Plane]:
         line = _coverage(_bar(rng, size, thickness=rng.uniform(0.02, 0.04)), size)
         canvas, cover = _paint(rng, canvas, line), cover * (1 - line)
     light = 1 + 0.15 * _ramp(rng, size)[..., None]
-    grain = rng.normal(0, 0.02, canvas.shape).astype(np.float32)
+    grain = 0.02 * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.round(np.clip(canvas * light + grain, 0, 1) * 255).astype(np.uint8), cover
 
 
@@ -120,42 +124,45 @@ def _draw(rng: Generator, label: str, size: int) -> tuple[np.ndarray, Plane]:
 
 def _noise(rng: Generator, size: int, *, slope: float, planes: int) -> np.ndarray:
     """Return noise with amplitude 1/f^slope, mean 0 and deviation 1 per plane, (size, size, planes)."""
+    amplitude = _frequencies(size) ** np.float32(-slope)
+    white = rng.standard_normal((planes, *amplitude.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+    waves = scipy.fft.irfft2(white * amplitude, s=(size, size))  # mean 0: the lowest amplitude is 0
+    waves /= np.sqrt(np.square(waves).mean((1, 2), keepdims=True))
+    return waves.transpose(1, 2, 0)
+
+
+@lru_cache
+def _frequencies(size: int) -> Plane:
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
-    white = rng.normal(size=(2, planes, *frequency.shape))
-    waves = np.fft.irfft2((white[0] + 1j * white[1]) / frequency**slope, s=(size, size))
-    waves = (waves - waves.mean((1, 2), keepdims=True)) / waves.std((1, 2), keepdims=True)
-    return waves.transpose(1, 2, 0).astype(np.float32)
+    return frequency.astype(np.float32)
+
+
+@lru_cache
+def _line(size: int) -> Float[np.ndarray, " size"]:
+    return np.linspace(-1, 1, size, dtype=np.float32)
 
 
 def _ramp(rng: Generator, size: int) -> Plane:
     """Return a linear ramp in a random direction, -1 to 1 at most."""
-    angle, line = rng.uniform(0, 2 * np.pi), np.linspace(-1, 1, size, dtype=np.float32)
-    return (np.cos(angle) * line[None] + np.sin(angle) * line[:, None]) / np.float32(np.sqrt(2))
+    angle, line = rng.uniform(0, 2 * np.pi), _line(size) / np.float32(np.sqrt(2))
+    return np.float32(np.cos(angle)) * line[None] + np.float32(np.sin(angle)) * line[:, None]
 
 
 def _pattern(rng: Generator, size: int) -> Plane:
     """Return one of four textures as a weight in [0, 1]: stripes, dots, a ramp, noise."""
-    angle, waves = rng.uniform(0, np.pi), rng.uniform(6, 12)
-    line = np.linspace(0, 2 * np.pi * waves, size, dtype=np.float32)
-    across = np.cos(angle) * line[None] + np.sin(angle) * line[:, None]
-    along = np.cos(angle) * line[:, None] - np.sin(angle) * line[None]
+    turns = rng.uniform(6, 12) * np.sqrt(2) * np.pi
     kind = rng.integers(4)
     if kind == 0:
-        wave = 2 * np.sin(across)
+        wave = 2 * np.sin(turns * _ramp(rng, size))
     elif kind == 1:
-        wave = 3 * np.sin(across) * np.sin(along)
+        across = turns * _ramp(rng, size)
+        wave = 3 * np.sin(across) * np.sin(np.rot90(across))
     elif kind == 2:
         wave = 2 * _ramp(rng, size)
     else:
         wave = _noise(rng, size, slope=1.0, planes=1)[..., 0]
-    return np.clip(0.5 + 0.5 * wave, 0, 1)
-
-
-def _texture(rng: Generator, size: int, base: np.ndarray) -> Colours:
-    other = np.clip(base + rng.uniform(-0.3, 0.3, 3), 0, 1).astype(np.float32)
-    weight = _pattern(rng, size)[..., None]
-    return weight * base + (1 - weight) * other
+    return np.clip(0.5 + 0.5 * wave, 0, 1, dtype=np.float32)
 
 
 def _ground(rng: Generator, size: int) -> Colours:
@@ -164,25 +171,40 @@ def _ground(rng: Generator, size: int) -> Colours:
     field = _noise(rng, size, slope=1.8, planes=1)[..., 0]
     for level in rng.uniform(0.2, 1.2, rng.integers(1, 3)):
         edge = np.clip((field - level) * size / 8, 0, 1)[..., None]
-        canvas, field = edge * _scenery(rng, size) + (1 - edge) * canvas, -field
+        canvas, field = canvas + edge * (_scenery(rng, size) - canvas), -field
     return canvas
 
 
 def _scenery(rng: Generator, size: int) -> Colours:
-    colour = rng.uniform(0.15, 0.85, 3).astype(np.float32)
-    noise = _noise(rng, size, slope=rng.uniform(0.8, 1.3), planes=4)
-    return colour + 0.12 * noise[..., :1] + 0.04 * noise[..., 1:] + 0.1 * _ramp(rng, size)[..., None]
+    colour = _colour(rng, *DIM)
+    noise = _noise(rng, size, slope=rng.uniform(0.8, 1.3), planes=2)
+    grey = 0.07 * noise[..., 0] + 0.05 * _ramp(rng, size)
+    return noise[..., 1:] * rng.normal(0, 0.05, 3).astype(np.float32) + grey[..., None] + colour
 
 
 def _paint(rng: Generator, canvas: Colours, cover: Plane) -> Colours:
-    """Lay a thing over the canvas in a random texture that stands out from what it covers."""
-    weight = cover[..., None]
-    under = (canvas * weight).sum((0, 1)) / max(float(cover.sum()), 1e-6)
-    colours = rng.uniform(0.05, 0.95, (8, 3)).astype(np.float32)
-    distance = np.linalg.norm(colours - under, axis=1)
-    clear = np.flatnonzero(distance >= CONTRAST)
-    base = colours[clear[0] if len(clear) else distance.argmax()]
-    return weight * _texture(rng, canvas.shape[0], base) + (1 - weight) * canvas
+    """Lay a thing over the canvas in a random texture of two colours."""
+    pattern = _pattern(rng, canvas.shape[0])
+    base, other = (_colour(rng, *VIVID) for _ in range(2))
+    other = base + MIX * (other - base)
+    if not cover.any():
+        return canvas
+    window = _window(cover)  # the rest of the canvas stays as it is
+    texture = other + pattern[window][..., None] * (base - other)
+    painted = canvas.copy()
+    painted[window] += cover[window][..., None] * (texture - canvas[window])
+    return painted
+
+
+def _colour(rng: Generator, low: float, high: float) -> np.ndarray:
+    """Return a colour of random hue whose brightness (mean of the channels) lies between two values."""
+    hue = rng.dirichlet((1, 1, 1)) * 3
+    return np.clip(rng.uniform(low, high) * (0.35 + 0.65 * hue), 0, 1).astype(np.float32)
+
+
+def _window(cover: Plane) -> tuple[slice, slice]:
+    rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 # Outlines: lists of contours around the origin; a second contour is a hole
@@ -267,9 +289,9 @@ def _distractor(rng: Generator, size: int) -> Contours:
     count = 40 if kind == 0 else int(rng.integers(6, 10))
     angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
     if kind == 0:
-        radius = 1 + sum(0.28 * np.cos(wave * angle + rng.uniform(0, 2 * np.pi)) for wave in (2, 3, 4))
+        radius = 1 + sum(0.28 * np.cos(wave * angle + rng.uniform(0, 2 * np.pi)) for wave in (3, 4, 5))
     else:
-        radius = rng.uniform(0.25, 1.2, count)
+        radius = rng.choice([0.3, 0.7, 1.3], count)
     points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
     return [points * rng.uniform(0.08, 0.2) * size + rng.uniform(0, size, 2)]
 
