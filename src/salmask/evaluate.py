@@ -18,8 +18,9 @@ import numpy as np
 
 from salmask.measure import COLUMNS, Block, Job, Rules, measure, take
 from salmask.pictures import strip
-from salmask.records import Failures, Writer, agree_on_meta, file_name
+from salmask.records import agree_on_meta, file_name
 from salmask.report import write_report
+from salmask.writer import Failures, Writer
 
 __all__ = ["COLUMNS", "Rules", "evaluate"]
 

@@ -193,7 +193,7 @@ def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[An
 def _masks(explanation: Any, normalizer: str, name: str, ids: list[str]) -> Masks:
     """Return the maps in [0, 1]; a map outside it without a normaliser is an error, never a silent rescale."""
     if normalizer != "none":
-        return explanation.normalized(normalizer).detach().float()
+        return explanation.normalized(normalizer).masks.detach().float()
     masks = explanation.masks.detach().float()
     low, high = float(masks.min()), float(masks.max())
     if low < 0 or high > 1:

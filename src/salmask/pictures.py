@@ -30,7 +30,10 @@ def to_uint8(image: Any) -> UInt8[ndarray, "height width 3"]:
 
     Errors: ValueError for another shape.
     """
-    array = np.asarray(image.detach().float().cpu() if hasattr(image, "detach") else image)
+    if hasattr(image, "detach"):
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image  # numpy has no bfloat16
+    array = np.asarray(image)
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return array
     if array.ndim != 3 or array.shape[0] != 3:

@@ -190,7 +190,7 @@ def agreement_chart(names: Sequence[str], matrix: ndarray) -> Figure:
     side = 0.46 * len(names) + 1.5
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(matrix, cmap="RdBu", vmin=-1.35, vmax=1.35)  # paler than the map's ends: text stays readable
+    axes.imshow(matrix, cmap="RdBu", vmin=-1.7, vmax=1.7)  # paler than the map's ends: text stays readable
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.tick_params(length=0, colors=_INK)

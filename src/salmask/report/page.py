@@ -119,7 +119,7 @@ def _page(
         scores=_score_rows(summary, meta),
         differences=_difference_rows(summary),
         differing=[summary.column(name) for name in summary.differences],
-        grid=_grid(folder, list(summary.intervals)),
+        grid=_grid(folder, list(summary.intervals), failures),
         cell=_CELL,
         cost=_cost(summary),
         agreement=None if agreed is None else _figure(charts.agreement_chart(*agreed)),
@@ -161,8 +161,8 @@ def _score_rows(summary: Summary, meta: Mapping[str, Any]) -> list[dict[str, Any
             note = f"{column.name}: {interval.n} images" + (f", {interval.missing} missing" if interval.missing else "")
             cells.append(
                 {
-                    "text": number(interval.mean),
-                    "spread": spread(interval) if column.name not in COST[1:] else "",
+                    "text": number(interval.mean, cost=column.name in COST),
+                    "spread": "" if column.name in COST else spread(interval),
                     "mark": mark,
                     "value": "" if math.isnan(interval.mean) else repr(interval.mean),
                     "note": note,
@@ -225,6 +225,8 @@ def _cost(summary: Summary) -> Markup | None:
     column = summary.column(metric)
     points = {}
     for name, table in summary.intervals.items():
+        if name in summary.unranked:
+            continue  # it would press all others together
         seconds = summary.mean(name, "seconds")
         if metric in table and seconds > 0 and not math.isnan(table[metric].mean):
             points[name] = (seconds, _turned(table[metric]) if metric == "le" else table[metric])
@@ -255,20 +257,32 @@ def _settings(meta: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]
     ]
 
 
-def _grid(folder: Path, explainers: Sequence[str]) -> dict[str, Any]:
+def _grid(folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the picture grid: rows are images, columns explainers; every strip embedded once."""
     shown = [name for name in explainers if (folder / "pictures" / file_name(name)).is_dir()]
     files = {
         name: {path.stem: path for path in (folder / "pictures" / file_name(name)).glob("*.png")} for name in shown
     }
+    failed = {(one.get("explainer"), file_name(str(one.get("image")))) for one in failures}
     images = sorted({stem for table in files.values() for stem in table})
     rows = []
     for image in images:
         strips = {name: _strip(files[name][image]) for name in shown if image in files[name]}
         first = next(iter(strips.values()))
-        cells = [{"name": name, "data": _embed(strips[name][1]) if name in strips else None} for name in shown]
+        cells = [
+            {
+                "name": name,
+                "data": _embed(strips[name][1]) if name in strips else None,
+                "absent": "failed" if (name, image) in failed else "–",
+            }
+            for name in shown
+        ]
         rows.append({"image": image.replace("__", "/"), "data": _embed(first[0]), "cells": cells})
     return {"explainers": shown, "rows": rows}
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in folder.glob("*.png")}
 
 
 def _strip(path: Path) -> tuple[Image.Image, Image.Image]:
@@ -288,7 +302,7 @@ def _strip(path: Path) -> tuple[Image.Image, Image.Image]:
 
 def _embed(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=82, method=4)
+    image.save(buffer, format="WEBP", quality=80, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -39,7 +39,9 @@ def describe(
     texts += [_cost(summary), _degenerate(summary), _disagreement(agreement)]
     if failures:
         failed = sorted({str(one.get("explainer")) for one in failures})
-        texts.append(f"{len(failures)} explanations failed ({_names(failed)}); their images are left out there.")
+        one = len(failures) == 1
+        what = "1 explanation failed" if one else f"{len(failures)} explanations failed"
+        texts.append(f"{what} ({_names(failed)}); {'its image is' if one else 'their images are'} left out there.")
     return [text for text in texts if text]
 
 
@@ -85,16 +87,18 @@ def _cost(summary: Summary) -> str:
     seconds = {
         name: summary.mean(name, "seconds")
         for name in summary.intervals
-        if summary.mean(name, "seconds") > 0 and summary.mean(name, "passes") != 0
+        if name not in summary.unranked and summary.mean(name, "seconds") > 0 and summary.mean(name, "passes") != 0
     }
     if len(seconds) < 2:
         return ""
     fast, slow = min(seconds, key=lambda n: seconds[n]), max(seconds, key=lambda n: seconds[n])
-    text = f"Of those that ask the classifier, {fast} is the cheapest, {number(1000 * seconds[fast])} ms an image"
-    text += f"; {slow} the dearest, {number(seconds[slow] / seconds[fast])} times as long"
+    time, ratio = number(1000 * seconds[fast], cost=True), number(seconds[slow] / seconds[fast], cost=True)
+    text = f"Of those that ask the classifier, {fast} is the cheapest, {time} ms an image"
+    text += f"; {slow} the dearest, {ratio} times as long"
     passes = {name: summary.mean(name, "passes") for name in (fast, slow)}
     if not any(math.isnan(value) for value in passes.values()):
-        text += f" ({number(passes[slow])} passes against {number(passes[fast])})"
+        few, many = number(passes[fast], cost=True), number(passes[slow], cost=True)
+        text += f" ({many} passes against {few})"
     return text + "."
 
 

@@ -230,20 +230,28 @@ def table(
     }
 
 
-def number(value: float | None) -> str:
-    """Return three decimals, or three digits of a large or very small number; a dash for none."""
+def number(value: float | None, *, cost: bool = False) -> str:
+    """Return a score with three decimals, a cost with two to three digits; a dash for none."""
     if value is None or math.isnan(value):
         return "–"
     size = abs(value)
     if size >= 1000:
-        return f"{value:,.0f}".replace("-", "−")
-    text = f"{value:.3g}" if size >= 10 or 0 < size < 0.01 else f"{value:.3f}"
-    return text.replace("-", "−") if "e" not in text else text
+        text = f"{value:,.0f}"
+    elif cost:
+        text = f"{value:.0f}" if value == round(value) else f"{value:#.2g}" if size < 0.1 else f"{value:.3g}"
+    else:
+        text = f"{value:.3f}" if size < 100 else f"{value:.1f}"
+    if size < 0.001 and size != 0:
+        text = f"{value:.1e}".replace("e-0", "e-") if cost else text
+    text = text.replace("-0.000", "0.000") if float(text.replace(",", "")) == 0 else text
+    return text.replace("-", "−")
 
 
-def spread(interval: Interval) -> str:
+def spread(interval: Interval, *, cost: bool = False) -> str:
     """Return "[low, high]", nothing where there is no interval."""
-    return "" if math.isnan(interval.low) else f"[{number(interval.low)}, {number(interval.high)}]"
+    if math.isnan(interval.low):
+        return ""
+    return f"[{number(interval.low, cost=cost)}, {number(interval.high, cost=cost)}]"
 
 
 def markdown(
@@ -266,8 +274,10 @@ def markdown(
             if interval is None:
                 texts.append("–")
                 continue
-            text = f"**{number(interval.mean)}**" if (best or {}).get(column.name) == name else number(interval.mean)
+            cost = column.name in COST
+            text = number(interval.mean, cost=cost)
+            text = f"**{text}**" if (best or {}).get(column.name) == name else text
             text += "°" if name in (tied or {}).get(column.name, ()) else ""
-            texts.append(f"{text} {spread(interval)}".strip())
+            texts.append(text if cost else f"{text} {spread(interval)}".strip())
         lines.append("| " + " | ".join([name.replace("|", "\\|"), *texts]) + " |")
     return "\n".join(lines) + "\n"
