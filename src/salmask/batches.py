@@ -254,7 +254,7 @@ class _Keyed(Dataset[Sample]):
             return sample if self.augment is None else self.augment(sample)
 
 
-def _loaded(dataset: Any, keys: Iterable[Sequence[Any]], *, workers: int) -> Iterator[Batch]:
+def _loaded(dataset: Any, keys: Iterable[list[Any]], *, workers: int) -> Iterator[Batch]:
     loader = DataLoader(
         dataset,
         batch_sampler=keys,

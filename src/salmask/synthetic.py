@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ from torch.utils.data import Dataset
 
 from salmask.readers import tight_box
 from salmask.samples import Sample, SampleTransform
+from salmask.types import Pixels
 
 __all__ = ["SHAPES", "Synthetic", "write_folder"]
 
@@ -88,10 +90,10 @@ def write_folder(root: str | Path, *, train: int, val: int, seed: int, size: int
 
 def _write(root: Path, split: str, index: int, dataset: Synthetic) -> list[object]:
     sample, label = dataset[index], dataset.classes[dataset.targets[index]]
-    covered = torch.zeros(0) if sample.pixels is None else sample.pixels
+    object_pixels = cast(Pixels, sample.pixels)
     name = f"{split}/{label}/{index:06d}.png"
     mask = f"{split}_masks/{label}/{index:06d}.png"
-    pictures = {name: sample.image.permute(1, 2, 0).numpy(), mask: covered.numpy() * np.uint8(255)}
+    pictures = {name: sample.image.permute(1, 2, 0).numpy(), mask: object_pixels.numpy() * np.uint8(255)}
     for path, array in pictures.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(root / path)
