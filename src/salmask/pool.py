@@ -1,0 +1,74 @@
+"""The pool of historic classifiers of CA training: earlier selves of the network, kept in memory and on disk.
+
+A member is a full state (weights and normalisation statistics). `draw` lends a second network that holds a
+member's state, in eval mode; the trained network is never overwritten. Members are drawn uniformly; a full pool
+replaces a uniformly drawn member. Source: Zolna, Geras & Cho (2018); Phang, Park & Geras (2020).
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from salmask.classifier import Classifier
+from salmask.files import replace_file
+
+__all__ = ["ClassifierPool"]
+
+
+class ClassifierPool:
+    """At most `size` earlier states of a classifier, one stored every `every` batches."""
+
+    def __init__(self, classifier: Classifier, *, size: int, every: int, generator: Generator) -> None:
+        if size < 1 or every < 1:
+            raise ValueError(f"a pool needs a size and an interval of at least 1, came {size} and {every}")
+        self.size, self.every, self.generator = size, every, generator
+        self._members: dict[int, dict[str, Tensor]] = {}
+        self._lent = copy.deepcopy(classifier).eval().requires_grad_(False)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def steps(self) -> list[int]:
+        """The batch numbers at which the members were stored."""
+        return list(self._members)
+
+    def offer(self, step: int, network: nn.Module) -> None:
+        """Store the network before batch `step` if it is due: at the start, and every `every` batches."""
+        if self._members and step % self.every:
+            return
+        if len(self._members) == self.size:
+            del self._members[self.steps[self._choose(self.size)]]
+        # A copy: on the CPU `.cpu()` would hand out the live weights.
+        self._members[step] = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+    def draw(self) -> Classifier:
+        """Return a frozen classifier in the state of a uniformly drawn member."""
+        self._lent.network.load_state_dict(self._members[self.steps[self._choose(len(self))]])
+        return self._lent
+
+    def save(self, folder: Path) -> list[int]:
+        """Write members that are not on disk yet, one file each; return the steps of all members."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for step, state in self._members.items():
+            path = folder / f"{step:09d}.pt"
+            if not path.exists():
+                replace_file(path, lambda at, state=state: torch.save(state, at))
+        return self.steps
+
+    def prune(self, folder: Path) -> None:
+        """Delete the files of replaced members; call it once a checkpoint that does not name them is written."""
+        for path in folder.glob("*.pt"):
+            if int(path.stem) not in self._members:
+                path.unlink()
+
+    def load(self, folder: Path, steps: list[int]) -> None:
+        """Take up the members that a checkpoint names."""
+        self._members = {step: torch.load(folder / f"{step:09d}.pt", weights_only=True) for step in steps}
+
+    def _choose(self, count: int) -> int:
+        return int(torch.randint(count, (1,), generator=self.generator))
+
+

@@ -1,0 +1,467 @@
+"""Training a masker: the game of `objective`, played over a data set.
+
+FIX: the classifier is held still, and both pictures go through it as one batch. CA: it is trained alongside,
+step by step as in Phang, Park & Geras (2020), with the masker's gradient taken before the classifier moves.
+
+    FIX  maps = F(x);  m = M(maps);  lower objective(play(F, x, m, y)) over M
+    CA   F learns on x;  m = M(maps);  F' = F or an earlier self;  lower objective(play(F', x, m, y)) over M;
+         unless F' is an earlier self: F learns on the kept and on the removed picture
+
+A run is a pure function of (data, settings, seed): batches are drawn by number, everything else that draws holds
+a generator of its own, and a checkpoint holds all state. A run that was killed and resumed gives, on a CPU, the
+bit-identical masker.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+
+from salmask.classifier import Classifier
+from salmask.data import Batch
+from salmask.files import replace_file, writable_folder
+from salmask.masker import Masker
+from salmask.masking import MeanColour
+from salmask.objective import Outcome, Score, play
+from salmask.pool import ClassifierPool
+from salmask.recipes import Recipe
+from salmask.types import Infill
+
+__all__ = ["Settings", "still_statistics", "train"]
+
+CHECKPOINT, METRICS, POOL = "checkpoint.pt", "metrics.jsonl", "pool"
+Batches = Callable[[int], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a masker is trained; the defaults are the paper's.
+
+    epochs: full passes over the data. decay_at: shares of the run after which both learning rates are divided by
+    10. clip: norm of the masker's gradient. precision: "32-true", "bf16-mixed" or "16-mixed". log_every,
+    save_every: batches. areas: range of the target areas that a p-conditioned masker is trained with.
+    clean_statistics: in CA, normalisation statistics are kept of the clean pictures alone; the published code
+    mixes all three kinds.
+    """
+
+    epochs: float = 12.0
+    batch_size: int = 72
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    classifier_lr: float = 1e-3
+    momentum: float = 0.9
+    decay_at: tuple[float, ...] = (1 / 3, 2 / 3)
+    clip: float = 10.0
+    precision: str = "32-true"
+    channels_last: bool = True
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 200
+    areas: tuple[float, float] = (0.25, 0.75)
+    clean_statistics: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
+
+    def steps(self, images: int) -> int:
+        """Return the number of batches that `epochs` passes over so many images take, at least one."""
+        return max(1, round(self.epochs * images / self.batch_size))
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the factor of both learning rates at a step."""
+        return 0.1 ** sum(step >= share * steps for share in self.decay_at)
+
+
+def train(
+    masker: Masker,
+    classifier: Classifier,
+    batches: Batches,
+    images: int,
+    *,
+    recipe: Recipe,
+    settings: Settings,
+    out: str | Path,
+    infill: Infill | None = None,
+    resume: bool = False,
+    fabric: Fabric | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Masker:
+    """Train a masker beside a classifier, in place, and return it.
+
+    batches: k -> the batches from number k on, endless and the same at every call (`data.training_batches`).
+    images: how many one pass has. infill: the classifier's mean colour unless given; its generator is saved too.
+    out: folder for metrics.jsonl, TensorBoard events and the checkpoint. resume: go on from the checkpoint there.
+    fabric: a launched Lightning Fabric, for devices, precision and several processes; one CPU or GPU if None.
+
+    Raises ValueError for a masker that does not fit the classifier, a folder that holds another run, NaN losses.
+    """
+    masker.fits(classifier)
+    out = writable_folder(out)
+    fabric = fabric or Fabric(accelerator="auto", devices=1, precision=settings.precision)  # type: ignore[arg-type]
+    run = _Run(masker, classifier, recipe, settings, infill or mean_colour(classifier), settings.steps(images), fabric)
+    start = run.load(out, images) if resume else _fresh(out)
+    with ExitStack() as held, _Log(out, start, fabric.is_global_zero) as log:
+        if recipe.fixed:
+            held.enter_context(classifier.frozen())
+        else:
+            held.callback(classifier.network.train, classifier.network.training)
+            classifier.network.train()
+        masker.train()
+        step_of = run.fixed_step if recipe.fixed else run.alongside_step
+        stream = iter(batches(start))
+        for step, batch in zip(progress(range(start, run.steps)), islice(stream, run.steps - start), strict=True):
+            numbers = step_of(step, batch)
+            log.add(numbers)
+            if (step + 1) % settings.log_every == 0 or step + 1 == run.steps:
+                log.write(step + 1)
+            if ((step + 1) % settings.save_every == 0 or step + 1 == run.steps) and fabric.is_global_zero:
+                run.save(out, step + 1, images)
+    return masker.eval()
+
+
+class _Run:
+    """Everything that moves during training, and the two kinds of step."""
+
+    def __init__(
+        self,
+        masker: Masker,
+        classifier: Classifier,
+        recipe: Recipe,
+        settings: Settings,
+        infill: Infill,
+        steps: int,
+        fabric: Fabric,
+    ) -> None:
+        self.recipe, self.settings, self.steps, self.fabric, self.infill = recipe, settings, steps, fabric, infill
+        self.masker, self.classifier = masker.to(fabric.device), classifier.to(fabric.device)
+        self.parameters = list(masker.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.wrapped = fabric.setup_optimizers(self.optimiser)
+        rank = fabric.global_rank
+        self.generators = {
+            name: torch.Generator().manual_seed(1_000_003 * settings.seed + 101 * place + rank)
+            for place, name in enumerate(("head", "area", "pool", "history"))
+        }
+        if hasattr(masker.head, "generator"):
+            masker.head.generator = self.generators["head"]
+        if isinstance(getattr(infill, "generator", None), torch.Generator):
+            self.generators["infill"] = infill.generator  # type: ignore[attr-defined]
+        self.log_multipliers = recipe.balance.start(fabric.device) if recipe.balance else None
+        self.pool: ClassifierPool | None = None
+        if not recipe.fixed:
+            self.weights = list(classifier.network.parameters())
+            self.classifier_optimiser = torch.optim.SGD(
+                self.weights,
+                lr=settings.classifier_lr,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+            )
+            self.classifier_wrapped = fabric.setup_optimizers(self.classifier_optimiser)
+            if recipe.history == "sample":
+                pool = {"size": recipe.pool_size, "every": recipe.pool_every, "generator": self.generators["pool"]}
+                self.pool = ClassifierPool(classifier, **pool)
+
+    def fixed_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One step of FIX: the classifier lends gradients to the pictures and is not touched."""
+        self._schedule(step)
+        images, targets = self._placed(batch)
+        with self.fabric.autocast():
+            with torch.no_grad():
+                clean, maps = self.classifier.features(images)
+            small, outcome = self._play(self.classifier, images, targets, maps, clean, together=True)
+        score = self._objective()(outcome)
+        self._learn(score)
+        return self._numbers(score, outcome, small)
+
+    def alongside_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One step of CA: the classifier learns on the clean pictures, the masker from both pictures, and then
+        the classifier from both too, unless history says otherwise."""
+        self._schedule(step)
+        images, targets = self._placed(batch)
+        if self.pool is not None:
+            self.pool.offer(step, self.classifier.network)
+
+        with self.fabric.autocast():
+            clean, maps = self.classifier.features(images)
+        self._teach(F.cross_entropy(clean, targets))
+
+        opponent, learns = self._opponent()
+        with self.fabric.autocast(), self._statistics(opponent):
+            maps = [tap.detach() for tap in maps]
+            small, outcome = self._play(opponent, images, targets, maps, clean.detach(), together=False)
+        score = self._objective()(outcome)
+        self._learn(score, keep_graph=learns)
+        if learns:
+            self._teach(sum(F.cross_entropy(logits, targets) for logits in _sides(outcome)))  # type: ignore[arg-type]
+        return self._numbers(score, outcome, small)
+
+    def _play(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        targets: Tensor,
+        maps: Sequence[Tensor],
+        clean: Tensor,
+        *,
+        together: bool,
+    ) -> tuple[Tensor, Outcome]:
+        size = (images.shape[-2], images.shape[-1])
+        areas = self._draw_areas(len(images)) if self.masker.area_condition else None
+        classes = targets if self.masker.classes else None
+        small = self.masker.small(maps, size, areas=areas, targets=classes).float()
+        masks = self.masker.enlarge(small, size)
+        outcome = play(
+            classifier,
+            images,
+            masks,
+            targets,
+            infill=self.infill,
+            clean=clean,
+            sides=self.recipe.objective.sides,
+            together=together,
+        )
+        outcome = replace(outcome, areas=areas)
+        zoom = self.masker.zoom(size)
+        return small, outcome if zoom is None else replace(outcome, masks=small, zoom=zoom)
+
+    def _learn(self, score: Score, *, keep_graph: bool = False) -> None:
+        """Move the masker down its objective; gradients reach the masker alone."""
+        self.wrapped.zero_grad()
+        self.fabric.backward(score.total.mean(), inputs=self.parameters, retain_graph=keep_graph)
+        self._average(self.parameters)
+        self.fabric.clip_gradients(self.masker, self.wrapped, max_norm=self.settings.clip, error_if_nonfinite=False)
+        self.wrapped.step()
+
+    def _teach(self, loss: Tensor) -> None:
+        """Move the classifier down a cross-entropy; gradients reach the classifier alone."""
+        self.classifier_wrapped.zero_grad()
+        self.fabric.backward(loss, inputs=self.weights)
+        self._average(self.weights)
+        self.classifier_wrapped.step()
+
+    def _opponent(self) -> tuple[Classifier, bool]:
+        """Return the classifier that meets the masked pictures, and whether it learns from them."""
+        current = self.recipe.history == "off" or _uniform(self.generators["history"]) > self.recipe.historic
+        if current or self.pool is None:
+            return self.classifier, current
+        return self.pool.draw(), False
+
+    def _statistics(self, opponent: Classifier) -> Any:
+        return still_statistics(opponent.network) if self.settings.clean_statistics else ExitStack()
+
+    def _objective(self) -> Any:
+        balance, objective = self.recipe.balance, self.recipe.objective
+        if balance is None or self.log_multipliers is None:
+            return objective
+        return balance.weigh(objective, self.log_multipliers, self.classifier.num_classes)
+
+    def _numbers(self, score: Score, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
+        """Return what is logged, as tensors, so that no step waits for the device; let the multipliers ascend."""
+        numbers = {"loss": score.total.mean(), "mask_mean": small.mean(), "acc_whole": outcome.clean_right}
+        if outcome.kept is not None:
+            numbers["acc_kept"] = outcome.kept_right
+        if outcome.removed is not None:
+            numbers["acc_removed"] = outcome.removed.argmax(1) == outcome.targets
+        numbers |= {name: value.mean() for name, value in score.terms.items()}
+        if self.recipe.balance is not None and self.log_multipliers is not None:
+            self.log_multipliers = self.recipe.balance.step(self.log_multipliers, outcome)
+            self.log_multipliers = self.fabric.all_reduce(self.log_multipliers, reduce_op="mean")  # type: ignore[assignment]
+            inside, outside = self.log_multipliers.exp()
+            numbers |= {"multiplier_kept": inside, "multiplier_removed": outside}
+        return {name: value.detach().float().mean() for name, value in numbers.items()}
+
+    def _placed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        images = batch.images.to(self.fabric.device, non_blocking=True).contiguous(memory_format=layout)
+        return images, batch.targets.to(self.fabric.device, non_blocking=True)
+
+    def _draw_areas(self, count: int) -> Tensor:
+        low, high = self.settings.areas
+        drawn = torch.rand(count, generator=self.generators["area"])
+        return (low + (high - low) * drawn).to(self.fabric.device)
+
+    def _schedule(self, step: int) -> None:
+        factor = self.settings.rate(step, self.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.lr * factor
+        if not self.recipe.fixed:
+            for group in self.classifier_optimiser.param_groups:
+                group["lr"] = self.settings.classifier_lr * factor
+
+    def _average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average gradients over processes. By hand, as several passes share a backward that names its inputs."""
+        if self.fabric.world_size == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = self.fabric.all_reduce(torch.cat([grad.flatten() for grad in grads]), reduce_op="mean")
+        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):  # type: ignore[union-attr]
+            grad.copy_(mean.view_as(grad))
+
+    # Checkpoints
+
+    def _fixed_facts(self, images: int) -> dict[str, Any]:
+        return {
+            "settings": {**asdict(self.settings), "save_every": None, "log_every": None},
+            "recipe": self.recipe.settings(),
+            "masker": self.masker.settings(),
+            "images": images,
+        }
+
+    def save(self, out: Path, step: int, images: int) -> None:
+        """Write the checkpoint: everything that a later process needs to go on as if nothing had happened."""
+        state: dict[str, Any] = {
+            "step": step,
+            "facts": json.dumps(self._fixed_facts(images), sort_keys=True),
+            "masker": self.masker.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "log_multipliers": self.log_multipliers,
+            "scaler": _scaler_state(self.fabric),
+        }
+        if not self.recipe.fixed:
+            state["classifier"] = self.classifier.network.state_dict()
+            state["classifier_optimiser"] = self.classifier_optimiser.state_dict()
+        if self.pool is not None:
+            state["pool"] = self.pool.save(out / POOL)
+        replace_file(out / CHECKPOINT, lambda path: torch.save(state, path))
+        if self.pool is not None:
+            self.pool.prune(out / POOL)
+
+    def load(self, out: Path, images: int) -> int:
+        """Take up the state of a checkpoint and return its step; 0 if there is none yet."""
+        path = out / CHECKPOINT
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read as a checkpoint ({error}): delete it to start anew") from error
+        earlier, asked = json.loads(state["facts"]), json.loads(json.dumps(self._fixed_facts(images)))
+        if earlier != asked:
+            raise ValueError(f"{path} belongs to another run: {_first_difference(earlier, asked)}; name another folder")
+        self.masker.load_state_dict(state["masker"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for name, generator_state in state["generators"].items():
+            self.generators[name].set_state(generator_state.cpu())
+        self.log_multipliers = state["log_multipliers"]
+        _set_scaler(self.fabric, state["scaler"])
+        if not self.recipe.fixed:
+            self.classifier.network.load_state_dict(state["classifier"])
+            self.classifier_optimiser.load_state_dict(state["classifier_optimiser"])
+        if self.pool is not None:
+            self.pool.load(out / POOL, state["pool"])
+        return int(state["step"])
+
+
+class _Log:
+    """Means of what the steps say, as JSON lines and TensorBoard events; a resumed run cuts what it repeats."""
+
+    def __init__(self, out: Path, start: int, active: bool) -> None:
+        self.path, self.active = out / METRICS, active
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        if active:
+            kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start]
+            replace_file(self.path, lambda path: path.write_text("".join(kept)))
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+
+    def add(self, numbers: Mapping[str, Tensor]) -> None:
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.count += 1
+
+    def write(self, step: int) -> None:
+        """Bring the means over since the last line to the host, once for all, and write them."""
+        if not self.active:
+            return
+        values = dict(zip(self.sums, (torch.stack([*self.sums.values()]) / self.count).tolist(), strict=True))
+        self.sums, self.count = {}, 0
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if values["loss"] != values["loss"]:
+            raise ValueError(
+                f"the loss is not a number at step {step}: are there NaNs in the images or the classifier, "
+                "or is the learning rate too high? Nothing after the last checkpoint was kept"
+            )
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.active:
+            self.board.close()
+
+
+@contextmanager
+def still_statistics(network: nn.Module) -> Iterator[None]:
+    """Let normalisation layers in train mode use their batch without remembering it."""
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+def mean_colour(classifier: Classifier) -> MeanColour:
+    """Return the paper's fill for a classifier: zeros after its own normalisation."""
+    red, green, blue = classifier.mean.flatten().tolist()
+    return MeanColour((red, green, blue))
+
+
+def _sides(outcome: Outcome) -> list[Tensor]:
+    return [logits for logits in (outcome.kept, outcome.removed) if logits is not None]
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _fresh(out: Path) -> int:
+    if (out / CHECKPOINT).exists():
+        raise ValueError(f"{out} holds a run already: resume it (--resume), or name another folder")
+    return 0
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the whole lines of a file; the last one may have been cut off by a kill."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def _first_difference(earlier: dict[str, Any], asked: dict[str, Any], path: str = "") -> str:
+    for key in sorted(earlier.keys() | asked.keys()):
+        one, other = earlier.get(key), asked.get(key)
+        if isinstance(one, dict) and isinstance(other, dict) and one != other:
+            return _first_difference(one, other, f"{path}{key}.")
+        if one != other:
+            return f"its {path}{key} is {one!r}, asked for is {other!r}"
+    return "its settings differ"
+
+
+def _scaler_state(fabric: Fabric) -> dict[str, Any]:
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return {} if scaler is None else scaler.state_dict()
+
+
+def _set_scaler(fabric: Fabric, state: dict[str, Any]) -> None:
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None and state:
+        scaler.load_state_dict(state)
