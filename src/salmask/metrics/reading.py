@@ -7,7 +7,7 @@ whole image and the bare fill are shown once, however many curves end there.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,15 +59,15 @@ class Reading(NamedTuple):
     targets: Tensor
 
     @classmethod
-    def of(cls, logits: Logits, targets: Targets) -> Self:
+    def of(cls, logits: Logits, targets: Targets) -> "Reading":
         """Read logits (N, K) at classes (N,)."""
         logits = logits.detach().double()
         own = logits.gather(1, targets[:, None])[:, 0]
         return cls(own, logits.logsumexp(1), logits.argmax(1), targets)
 
-    def view(self, *shape: int) -> Self:
+    def view(self, *shape: int) -> "Reading":
         """Return the same numbers in another shape."""
-        return type(self)(*(part.reshape(shape) for part in self))
+        return Reading(*(part.reshape(shape) for part in self))
 
 
 Score = Callable[[Reading], Tensor]

@@ -1,0 +1,273 @@
+"""Sanity checks: a map that does not change when the weights do says nothing of the network (Adebayo et al., 2018).
+
+    cascading    from the last module to the first, each is randomised and stays so
+    independent  one module at a time, the others as trained
+    labels       two explainers, one of them made from permuted labels, on the same images
+
+The maps before and after are compared image by image by `similarity`; a sound method's similarity falls. The explained
+class stays the one that the untouched network predicts (or the one given). Weights come back in any case.
+
+How a module is randomised is a *rule*: a callable that redraws the parameters which a module holds itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from salmask.metrics.case import generator_for
+from salmask.metrics.similarity import SIMILARITIES, Similarity
+from salmask.types import Images, Masks, Targets
+
+__all__ = [
+    "Point",
+    "Row",
+    "SanityCheck",
+    "as_released",
+    "compare",
+    "curve",
+    "layers_to_randomise",
+    "randomisation",
+    "randomised",
+    "reset",
+]
+
+Rule = Callable[[nn.Module], None]
+
+
+# Randomising
+
+
+def reset(module: nn.Module) -> None:
+    """Redraw a module by its own reset_parameters, which for batch norm also forgets the statistics.
+
+    Parameters of modules without one (tokens, positions, scales), and those that a module holds beside children with
+    parameters, which its reset might reach too, are permuted: their scale stays.
+    """
+    inner = any(child is not module for child in module.modules() if [*child.parameters(recurse=False)])
+    own = getattr(module, "reset_parameters", None)
+    if own is not None and not inner:
+        own()
+        return
+    for parameter in module.parameters(recurse=False):
+        _permute(parameter)
+
+
+def as_released(module: nn.Module) -> None:
+    """Redraw as the paper's released code does (Phang et al., 2020).
+
+    4-D N(0, 2 / (out * in * kw)), one kernel side short of He's; 2-D Kaiming uniform with a = sqrt 5; 1-D, batch
+    norm's gains included, U(-1 / sqrt n, 1 / sqrt n). Statistics of batch norm are kept. Parameters of other
+    dimensions, which the released code never met, are permuted as `reset` does.
+    """
+    for parameter in module.parameters(recurse=False):
+        if parameter.ndim == 4:
+            outs, ins, _, width = parameter.shape
+            nn.init.normal_(parameter, 0, sqrt(2 / (outs * ins * width)))
+        elif parameter.ndim == 2:
+            nn.init.kaiming_uniform_(parameter, a=sqrt(5))
+        elif parameter.ndim == 1:
+            bound = 1 / sqrt(len(parameter))
+            nn.init.uniform_(parameter, -bound, bound)
+        else:
+            _permute(parameter)
+
+
+def _permute(parameter: nn.Parameter) -> None:
+    flat = parameter.detach().flatten()
+    parameter.data.copy_(flat[torch.randperm(len(flat)).to(flat.device)].view_as(parameter))
+
+
+def layers_to_randomise(network: nn.Module, *, depth: int = 2) -> dict[str, list[nn.Module]]:
+    """Group the modules that hold parameters by the first `depth` parts of their name, last to first.
+
+    For a resnet50 and depth 2: fc, layer4.2, layer4.1, ..., layer1.0, bn1, conv1. "Last" is the order in which the
+    network registers its modules. Parameters of the network itself stand under "(own)".
+    """
+    groups: dict[str, list[nn.Module]] = {}
+    for name, module in network.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            groups.setdefault(".".join(name.split(".")[:depth]) or "(own)", []).append(module)
+    if not groups:
+        raise ValueError("the network has no parameters to randomise")
+    return dict(reversed(groups.items()))
+
+
+@contextmanager
+def randomised(network: nn.Module) -> Iterator[Callable[[Sequence[nn.Module], Rule, str, int], None]]:
+    """Give a function (modules, rule, name, seed) that redraws modules; all weights come back on exit.
+
+    The same seed and name give the same weights, whatever else was redrawn. The global generators stay as they are.
+    """
+    kept = {name: value.detach().clone() for name, value in _all_values(network)}
+
+    def redraw(modules: Sequence[nn.Module], rule: Rule, name: str, seed: int) -> None:
+        devices = sorted({p.device.index or 0 for m in modules for p in m.parameters() if p.device.type == "cuda"})
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(generator_for(seed, name, "weights").initial_seed())
+            for module in modules:
+                rule(module)
+
+    try:
+        yield redraw
+    finally:
+        with torch.no_grad():
+            for name, value in _all_values(network):
+                value.copy_(kept[name])
+
+
+def _all_values(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+# The checks
+
+
+class Row(NamedTuple):
+    """One similarity of one image's map after one step; NaN where the measure does not exist."""
+
+    step: str
+    image: str
+    similarity: str
+    value: float
+
+
+@dataclass(frozen=True)
+class SanityCheck:
+    """What a check found: rows for curves, and the maps of some images for a picture strip.
+
+    maps: (S, P, 1, H, W), the first of S the untouched ones, of the first P images; degenerate: per step, how many
+    maps were constant or not finite.
+    """
+
+    kind: str
+    steps: tuple[str, ...]
+    rows: list[Row]
+    images: Images = field(repr=False)
+    maps: Tensor = field(repr=False)
+    degenerate: dict[str, int] = field(default_factory=dict)
+
+
+def randomisation(
+    explainer: Any,
+    classifier: Any,
+    images: Images,
+    targets: Targets | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    cascading: bool = True,
+    network: nn.Module | None = None,
+    rule: Rule = reset,
+    similarities: Mapping[str, Similarity] = SIMILARITIES,
+    seed: int = 0,
+    keep: int = 8,
+) -> SanityCheck:
+    """Randomise weights from the last module to the first and compare the maps with the untouched ones.
+
+    explainer: called as explainer(classifier, images, targets); its raw maps are compared.
+    targets: None explains the untouched network's predictions throughout.
+    network: whose weights; None the classifier's. Pass the masker to randomise the masker instead.
+    keep: of how many images the maps are kept for the picture strip.
+    Raises ValueError if there is nothing to randomise; the weights are as before in any case.
+    """
+    network = getattr(classifier, "network", classifier) if network is None else network
+    groups = layers_to_randomise(network)
+    ids = [str(index) for index in range(len(images))] if ids is None else list(ids)
+    if targets is None:
+        with torch.no_grad(), classifier.frozen():
+            targets = classifier.logits(images).argmax(1)
+    before = _maps(explainer, classifier, images, targets)
+    kind = "cascading" if cascading else "independent"
+    check = _Check(kind, ids, before, images[:keep].detach().cpu(), similarities)
+    if cascading:
+        with randomised(network) as redraw:
+            for name, modules in groups.items():
+                redraw(modules, rule, name, seed)
+                check.add(name, _maps(explainer, classifier, images, targets))
+    else:
+        for name, modules in groups.items():
+            with randomised(network) as redraw:
+                redraw(modules, rule, name, seed)
+                check.add(name, _maps(explainer, classifier, images, targets))
+    return check.done()
+
+
+def compare(
+    first: Masks,
+    second: Masks,
+    images: Images,
+    *,
+    ids: Sequence[str],
+    step: str = "permuted labels",
+    similarities: Mapping[str, Similarity] = SIMILARITIES,
+    keep: int = 8,
+) -> SanityCheck:
+    """Compare two explainers' maps of the same images: the label randomisation test, if one learned permuted labels."""
+    check = _Check("labels", list(ids), first.detach().cpu(), images[:keep].detach().cpu(), similarities)
+    check.add(step, second.detach().cpu())
+    return check.done()
+
+
+class Point(NamedTuple):
+    """One point of a curve: mean over the images that have a value, how many have, how many have none."""
+
+    step: str
+    similarity: str
+    mean: float
+    defined: int
+    undefined: int
+
+
+def curve(rows: Sequence[Row]) -> list[Point]:
+    """Average rows by step and similarity, in the order of their appearance; NaN are counted, not averaged."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row.step, row.similarity), []).append(row.value)
+    points = []
+    for (step, similarity), values in groups.items():
+        known = [value for value in values if value == value]
+        mean = sum(known) / len(known) if known else float("nan")
+        points.append(Point(step, similarity, mean, len(known), len(values) - len(known)))
+    return points
+
+
+@dataclass
+class _Check:
+    """Gathers the rows, the kept maps and the counts of a check while it runs."""
+
+    kind: str
+    ids: list[str]
+    before: Tensor
+    images: Tensor
+    similarities: Mapping[str, Similarity]
+    steps: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    strip: list[Tensor] = field(default_factory=list)
+    degenerate: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.before):
+            raise ValueError(f"expected one id per map, {len(self.before)}, came {len(self.ids)}")
+        self.strip.append(self.before[: len(self.images)])
+
+    def add(self, step: str, maps: Tensor) -> None:
+        self.steps.append(step)
+        self.strip.append(maps[: len(self.images)])
+        flat = maps.flatten(1)
+        self.degenerate[step] = int(((flat.amin(1) == flat.amax(1)) | ~flat.isfinite().all(1)).sum())
+        for name, similarity in self.similarities.items():
+            values = similarity(self.before, maps).tolist()
+            self.rows += [Row(step, image, name, value) for image, value in zip(self.ids, values, strict=True)]
+
+    def done(self) -> SanityCheck:
+        maps = torch.stack(self.strip)
+        return SanityCheck(self.kind, tuple(self.steps), self.rows, self.images, maps, self.degenerate)
+
+
+def _maps(explainer: Any, classifier: Any, images: Images, targets: Targets) -> Masks:
+    return explainer(classifier, images, targets).masks.detach().float().cpu()
