@@ -1,0 +1,113 @@
+"""How explainers run a classifier: in a stated mode, in pieces of bounded size, image by image independent.
+
+`at_rest` is the one place that decides about gradients and modes; `pieces` is the one place that splits work.
+A piece that does not fit into memory is tried again at half the size, with one warning.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from salmask.classifier import Classifier
+from salmask.explain.base import Explanation, Passes
+from salmask.types import Images, Targets
+
+__all__ = ["at_rest", "by_pieces", "check_limit", "pieces"]
+
+_Result = TypeVar("_Result")
+_Explain = Callable[[Images, Targets | None], Explanation]
+
+
+@contextmanager
+def at_rest(classifier: Classifier, *, gradients: bool) -> Iterator[None]:
+    """Hold the classifier frozen in eval mode, with or without gradients, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), classifier.frozen():
+        yield
+
+
+def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) -> Iterator[_Result]:
+    """Yield function(rows) for the rows 0 ... count - 1 in slices of at most max_batch, in order.
+
+    A slice that runs out of memory is halved, and so are those that follow; the first time is warned of.
+    Raises the error of the last try where one row alone does not fit.
+    """
+    check_limit(max_batch)
+    start, warned = 0, False
+    while start < count:
+        rows = slice(start, min(start + max_batch, count))
+        failure: RuntimeError | None = None
+        try:
+            result = function(rows)
+        except RuntimeError as error:
+            if rows.stop - rows.start == 1 or not _out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # whose frames would hold on to the memory
+        if failure is not None:
+            max_batch = (rows.stop - rows.start) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if not warned:
+                warnings.warn(f"out of memory: going on with {max_batch} images a pass", stacklevel=2)
+            warned = True
+            continue
+        yield result
+        start = rows.stop
+
+
+def by_pieces(
+    explain: _Explain,
+    classifier: Classifier,
+    images: Images,
+    targets: Targets | None,
+    *,
+    max_batch: int,
+) -> Explanation:
+    """Explain a batch in pieces of at most max_batch images, on the classifier's device, and join what comes.
+
+    Raises ValueError for an empty batch and for targets that are not one an image.
+    """
+    if not len(images):
+        raise ValueError("expected at least one image, came a batch of none")
+    if targets is not None and targets.shape != (len(images),):
+        raise ValueError(f"expected targets ({len(images)},), one an image, came {tuple(targets.shape)}")
+    images = _entered(images, classifier)
+    given = None if targets is None else _entered(targets, classifier)
+
+    def part(rows: slice) -> Explanation:
+        return explain(images[rows], None if given is None else given[rows])
+
+    return _joined(list(pieces(part, len(images), max_batch=max_batch)))
+
+
+def check_limit(max_batch: int) -> None:
+    """Refuse a limit that is not a positive number."""
+    if max_batch < 1:
+        raise ValueError(f"max_batch is the number of images in one pass, at least 1, came {max_batch}")
+
+
+def _entered(values: Tensor, classifier: Classifier) -> Tensor:
+    moved = values.detach().to(classifier.device)
+    return moved.clone() if moved.is_inference() else moved
+
+
+def _joined(parts: list[Explanation]) -> Explanation:
+    count = sum(len(part.masks) for part in parts)
+    forward = sum(part.passes.forward * len(part.masks) for part in parts) / count
+    backward = sum(part.passes.backward * len(part.masks) for part in parts) / count
+    return Explanation(
+        torch.cat([part.masks for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        torch.cat([part.logits for part in parts]),
+        Passes(forward, backward),
+        range=parts[0].range,
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text

@@ -1,0 +1,171 @@
+"""Maps that look at no classifier: what every score must be held against.
+
+| name | map | source |
+|---|---|---|
+| full, empty | ones, zeros | Phang et al. (2020), score modes max and min |
+| center | a box in the middle with half of the area | Phang et al. (2020) |
+| gaussian | a centred Gaussian, as ranks | Choe et al. (2020) |
+| random, random_blocks | uniform noise a pixel; a cell of a 56x56 grid | Zolna et al. (2018) |
+| ground_truth | the labelled pixels or boxes | - |
+| fake_cam | ones with one pixel zero | Poppi et al. (2021) |
+
+The classifier is asked once, for the logits and the predicted class alone.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from salmask.boxes import paint
+from salmask.classifier import Classifier
+from salmask.explain.base import Explanation, Passes, check_targets, normalise
+from salmask.explain.batching import at_rest, by_pieces
+from salmask.types import Boxes, Images, Masks, Pixels, Targets
+
+__all__ = ["Fixed", "GroundTruth", "Random", "center_box", "empty", "fake_cam", "full", "gaussian"]
+
+Draw = Callable[[int, int], Tensor]
+"""(height, width) -> one map (height, width) in [0, 1]."""
+
+
+def full(height: int, width: int) -> Tensor:
+    """Return ones: everything is evidence."""
+    return torch.ones(height, width)
+
+
+def empty(height: int, width: int) -> Tensor:
+    """Return zeros: nothing is evidence."""
+    return torch.zeros(height, width)
+
+
+def center_box(height: int, width: int) -> Tensor:
+    """Return the box of rows and columns 33 ... 190 of 224, scaled with the sides: 49.75 % of the area at 224."""
+    box = torch.zeros(height, width)
+    top, left = round(height * 33 / 224), round(width * 33 / 224)
+    box[top : height - top, left : width - left] = 1
+    return box
+
+
+def gaussian(height: int, width: int) -> Tensor:
+    """Return an isotropic Gaussian about the centre as ranks in [0, 1], so that its width does not matter.
+
+    Standard deviation: half the short side. The published map is centred at pixel 112 of 0 ... 223, half a pixel
+    off the middle; this one lies in the middle and is symmetric.
+    """
+    y, x = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in (height, width))
+    deviation = min(height, width) / 2
+    bell = torch.exp(-(y[:, None].square() + x.square()) / (2 * deviation**2))
+    return normalise(bell[None, None], "rank")[0, 0].float()
+
+
+def fake_cam(height: int, width: int) -> Tensor:
+    """Return ones with a zero in the top left pixel: scores well on average drop and shows nothing."""
+    ones = torch.ones(height, width)
+    ones[0, 0] = 0
+    return ones
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same map for every image of a size."""
+
+    draw: Draw
+    max_batch: int = 64
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Return the map for each image; the classifier gives the logits."""
+        one = self.draw(images.shape[-2], images.shape[-1]).to(classifier.device)
+        return _shown(classifier, images, targets, one.expand(len(images), 1, *one.shape).clone(), self.max_batch)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniform noise in [0, 1], for every pixel or for the cells of a grid (`cells` a side).
+
+    Keyed by seed and image id where ids are given, so that batching and sharding change nothing; without ids
+    every image has the same map, that of the seed.
+    """
+
+    cells: int | None = None
+    seed: int = 0
+    max_batch: int = 64
+    wants: ClassVar[frozenset[str]] = frozenset({"ids"})
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Images,
+        targets: Targets | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+    ) -> Explanation:
+        """Return a map for each image."""
+        if ids is not None and len(ids) != len(images):
+            raise ValueError(f"expected one id an image, came {len(ids)} for {len(images)} images")
+        names = [""] * len(images) if ids is None else ids
+        size = (images.shape[-2], images.shape[-1])
+        maps = torch.stack([self._drawn(name, size) for name in names]) if len(images) else images[:, :1]
+        return _shown(classifier, images, targets, maps.to(classifier.device), self.max_batch)
+
+    def _drawn(self, name: str, size: tuple[int, int]) -> Tensor:
+        digest = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=8).digest()
+        generator = Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        grid = size if self.cells is None else (min(self.cells, size[0]), min(self.cells, size[1]))
+        return F.interpolate(torch.rand(1, 1, *grid, generator=generator), size, mode="nearest-exact")[0]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The labelled evidence: pixels of value 1 where an image has them, else the union of its boxes.
+
+    An image with neither gets an empty, and so degenerate, map.
+    """
+
+    max_batch: int = 64
+    wants: ClassVar[frozenset[str]] = frozenset({"boxes", "pixels"})
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Images,
+        targets: Targets | None = None,
+        *,
+        boxes: Sequence[Boxes] | None = None,
+        pixels: Sequence[Pixels | None] | None = None,
+    ) -> Explanation:
+        """Return the labels as maps. Raises ValueError where neither boxes nor pixels are given."""
+        if boxes is None and pixels is None:
+            raise ValueError("the ground truth needs boxes= or pixels=, came neither: the data has no such labels")
+        size = (images.shape[-2], images.shape[-1])
+        maps = []
+        for i in range(len(images)):
+            known = pixels[i] if pixels is not None else None
+            maps.append(_truth(known, boxes[i] if boxes is not None else None, size))
+        stacked = torch.stack(maps)[:, None] if maps else images[:, :1]
+        return _shown(classifier, images, targets, stacked.to(classifier.device), self.max_batch)
+
+
+def _truth(pixels: Pixels | None, boxes: Boxes | None, size: tuple[int, int]) -> Tensor:
+    if pixels is not None:
+        if tuple(pixels.shape) != size:
+            raise ValueError(f"expected labelled pixels of the image's size {size}, came {tuple(pixels.shape)}")
+        return (pixels == 1).float()
+    return torch.zeros(size) if boxes is None else paint(boxes, size).float()
+
+
+def _shown(classifier: Classifier, images: Images, targets: Targets | None, maps: Masks, max_batch: int) -> Explanation:
+    """Put maps that are known already beside what the classifier says."""
+
+    def explain(images: Images, targets: Targets | None) -> Explanation:
+        logits = classifier.logits(images)
+        chosen = check_targets(targets, logits)
+        return Explanation(images.new_zeros(len(images), 1, *images.shape[-2:]), chosen, logits, Passes(1))
+
+    with at_rest(classifier, gradients=False):
+        said = by_pieces(explain, classifier, images, targets, max_batch=max_batch)
+    return Explanation(maps, said.targets, said.logits, said.passes)
