@@ -317,6 +317,26 @@ def test_a_broken_line_is_named(tmp_path, line, message):
         report.write_report(tmp_path)
 
 
+def test_an_incomplete_block_is_cut_at_the_end_and_refused_elsewhere(tmp_path):
+    fill(tmp_path, explainers=("good",))
+    path, metrics = tmp_path / "rows.jsonl", ["le", "gain", "seconds", "passes", "degenerate"]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-2]))
+    writer = Writer(tmp_path, metrics, {"hits": ratio})
+    assert not writer.has("good", IDS[-1]) and writer.has("good", IDS[-2])
+    assert path.read_text() == "".join(lines[:-5])
+    path.write_text("".join(lines[:3] + lines[5:]))
+    with pytest.raises(ValueError, match=r"before line 4: the rows of image .* lack \['degenerate', 'passes'\]"):
+        Writer(tmp_path, metrics)
+
+
+def test_counts_that_are_fewer_than_rows_are_refused(tmp_path):
+    fill(tmp_path, explainers=("good",))
+    (tmp_path / "counts" / "good" / "hits.npz").unlink()
+    with pytest.raises(ValueError, match="expected counts of 40 images"):
+        Writer(tmp_path, ["le", "gain", "seconds", "passes", "degenerate"], {"hits": ratio})
+
+
 def test_missing_and_empty_rows_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected rows\.jsonl in"):
         report.write_report(tmp_path)

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ROWS, META, FAILURES, COUNTS = "rows.jsonl", "meta.json", "failures.jsonl", "counts"
-_MADE_AT = {"command", "version", "notes"}  # may differ between the runs that fill one folder
+_MADE_AT = {"command", "version", "notes", "left_out"}  # may differ between the runs that fill one folder
 
 
 def file_name(name: str) -> str:
