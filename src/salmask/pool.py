@@ -70,5 +70,3 @@ class ClassifierPool:
 
     def _choose(self, count: int) -> int:
         return int(torch.randint(count, (1,), generator=self.generator))
-
-

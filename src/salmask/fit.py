@@ -1,0 +1,95 @@
+"""A classifier for data that has none: training or fine-tuning a network on a folder of pictures.
+
+SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smoothing, random crops and flips.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+from torch.nn import functional as F
+
+from salmask.classifier import Classifier
+from salmask.data import Labelled, SampleTransform, evaluation_batches, training_batches
+
+__all__ = ["FitSettings", "accuracy", "fit_classifier"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a classifier is trained. lr: the top of the one cycle. epochs: full passes over the data."""
+
+    epochs: float = 12.0
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    precision: str = "32-true"
+    seed: int = 0
+    workers: int = 0
+
+
+def fit_classifier(
+    classifier: Classifier,
+    dataset: Labelled,
+    *,
+    settings: FitSettings,
+    augment: SampleTransform | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    fabric: Fabric | None = None,
+) -> Classifier:
+    """Train the network of a classifier on labelled pictures, in place, and return it in eval mode.
+
+    Raises ValueError where the labels do not fit the network's classes, or the loss is not a number.
+    """
+    if max(dataset.targets) >= classifier.num_classes:
+        raise ValueError(
+            f"the data has {max(dataset.targets) + 1} classes, the network tells {classifier.num_classes} apart"
+        )
+    fabric = fabric or Fabric(accelerator="auto", devices=1, precision=settings.precision)  # type: ignore[arg-type]
+    steps = max(1, round(settings.epochs * len(dataset) / settings.batch_size))
+    network = classifier.to(fabric.device).network.train()
+    optimiser = torch.optim.SGD(
+        _groups(network, settings.weight_decay), lr=settings.lr, momentum=settings.momentum, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=steps + 1, pct_start=0.25)
+    wrapped = fabric.setup_optimizers(optimiser)
+    stream = training_batches(
+        dataset, batch_size=settings.batch_size, seed=settings.seed, augment=augment, workers=settings.workers
+    )
+    loss = torch.zeros(())
+    for _, batch in zip(progress(range(steps)), islice(stream, steps), strict=True):
+        images = batch.images.to(fabric.device).contiguous(memory_format=torch.channels_last)
+        with fabric.autocast():
+            logits = classifier.logits(images)
+        loss = F.cross_entropy(logits, batch.targets.to(fabric.device), label_smoothing=settings.label_smoothing)
+        wrapped.zero_grad()
+        fabric.backward(loss)
+        wrapped.step()
+        schedule.step()
+    if not bool(loss.isfinite()):
+        raise ValueError("the loss is not a number: lower the learning rate (--lr), and look for broken pictures")
+    network.eval()
+    return classifier
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, dataset: Labelled, *, batch_size: int = 64) -> float:
+    """Return the share of pictures whose most probable class is the label."""
+    right = total = 0
+    with classifier.frozen():
+        for batch in evaluation_batches(dataset, batch_size=batch_size):
+            guess = classifier.logits(batch.images).argmax(1).cpu()
+            right, total = right + int((guess == batch.targets).sum()), total + len(guess)
+    return right / max(1, total)
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Decay weights, but not biases and the scales of normalisation."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    free = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -1,0 +1,224 @@
+"""What the commands do, as functions: train a run, explain files, compare explainers.
+
+Everything comes as objects; the look-ups by name are in `specs`.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from salmask.classifier import Classifier
+from salmask.data import Labelled, Sample, collate, evaluation_batches, no_boxes, read_image
+from salmask.data import View as Chosen
+from salmask.evaluate import Rules, evaluate
+from salmask.explain.base import Explainer, Explanation
+from salmask.files import replace_file, writable_folder
+from salmask.masker import Masker
+from salmask.masking import keep, remove
+from salmask.pictures import picture
+from salmask.recipes import Recipe
+from salmask.specs import Loaded, save_run
+from salmask.train import Batches, Settings, mean_colour, train
+
+__all__ = ["compare", "explain_files", "spread", "train_run"]
+
+Bar = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def train_run(
+    dataset: Labelled,
+    loaded: Loaded,
+    *,
+    recipe: Recipe,
+    settings: Settings,
+    batches: Batches,
+    out: Path,
+    masker_options: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    resume: bool = False,
+    progress: Bar = iter,
+) -> Masker:
+    """Train a masker and leave a run's folder: what `load_run` reads.
+
+    masker_options: of `Masker`. facts: written to run.json beside the recipe and the settings.
+    """
+    if max(dataset.targets) >= loaded.classifier.num_classes:
+        raise ValueError(
+            f"the data has {max(dataset.targets) + 1} classes, the classifier tells "
+            f"{loaded.classifier.num_classes} apart: use a classifier for this data (`salmask classifier`)"
+        )
+    writable_folder(out)
+    generator = torch.Generator().manual_seed(settings.seed)
+    masker = Masker.for_classifier(loaded.classifier, generator=generator, **masker_options)
+    train(
+        masker,
+        loaded.classifier,
+        batches,
+        len(dataset),
+        recipe=recipe,
+        settings=settings,
+        out=out,
+        resume=resume,
+        progress=progress,
+    )
+    masker.classifier = loaded.classifier.fingerprint()  # of the classifier as it came out, where it was trained
+    about = {**facts, "recipe": recipe.settings(), "images": len(dataset), "settings": vars(settings)}
+    save_run(out, masker, loaded, about)
+    return masker
+
+
+def explain_files(
+    paths: Sequence[Path],
+    name: str,
+    explainer: Explainer,
+    loaded: Loaded,
+    *,
+    out: Path,
+    target: str | None = None,
+    normalize: str | None = None,
+    top: int = 3,
+    progress: Bar = iter,
+) -> list[Path]:
+    """Explain picture files one by one; return the PNGs written. The raw map stands beside each as .npy.
+
+    All files are read before the first is explained, so that a broken one loses no work.
+    """
+    names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
+    chosen = None if target is None else torch.tensor([_class_index(target, names)])
+    if getattr(explainer, "wants", frozenset()) & {"boxes", "pixels"}:
+        raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
+    files = _distinct(paths)
+    transform = loaded.view.transform()
+    for path in files.values():
+        read_image(path)
+    writable_folder(out)
+    written = []
+    for stem, path in progress(list(files.items())):
+        sample = transform(Sample(id=path.name, image=read_image(path), target=0, boxes=no_boxes(), pixels=None))
+        images = collate([sample]).images.to(loaded.classifier.device)
+        explanation = explainer(loaded.classifier, images, chosen)
+        figure = _figure(loaded.classifier, images, explanation, _scale(explainer, explanation, normalize), names, top)
+        title = f"{path.name}: {name}, class explained: {names[int(explanation.targets[0])]}"
+        image = picture(*figure, title=title)
+        replace_file(out / f"{stem}.npy", lambda at, e=explanation: _save_array(at, e.masks[0, 0]))
+        replace_file(out / f"{stem}.png", lambda at, i=image: i.save(at))
+        written.append(out / f"{stem}.png")
+    return written
+
+
+def compare(
+    explainers: Mapping[str, tuple[Explainer, Loaded]],
+    metrics: Mapping[str, Any],
+    dataset: Labelled,
+    *,
+    rules: Rules,
+    out: Path,
+    about: Mapping[str, object],
+    batch_size: int = 32,
+    pictures: int | Collection[str] = 24,
+    progress: Bar = iter,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Measure explainers, each on its own classifier, on one data set; return the summary.
+
+    An explainer that `rules` does not say how to normalise is taken as it is if it makes masks in [0, 1], and by
+    minimum and maximum if it makes raw maps; meta.json holds which.
+    """
+    writable_folder(out)
+    given = rules.normalize if isinstance(rules.normalize, Mapping) else dict.fromkeys(explainers, rules.normalize)
+    known = {name: "minmax" if _unbounded(explainer) else "none" for name, (explainer, _) in explainers.items()}
+    return evaluate(
+        {name: explainer for name, (explainer, _) in explainers.items()},
+        metrics,
+        _Stream(dataset, batch_size),
+        {name: loaded.classifier for name, (_, loaded) in explainers.items()},
+        rules=replace(rules, normalize=known | given),
+        out=out,
+        pictures=pictures,
+        about=about,
+        progress=progress,
+    )
+
+
+def spread(dataset: Labelled, count: int | None) -> Labelled:
+    """Return `count` samples of a data set, evenly spread over it; all of them for None."""
+    if count is None or count >= len(dataset):
+        return dataset
+    return Chosen(dataset, [int(place) for place in np.linspace(0, len(dataset) - 1, count)])
+
+
+class _Stream:
+    """A data set in batches, in order; can be read again and again, and knows its length."""
+
+    def __init__(self, dataset: Labelled, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+
+    def __iter__(self) -> Any:
+        return evaluation_batches(self.dataset, batch_size=self.batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+
+def _unbounded(explainer: Explainer) -> bool:
+    return getattr(explainer, "range", (0.0, 1.0)) != (0.0, 1.0)
+
+
+def _scale(explainer: Explainer, explanation: Explanation, normalize: str | None) -> Explanation:
+    if normalize is None:
+        inside = explanation.range[0] >= 0 and explanation.range[1] <= 1
+        normalize = "none" if inside else "minmax"
+    return explanation.normalized(normalize)
+
+
+def _figure(
+    classifier: Classifier,
+    images: Tensor,
+    explanation: Explanation,
+    shown: Explanation,
+    names: Sequence[str],
+    top: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, list[tuple[str, float]]]]:
+    infill = mean_colour(classifier)
+    masks = shown.masks.float()
+    with classifier.frozen(), torch.no_grad():
+        kept, removed = keep(images, masks, infill), remove(images, masks, infill)
+        pictures = {"whole": images, "kept": kept, "removed": removed}
+        said = {side: classifier.logits(pictured).softmax(1)[0] for side, pictured in pictures.items()}
+    best = said["whole"].topk(min(top, len(names))).indices.tolist()
+    if (explained := int(explanation.targets[0])) not in best:
+        best.append(explained)
+    probabilities = {side: [(names[k], float(p[k])) for k in best] for side, p in said.items()}
+    return images[0].cpu(), masks[0].cpu(), kept[0].cpu(), removed[0].cpu(), probabilities
+
+
+def _class_index(target: str, names: Sequence[str]) -> int:
+    if target in names:
+        return list(names).index(target)
+    if target.isdigit() and int(target) < len(names):
+        return int(target)
+    raise ValueError(
+        f"no class {target!r}: expected an index below {len(names)} or a name such as {', '.join(names[:5])}"
+    )
+
+
+def _distinct(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return output name -> file; files of one name in several folders are told apart by their folder."""
+    if not paths:
+        raise ValueError("no picture to explain: name at least one file")
+    stems = [path.stem for path in paths]
+    files: dict[str, Path] = {}
+    for path in paths:
+        stem = path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}__{path.stem}{path.suffix}"
+        if files.setdefault(stem, path) != path:
+            raise ValueError(f"{files[stem]} and {path} would be written to one file: explain them into two folders")
+    return files
+
+
+def _save_array(path: Path, array: Tensor) -> None:
+    with path.open("wb") as file:
+        np.save(file, array.detach().float().cpu().numpy())

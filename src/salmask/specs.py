@@ -1,0 +1,233 @@
+"""From what a user types to objects: classifiers, run folders, data, explainers by name.
+
+SPEC of a classifier: `timm:NAME` (pretrained weights), `timm:NAME@FILE` (weights from a file), or a run's folder.
+A run's folder holds the masker (config.json, model.safetensors), its classifier (classifier.safetensors) and
+run.json, which says how pictures get from the disk to the classifier.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torchvision.transforms import InterpolationMode
+
+from salmask.classifier import Classifier
+from salmask.data import CropFlip, SampleTransform, ShortSide, Squash
+from salmask.explain import EXPLAINERS
+from salmask.explain.base import Explainer
+from salmask.explain.learned import Learned
+from salmask.files import replace_file
+from salmask.masker import Masker
+from salmask.metrics import METRICS, Metric
+from salmask.recipes import RECIPES, Recipe
+
+__all__ = [
+    "Loaded",
+    "View",
+    "load_classifier",
+    "load_explainer",
+    "load_metrics",
+    "load_recipe",
+    "load_run",
+    "save_classifier",
+    "save_run",
+]
+
+RUN, CLASSIFIER = "run.json", "classifier.safetensors"
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture becomes what the classifier sees: size x size pixels, cut or squashed, interpolated so."""
+
+    image_size: int
+    fit: str = "crop"
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("crop", "squash"):
+            raise ValueError(f"fit is 'crop' (short side, then centre) or 'squash', came {self.fit!r}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation is 'bilinear' or 'bicubic', came {self.interpolation!r}")
+        if self.image_size < 8:
+            raise ValueError(f"an image size of at least 8 is needed, came {self.image_size}")
+
+    def transform(self) -> SampleTransform:
+        """Return the transform of evaluation."""
+        mode = InterpolationMode(self.interpolation)
+        return (ShortSide if self.fit == "crop" else Squash)(self.image_size, interpolation=mode)
+
+    def augmentation(self) -> CropFlip:
+        """Return the transform of training: random crop and flip."""
+        return CropFlip(self.image_size, interpolation=InterpolationMode(self.interpolation))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier, the SPEC that names its network, how it wants pictures, and its classes where known."""
+
+    classifier: Classifier
+    network: str
+    view: View
+    classes: tuple[str, ...] | None = None
+
+
+def load_classifier(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    fit: str | None = None,
+    interpolation: str | None = None,
+    layers: Sequence[str] | None = None,
+    num_classes: int | None = None,
+) -> Loaded:
+    """Build the classifier that a SPEC names; what is not given comes from the file, the run or the network."""
+    if not spec.startswith("timm:"):
+        if not (Path(spec) / RUN).is_file():
+            raise ValueError(f"{spec!r} is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run")
+        loaded = load_run(spec)[1]
+        given = {"image_size": image_size, "fit": fit, "interpolation": interpolation}
+        return replace(loaded, view=replace(loaded.view, **{k: v for k, v in given.items() if v is not None}))
+    name, _, file = spec.removeprefix("timm:").partition("@")
+    known = _metadata(Path(file)) if file else {}
+    if known.get("network", name) != name:
+        raise ValueError(f"{file} holds the weights of {known['network']}, asked for is {name}")
+    size = image_size or known.get("image_size")
+    try:
+        classifier = Classifier.from_timm(
+            name,
+            pretrained=not file,
+            checkpoint=file or None,
+            layers=layers,
+            image_size=size,
+            num_classes=num_classes if not file else None,
+        )
+    except (OSError, RuntimeError) as error:
+        if file:
+            raise
+        raise ValueError(f"the pretrained weights of {name} cannot be had ({error}): give timm:{name}@FILE") from error
+    config = timm.data.resolve_model_data_config(classifier.network)
+    view = View(
+        classifier.image_size,
+        fit or known.get("fit", "crop"),
+        interpolation or known.get("interpolation") or _interpolation(config["interpolation"]),
+    )
+    classes = known.get("classes")
+    return Loaded(classifier, name, view, tuple(classes) if classes else None)
+
+
+def save_classifier(path: Path, loaded: Loaded) -> None:
+    """Write a classifier's weights with what `load_classifier` needs to build it again."""
+    facts = {"network": loaded.network, "classes": loaded.classes, **asdict(loaded.view)}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in loaded.classifier.network.state_dict().items()
+    }
+    replace_file(path, lambda at: save_file(weights, at, metadata={"format": "pt", "salmask": json.dumps(facts)}))
+
+
+def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: dict[str, Any]) -> None:
+    """Write masker, classifier and run.json, each file whole or not at all."""
+    save_classifier(folder / CLASSIFIER, loaded)
+    masker.save_pretrained(folder)
+    content = {
+        "format": "salmask run 1",
+        "network": loaded.network,
+        "taps": loaded.classifier.layers,
+        "view": asdict(loaded.view),
+        "classes": loaded.classes,
+        **facts,
+    }
+    replace_file(folder / RUN, lambda at: at.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
+    """Load a finished run's masker and classifier. Errors: FileNotFoundError, ValueError for something else."""
+    folder = Path(folder)
+    if not (folder / RUN).is_file():
+        unfinished = (folder / "checkpoint.pt").is_file()
+        hint = "it is unfinished, go on with `salmask train --resume`" if unfinished else "expected run.json there"
+        raise FileNotFoundError(f"no run in {folder}: {hint}")
+    facts = json.loads((folder / RUN).read_text())
+    if facts.get("format") != "salmask run 1":
+        raise ValueError(f"{folder / RUN} is of another format: {facts.get('format')!r}")
+    loaded = load_classifier(f"timm:{facts['network']}@{folder / CLASSIFIER}", layers=facts["taps"], **facts["view"])
+    masker = Masker.from_pretrained(folder)
+    masker.fits(loaded.classifier)
+    return masker, loaded
+
+
+def load_explainer(name: str, *, loaded: Loaded | None) -> tuple[str, Explainer, Loaded]:
+    """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
+
+    A name may carry settings: `rise:masks=500`; values are read as JSON where they can be.
+    """
+    if (Path(name) / RUN).is_file() or (Path(name) / "checkpoint.pt").is_file():
+        masker, own = load_run(name)
+        return Path(name).name, Learned(masker), own
+    plain, _, options = name.partition(":")
+    if plain not in EXPLAINERS:
+        raise ValueError(
+            f"no explainer {name!r}: expected the folder of a run, or one of {', '.join(sorted(EXPLAINERS))}"
+        )
+    if loaded is None:
+        raise ValueError(f"{plain} explains a classifier: name one with --classifier")
+    try:
+        return name, EXPLAINERS[plain](**_options(options)), loaded
+    except TypeError as error:
+        raise ValueError(f"explainer {plain} does not take {options!r}: {error}") from error
+
+
+def _options(text: str) -> dict[str, Any]:
+    options = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"expected settings as key=value,key=value after the colon, came {text!r}")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("salmask", "{}"))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+
+
+def _interpolation(name: str) -> str:
+    return name if name in ("bilinear", "bicubic") else "bilinear"
+
+
+def load_recipe(name: str, *, area_in: float | None = None, area_out: float | None = None) -> Recipe:
+    """Return a recipe by name, with other area weights where given."""
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}: expected one of {', '.join(RECIPES)}")
+    given = {"area_if_kept_right": area_in, "area_if_removed_wrong": area_out}
+    weights = {term: weight for term, weight in given.items() if weight is not None}
+    return RECIPES[name].weighted(**weights) if weights else RECIPES[name]
+
+
+def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
+    """Return metrics by name; "all" stands for every plain name."""
+    wanted: dict[str, Metric] = {}
+    for name in names:
+        if name == "all":
+            wanted |= {plain: metric for plain, metric in METRICS.items() if ":" not in plain}
+        elif name in METRICS:
+            wanted[name] = METRICS[name]
+        else:
+            near = get_close_matches(name, METRICS, 3) or sorted(plain for plain in METRICS if ":" not in plain)
+            raise ValueError(f"no metric {name!r}: expected `all` or names such as {', '.join(near)}")
+    return wanted
