@@ -48,9 +48,7 @@ def same(left: Batch, right: Batch) -> bool:
         and torch.equal(left.images, right.images)
         and torch.equal(left.targets, right.targets)
         and all(map(torch.equal, left.boxes, right.boxes))
-        and all(
-            (a is None and b is None) or torch.equal(a, b) for a, b in zip(left.pixels, right.pixels, strict=True)
-        )
+        and all((a is None and b is None) or torch.equal(a, b) for a, b in zip(left.pixels, right.pixels, strict=True))
     )
 
 
