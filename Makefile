@@ -1,0 +1,34 @@
+# make demo: set up, then the main job on built-in data.  make test: set up, then the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench clean
+
+demo: $(READY)
+	$(BIN)/salmask demo --out demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# torch comes first and pinned: an unpinned one may download another build with gigabytes beside it.
+$(READY): pyproject.toml constraints.txt requirements-peers.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,captum,audio]'
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-peers.txt
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo runs
