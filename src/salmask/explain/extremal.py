@@ -28,8 +28,11 @@ class FixedArea(Parametrisation):
 
     areas: shares of the picture, in (0, 1). step, sigma: distance of grid points and width of the bumps, in
     pixels of a picture whose short side has 224, scaled with the picture. temperature: T.
-    weight, growth: the penalty's weight at the first step and its factor from step to step.
-    density: samples of m along a side of a grid cell; the mask is enlarged bilinearly from there.
+    weight, growth: the penalty's weight and its factor from step to step.
+    warmup: steps over which the weight rises from 0. Sorting ranks the ties of a constant mask by their place;
+        the picture, not the place, must break them.
+    density: samples of m along a side of a grid cell, never finer than the pixels; the mask is enlarged
+    bilinearly from there.
     """
 
     areas: tuple[float, ...] = (0.1,)
@@ -38,6 +41,7 @@ class FixedArea(Parametrisation):
     temperature: float = 0.05
     weight: float = 300.0
     growth: float = 1.0035
+    warmup: int = 40
     density: int = 2
     start: float = 0.5
     cells: int = field(init=False)
@@ -64,9 +68,8 @@ class FixedArea(Parametrisation):
         self, parameters: Tensor, fixed: tuple[Tensor, ...], *, size: Size, draws: int, generator: Generator
     ) -> Drawn:
         """Return the smooth masks."""
-        masks = smooth_maximum(
-            parameters, sigma=self.sigma / self.step, density=self.density, temperature=self.temperature
-        )
+        density = max(1, min(self.density, size[0] // parameters.shape[-2]))
+        masks = smooth_maximum(parameters, sigma=self.sigma / self.step, density=density, temperature=self.temperature)
         return Drawn(masks, enlarge(masks, size))
 
     def project(self, parameters: Tensor) -> Tensor:
@@ -79,7 +82,8 @@ class FixedArea(Parametrisation):
         ordered = judged.flatten(1).sort(1).values
         ranks = (torch.arange(ordered.shape[1], device=ordered.device) + 0.5) / ordered.shape[1]
         template = (ranks > 1 - areas[:, None]).to(ordered)
-        return self.weight * self.growth**step * (ordered - template).square().mean(1)
+        weight = self.weight * self.growth**step * min(1.0, step / max(1, self.warmup))
+        return weight * (ordered - template).square().mean(1)
 
 
 def smooth_maximum(
