@@ -158,7 +158,8 @@ def pointing_game(masks: Masks, counts: Tensor, *, tolerance: float = 15.0, ties
     ties: what counts when several pixels are the maximum: "mean" over them (a constant map then scores what a
     random guess does), "first" in raster order, or "any" of them. Counts as in `energy_inside`.
     """
-    reduce = {"mean": np.mean, "first": lambda hits: hits[0], "any": np.max}.get(ties)
+    rules: dict[str, Callable] = {"mean": np.mean, "first": lambda hits: hits[0], "any": np.max}
+    reduce = rules.get(ties)
     if reduce is None:
         raise ValueError(f'pointing_game: ties must be "mean", "first" or "any"; came {ties!r}')
     values = []

@@ -55,7 +55,7 @@ def sum_of_means(values: Tensor) -> Tensor:
 
 def area_moments(masks: Masks) -> Int[Tensor, "batch 3"]:
     """Return 1, a and a^2 per image, a the mask's mean in steps of 2^-20: integers, so that they add up exactly."""
-    area = (mask_mean(masks).double() * STEPS).round().long()
+    area = (mask_mean(masks.double()) * STEPS).round().long()
     return torch.stack([torch.ones_like(area), area, area * area], 1)
 
 
