@@ -270,7 +270,7 @@ def test_numbers_have_sensible_digits(value, cost, text):
 
 def test_figures_are_reproducible_and_self_contained():
     interval = Interval(0.5, 0.4, 0.6, 10)
-    series = {"fix": [(1, interval), (10, interval)], "one seed": [(1, Interval(0.3, np.nan, np.nan, 1))]}
+    series = {"fix": [(1.0, interval), (10.0, interval)], "one seed": [(1.0, Interval(0.3, np.nan, np.nan, 1))]}
     draw = lambda: report.line_chart(series, x="n", y="le", log_x=True, reference={"all": 0.4})  # noqa: E731
     assert report.svg(draw()) == report.svg(draw())
     assert report.svg(draw()).startswith("<svg")

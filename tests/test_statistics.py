@@ -137,21 +137,23 @@ def test_holm_does_not_count_missing_tests():
 
 
 def test_agreement_turns_the_sign_of_down_metrics():
-    scores = {"error": [0.1, 0.2, 0.3], "accuracy": [0.9, 0.8, 0.7], "reversed": [1, 2, 3], "flat": [1, 1, 1]}
+    scores = {"error": [0.1, 0.2, 0.3], "accuracy": [0.9, 0.8, 0.7], "reversed": [1.0, 2.0, 3.0], "flat": [1.0] * 3}
     ways = {"error": "down", "accuracy": "up", "reversed": "up", "flat": "up", "size": "none"}
-    names, tau = statistics.agreement(scores | {"size": [1, 2, 3]}, ways)
+    names, tau = statistics.agreement(scores | {"size": [1.0, 2.0, 3.0]}, ways)
     assert names == ["error", "accuracy", "reversed", "flat"]
     assert tau[0, 1] == 1 and tau[0, 2] == -1 and np.isnan(tau[0, 3]) and (np.diag(tau)[:3] == 1).all()
 
 
 def test_agreement_takes_another_coefficient():
     spearman = lambda a, b: float(stats.spearmanr(a, b).statistic)  # noqa: E731
-    _, rho = statistics.agreement({"a": [1, 2, 3, 4], "b": [1, 2, 4, 3]}, {"a": "up", "b": "up"}, coefficient=spearman)
+    _, rho = statistics.agreement(
+        {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 2.0, 4.0, 3.0]}, {"a": "up", "b": "up"}, coefficient=spearman
+    )
     assert rho[0, 1] == pytest.approx(0.8)
 
 
 def test_agreement_needs_three_common_explainers():
-    _, tau = statistics.agreement({"a": [1, 2, np.nan], "b": [1, 2, 3]}, {"a": "up", "b": "up"})
+    _, tau = statistics.agreement({"a": [1.0, 2.0, np.nan], "b": [1.0, 2.0, 3.0]}, {"a": "up", "b": "up"})
     assert np.isnan(tau[0, 1]) and tau[1, 1] == 1
 
 
@@ -174,10 +176,9 @@ def test_json_has_null_for_what_is_not_known():
     assert Interval(0.5, 0.4, 0.6, 9, 2).as_dict()["missing"] == 2
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (4,)])
-def test_other_shapes_are_refused(shape):
+def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="expected values"):
-        statistics.mean_replicates(np.zeros(shape))
+        statistics.mean_replicates(np.zeros((0, 3)))
 
 
 def test_no_images_are_refused():

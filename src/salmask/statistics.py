@@ -209,7 +209,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def difference(
     first: tuple[str, Float[ndarray, " images"]],
-    second: tuple[str, Float[ndarray, " images"]],
+    second: tuple[str, Float[ndarray, " others"]],
     *,
     test: Test = sign_flip,
     resamples: int = 2000,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -129,7 +129,7 @@ class Writer:
     def _journal(self, explainer: str, metric: str) -> Path:
         return self.folder / COUNTS / file_name(explainer) / f"{file_name(metric)}.journal"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(

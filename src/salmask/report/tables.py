@@ -32,7 +32,7 @@ class Column:
     direction: str = "none"
     protocol: Mapping[str, object] = field(default_factory=dict)
     source: str = ""
-    range: Sequence[float | None] = (None, None)
+    range: Sequence[object] = (None, None)  # low, high; None: open
     set_level: bool = False
 
     @property
