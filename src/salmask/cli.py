@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-__all__ = ["main"]
+__all__ = ["main", "progress_bar"]
 
 T = TypeVar("T")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -53,7 +53,7 @@ class Demo:
         """Run the command."""
         from salmask.demo import run_demo
 
-        summary = run_demo(self.out, seed=self.seed, quick=self.quick, say=_say, progress=_bar)
+        summary = run_demo(self.out, seed=self.seed, quick=self.quick, say=_say, progress=progress_bar)
         _say(f"report: {self.out / 'index.html'}")
         _table(summary, ("le", "f1", "mask_mean", "acc_kept", "acc_removed"))
 
@@ -117,7 +117,7 @@ class Classifier(_Pictures):
             folders,
             settings=settings,
             augment=loaded.view.augmentation(),
-            progress=_bar("training"),
+            progress=progress_bar("training"),
         )
         save_classifier(self.out, loaded)
         _say(f"classifier: timm:{loaded.network}@{self.out}")
@@ -216,7 +216,7 @@ class Train(_Pictures):
             out=self.out,
             resume=self.resume,
             facts={"data": str(self.data), "per_class": self.per_class, "command": _command(), "version": _version()},
-            progress=_bar("training"),
+            progress=progress_bar("training"),
         )
         _say(f"run: {self.out}")
 
@@ -258,7 +258,7 @@ class Explain:
             target=self.target,
             normalize=self.normalize,
             top=self.top,
-            progress=_bar("explaining"),
+            progress=progress_bar("explaining"),
         )
         for path in written:
             _say(str(path))
@@ -296,9 +296,12 @@ class Evaluate(_Pictures):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.data import ImageFolder
+        from salmask.files import writable_folder
         from salmask.jobs import compare, spread
         from salmask.measure import Rules
+        from salmask.report import add_training
         from salmask.specs import load_classifier, load_explainer, load_metrics
+        from salmask.train import METRICS
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         loaded = {}
@@ -308,6 +311,8 @@ class Evaluate(_Pictures):
                 raise ValueError(f"two explainers are named {name}: give their runs' folders different names")
             loaded[name] = (method, own)
             base = base or own
+            if (curves := Path(spec) / METRICS).is_file():
+                add_training(writable_folder(self.out), name, curves)
         assert base is not None
         judge = (
             load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
@@ -335,7 +340,7 @@ class Evaluate(_Pictures):
                 "command": _command(),
                 "version": _version(),
             },
-            progress=_bar("measuring"),
+            progress=progress_bar("measuring"),
         )
         _say(f"report: {self.out / 'index.html'}")
         _table(summary, self.metric)
@@ -424,7 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _bar(what: str) -> Callable[[Iterable[T]], Iterator[T]]:
+def progress_bar(what: str) -> Callable[[Iterable[T]], Iterator[T]]:
     """Return what wraps an iterable in a progress bar with rate and time left; silent where nobody watches."""
 
     def wrap(items: Iterable[T]) -> Iterator[T]:

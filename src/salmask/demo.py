@@ -22,8 +22,10 @@ from salmask.jobs import compare, train_run
 from salmask.measure import Rules
 from salmask.metrics import METRICS
 from salmask.recipes import RECIPES
+from salmask.report import add_training
 from salmask.specs import Loaded, View, load_run, save_classifier
 from salmask.synthetic import Synthetic
+from salmask.train import METRICS as CURVES
 from salmask.train import Settings
 
 __all__ = ["Sizes", "run_demo"]
@@ -65,6 +67,7 @@ def run_demo(
     for name, recipe, epochs in (("fix", "auto", sizes.fixed_epochs), ("ca", "auto_ca", sizes.alongside_epochs)):
         _masker(train_set, loaded, recipe, epochs, out / name, seed, progress)
         masker, own = load_run(out / name)
+        add_training(out, name, out / name / CURVES)
         runs[name] = (Learned(masker), own)
         loaded = load_run(out / "fix")[1]  # CA has trained the classifier that it was given
     controls = {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}

@@ -36,7 +36,7 @@ from salmask.pool import ClassifierPool
 from salmask.recipes import Recipe
 from salmask.types import Infill
 
-__all__ = ["Settings", "still_statistics", "train"]
+__all__ = ["METRICS", "Batches", "Settings", "mean_colour", "still_statistics", "train"]
 
 CHECKPOINT, METRICS, POOL = "checkpoint.pt", "metrics.jsonl", "pool"
 Batches = Callable[[int], Iterable[Batch]]

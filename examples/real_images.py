@@ -1,0 +1,225 @@
+"""The main job on real photographs: maskers at published, tuned and automatic area weights, held against rivals.
+
+    python examples/real_images.py DATA --classifier SPEC --out results/NAME [--seeds 3] [--images 3600]
+
+DATA: a folder with train/, val/ and both box tables. Every step is a folder under --runs and is never done twice,
+so the script can be stopped and started again. Steps:
+
+1. Ten training images a class are held out. Candidates of the area weights are trained on the rest and compared
+   on the boxes of the held-out images; the boxes of `val` are never looked at.
+2. FIX and CA maskers are trained on the rest: published, tuned and `auto` weights, and FIX on ten images a class.
+3. Everything is measured once on `val`, beside Grad-CAM and the controls.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from salmask.cli import progress_bar
+from salmask.data import ImageFolder, Labelled, cached, split_off, subset, training_batches
+from salmask.explain import EXPLAINERS
+from salmask.explain.learned import Learned
+from salmask.jobs import compare, train_run
+from salmask.measure import Rules
+from salmask.metrics import METRICS
+from salmask.report import add_training
+from salmask.specs import Loaded, load_classifier, load_recipe, load_run
+from salmask.train import Settings
+
+CONTROLS = ("full", "center", "gaussian", "random", "gradcam", "ground_truth")
+METRICS_SHOWN = ("le", "om", "f1", "f1_mean", "sm", "pxap:boxes", "mask_mean", "mask_binarized")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One masker to train: a recipe, area weights (in, out) and a number of images a class."""
+
+    recipe: str
+    areas: tuple[float, float] | None = None
+    per_class: int | None = None
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        weights = "" if self.areas is None else f"_{self.areas[0]:g}_{self.areas[1]:g}"
+        few = "" if self.per_class is None else f"_{self.per_class}a"
+        return f"{self.recipe}{weights}{few}_s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Measure maskers on real photographs."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder with train, val and their box tables."""
+    classifier: str
+    """SPEC of the explained classifier."""
+    out: Path
+    """Folder for the results."""
+    runs: Path = Path("runs")
+    """Folder for the trained maskers."""
+    image_size: int | None = None
+    """Side of the square that the classifier sees."""
+    interpolation: str | None = None
+    """bilinear or bicubic."""
+    seeds: int = 3
+    """Trainings of every FIX masker."""
+    ca_seeds: int = 1
+    """Trainings of every CA masker."""
+    images: int = 3600
+    """Training images shown to each masker."""
+    batch_size: int = 36
+    """Images a step."""
+    fix_grid: tuple[tuple[float, float], ...] = ((0.3, 3.0), (0.1, 1.0), (1.0, 3.0))
+    """Candidates of the FIX area weights (in, out)."""
+    ca_grid: tuple[tuple[float, float], ...] = ((0.3, 3.0), (0.1, 1.0))
+    """Candidates of the CA area weights."""
+    per_class: int = 10
+    """Images a class of the few-shot masker."""
+
+    def load(self) -> Loaded:
+        return load_classifier(self.classifier, image_size=self.image_size, interpolation=self.interpolation)
+
+
+def main(study: Study) -> None:
+    loaded = study.load()
+    folder = ImageFolder(study.data, "train", transform=None)
+    rest, held_out = split_off(folder, per_class=10, seed=0)
+    rest = cached(rest)
+    say(f"{len(rest)} images to train on, {len(held_out)} held out for tuning")
+    fix = tune(study, "fix", study.fix_grid, rest, held_out)
+    ca = tune(study, "ca", study.ca_grid, rest, held_out)
+    jobs = []
+    for seed in range(study.seeds):
+        jobs += [Job("fix", None, None, seed), Job("fix", fix, None, seed), Job("auto", None, None, seed)]
+        jobs += [Job("auto", None, study.per_class, seed)]
+    for seed in range(study.ca_seeds):
+        jobs += [Job("ca", None, None, seed), Job("ca", ca, None, seed), Job("auto_ca", None, None, seed)]
+    for job in jobs:
+        fit(study, job, rest)
+    measure(study, jobs, loaded)
+
+
+def fit(study: Study, job: Job, rest: Labelled) -> Path:
+    """Train one masker, unless it is there."""
+    out = study.runs / job.name
+    if (out / "run.json").is_file():
+        return out
+    loaded = study.load()
+    dataset = rest if job.per_class is None else subset(rest, per_class=job.per_class, seed=job.seed)
+    areas = {} if job.areas is None else {"area_in": job.areas[0], "area_out": job.areas[1]}
+    settings = Settings(
+        epochs=study.images / len(dataset),
+        batch_size=study.batch_size,
+        seed=job.seed,
+        decay_at=(0.7, 0.9),
+        save_every=1000,
+    )
+    start = time.perf_counter()
+    train_run(
+        dataset,
+        replace(loaded, classes=tuple(rest.classes)),
+        recipe=load_recipe(job.recipe, **areas),
+        settings=settings,
+        masker_options={"layers": (3, 4)},
+        batches=lambda first: training_batches(
+            dataset,
+            batch_size=study.batch_size,
+            seed=job.seed,
+            start=first,
+            augment=loaded.view.augmentation(),
+        ),
+        out=out,
+        facts={"data": study.data.name, "per_class": job.per_class, "command": command()},
+        resume=(out / "checkpoint.pt").exists(),
+        progress=progress_bar(job.name),
+    )
+    seconds = time.perf_counter() - start
+    (out / "seconds.json").write_text(json.dumps(seconds))
+    say(f"{job.name}: {seconds:.0f} s")
+    return out
+
+
+def tune(
+    study: Study, recipe: str, grid: tuple[tuple[float, float], ...], rest: Labelled, held_out: Labelled
+) -> tuple[float, float]:
+    """Return the area weights with the lowest LE on the held-out training images, one seed each."""
+    path = study.out / f"tuning_{recipe}.json"
+    if path.is_file():
+        return tuple(json.loads(path.read_text())["best"])
+    explainers = {}
+    for areas in grid:
+        masker, own = load_run(fit(study, Job(recipe, areas), rest))
+        explainers[f"{areas[0]:g},{areas[1]:g}"] = (Learned(masker), own)
+    loaded = study.load()
+    summary = compare(
+        explainers,
+        {name: METRICS[name] for name in ("le", "mask_mean")},
+        transformed(held_out, loaded),
+        rules=Rules(target="label", scoring=loaded.classifier),
+        out=study.runs / f"tuning_{recipe}",
+        about={"data": "held-out training images", "command": command()},
+        pictures=0,
+    )
+    scores = {name: row["le"]["mean"] for name, row in summary.items()}
+    best = min(scores, key=lambda name: scores[name])
+    study.out.mkdir(parents=True, exist_ok=True)
+    content = {"le on held-out training images": scores, "best": [float(w) for w in best.split(",")]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    say(f"tuned {recipe}: {content}")
+    return tuple(content["best"])
+
+
+def measure(study: Study, jobs: list[Job], loaded: Loaded) -> None:
+    """Measure all maskers and their rivals once on val."""
+    explainers = {}
+    for job in jobs:
+        masker, own = load_run(study.runs / job.name)
+        explainers[job.name] = (Learned(masker), own)
+    explainers |= {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}
+    val = ImageFolder(study.data, "val", transform=loaded.view.transform())
+    for job in jobs:
+        add_training(study.out, job.name, study.runs / job.name / "metrics.jsonl")
+    compare(
+        explainers,
+        {name: METRICS[name] for name in METRICS_SHOWN if name in METRICS},
+        val,
+        rules=Rules(target="label", scoring=loaded.classifier),
+        out=study.out,
+        about={"data": f"{study.data.name}, val", "classifier": study.classifier, "command": command()},
+        batch_size=50,
+        progress=progress_bar("measuring"),
+    )
+    seconds = {job.name: json.loads((study.runs / job.name / "seconds.json").read_text()) for job in jobs}
+    (study.out / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n")
+
+
+class transformed:  # noqa: N801  (a view of a data set)
+    """A data set seen through the classifier's transform."""
+
+    def __init__(self, dataset: Labelled, loaded: Loaded) -> None:
+        self.dataset, self.transform = dataset, loaded.view.transform()
+        self.ids, self.targets, self.classes = dataset.ids, dataset.targets, dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        return self.transform(self.dataset[index])
+
+
+def command() -> str:
+    return "python examples/real_images.py " + " ".join(Path(part).name for part in sys.argv[1:])
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study))
