@@ -5,7 +5,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from salmask.explain import cam, controls
+from salmask.explain import cam, controls, gradient, perturb, recursive
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.optimise import OPTIMISED
 
@@ -30,6 +30,14 @@ EXPLAINERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "ablationcam": cam.AblationCAM,
         "cam": cam.LinearCAM,
         "eigencam": cam.EigenCAM,
+        "gradient": gradient.Gradient,
+        "smoothgrad": gradient.SmoothGrad,
+        "integrated_gradients": gradient.IntegratedGradients,
+        "guided_backprop": gradient.GuidedBackprop,
+        "gradient_x_input": gradient.GradientXInput,
+        "rise": perturb.Rise,
+        "occlusion": perturb.Occlusion,
+        "attribution_mask": recursive.AttributionMask,
         # `refined` is built upon another explainer, so that it has no place in a table of hyper-parameters
         **{name: build for name, build in OPTIMISED.items() if name != "refined"},
     }

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes
+from salmask.masking import MeanColour
 from salmask.types import Images, Targets
 
-__all__ = ["at_rest", "by_pieces", "check_limit", "pieces"]
+__all__ = ["at_rest", "by_pieces", "check_limit", "mean_colour", "pieces"]
 
 _Result = TypeVar("_Result")
-_Explain = Callable[[Images, Targets | None], Explanation]
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) 
 
 
 def by_pieces(
-    explain: _Explain,
+    explain: Callable[[Classifier, Images, Targets | None], Explanation],
     classifier: Classifier,
     images: Images,
     targets: Targets | None,
@@ -76,11 +76,19 @@ def by_pieces(
         raise ValueError(f"expected targets ({len(images)},), one an image, came {tuple(targets.shape)}")
     images = _entered(images, classifier)
     given = None if targets is None else _entered(targets, classifier)
+    if given is not None and not given.is_floating_point():  # `check_targets` refuses the others
+        given = given.long()
 
     def part(rows: slice) -> Explanation:
-        return explain(images[rows], None if given is None else given[rows])
+        return explain(classifier, images[rows], None if given is None else given[rows])
 
     return _joined(list(pieces(part, len(images), max_batch=max_batch)))
+
+
+def mean_colour(classifier: Classifier) -> MeanColour:
+    """Return the infill that is zero in the classifier's normalised space."""
+    red, green, blue = classifier.mean.flatten().tolist()
+    return MeanColour((red, green, blue))
 
 
 def check_limit(max_batch: int) -> None:
@@ -99,9 +107,9 @@ def _joined(parts: list[Explanation]) -> Explanation:
     forward = sum(part.passes.forward * len(part.masks) for part in parts) / count
     backward = sum(part.passes.backward * len(part.masks) for part in parts) / count
     return Explanation(
-        torch.cat([part.masks for part in parts]),
+        torch.cat([part.masks.detach() for part in parts]),
         torch.cat([part.targets for part in parts]),
-        torch.cat([part.logits for part in parts]),
+        torch.cat([part.logits.detach() for part in parts]),
         Passes(forward, backward),
         range=parts[0].range,
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),

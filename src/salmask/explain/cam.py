@@ -33,9 +33,10 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets, normalise
-from salmask.explain.batching import at_rest, by_pieces, check_limit, pieces
+from salmask.explain.batching import at_rest, by_pieces, check_limit, mean_colour, pieces
 from salmask.explain.taps import Tap, channel_axis, count_calls, layer_before, layer_index, layer_output, read_gradients
-from salmask.masking import MeanColour, keep
+from salmask.explain.terms import logit
+from salmask.masking import keep
 from salmask.types import FeatureMap, Images, Infill, Logits, Masks, Targets
 
 __all__ = [
@@ -101,19 +102,19 @@ class GradientCAM:
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         with at_rest(classifier, gradients=True):
-            explain = _Bound(self._explain, classifier)
-            return by_pieces(explain, classifier, images, targets, max_batch=self.max_batch)
+            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         def score(logits: Logits) -> Tensor:
-            return _class_score(logits, check_targets(targets, logits))
+            return logit(logits, check_targets(targets, logits))
 
         index = layer_index(classifier, -1 if self.layer is None else self.layer)
         instead = layer_before(classifier, index) if self.layer is None else None
         logits, taps = read_gradients(classifier, images, index, score, instead=instead)
         size = (images.shape[-2], images.shape[-1])
         found = [_finished(_combined(tap.maps, self.rule(tap.maps, tap.gradients)), size) for tap in taps]
-        masks, notes = found[0], (classifier.layers[taps[0].index],)
+        masks: Masks = found[0]
+        notes: tuple[str, ...] = (classifier.layers[taps[0].index],)
         if len(taps) > 1:
             silent = ~_has_gradient(taps[0])
             masks = torch.where(silent[:, None, None, None], found[1], masks)
@@ -139,7 +140,7 @@ class ScoreCAM:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=False):
-            return by_pieces(_Bound(self._explain, classifier), classifier, images, targets, max_batch=1)
+            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
 
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         index = layer_index(classifier, self.layer)
@@ -182,7 +183,7 @@ class AblationCAM:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=False):
-            return by_pieces(_Bound(self._explain, classifier), classifier, images, targets, max_batch=1)
+            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
 
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         index = layer_index(classifier, self.layer)
@@ -194,7 +195,7 @@ class AblationCAM:
         def scores(rows: slice) -> Tensor:
             return _without(classifier, images, index, alive[rows], call=len(calls) - 1)[:, chosen[0]]
 
-        own, left = _class_score(logits, chosen), logits.new_zeros(maps.shape[1])
+        own, left = logit(logits, chosen), logits.new_zeros(maps.shape[1])
         left[:] = own
         if len(alive):
             left[alive] = torch.cat(list(pieces(scores, len(alive), max_batch=self.max_batch)))
@@ -216,8 +217,7 @@ class LinearCAM:
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         with at_rest(classifier, gradients=False):
-            explain = _Bound(self._explain, classifier)
-            return by_pieces(explain, classifier, images, targets, max_batch=self.max_batch)
+            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         logits, features = classifier.features(images)
@@ -248,8 +248,7 @@ class EigenCAM:
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain; the targets are checked and handed back, and change nothing."""
         with at_rest(classifier, gradients=False):
-            explain = _Bound(self._explain, classifier)
-            return by_pieces(explain, classifier, images, targets, max_batch=self.max_batch)
+            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         index = layer_index(classifier, self.layer)
@@ -263,27 +262,6 @@ class EigenCAM:
         masks = _finished(torch.where(turned, -values, values), (images.shape[-2], images.shape[-1]))
         chosen, notes = check_targets(targets, logits), (classifier.layers[index],)
         return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes)
-
-
-def mean_colour(classifier: Classifier) -> MeanColour:
-    """Return the infill that is zero in the classifier's normalised space."""
-    red, green, blue = classifier.mean.flatten().tolist()
-    return MeanColour((red, green, blue))
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A method with its classifier given."""
-
-    explain: Callable[[Classifier, Images, Targets | None], Explanation]
-    classifier: Classifier
-
-    def __call__(self, images: Images, targets: Targets | None) -> Explanation:
-        return self.explain(self.classifier, images, targets)
-
-
-def _class_score(logits: Logits, targets: Targets) -> Tensor:
-    return logits.gather(1, targets.long()[:, None])[:, 0]
 
 
 def _combined(maps: FeatureMap, weights: Tensor) -> Masks:

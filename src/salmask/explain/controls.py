@@ -161,7 +161,7 @@ def _truth(pixels: Pixels | None, boxes: Boxes | None, size: tuple[int, int]) ->
 def _shown(classifier: Classifier, images: Images, targets: Targets | None, maps: Masks, max_batch: int) -> Explanation:
     """Put maps that are known already beside what the classifier says."""
 
-    def explain(images: Images, targets: Targets | None) -> Explanation:
+    def explain(classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
         return Explanation(images.new_zeros(len(images), 1, *images.shape[-2:]), chosen, logits, Passes(1))

@@ -1,0 +1,293 @@
+"""Gradient baselines through Captum (the extra `captum`), adapted to the call that all explainers share.
+
+| name | per channel | channels to one | source |
+|---|---|---|---|
+| gradient | d f_y / d z | largest magnitude | Simonyan et al. (2014) |
+| smoothgrad | mean over noisy z of d f_y / d z | largest magnitude | Smilkov et al. (2017) |
+| guided_backprop | gradient; ReLUs pass on positive slopes | largest magnitude | Springenberg et al. (2015) |
+| gradient_x_input | z * d f_y / d z | signed sum | Shrikumar et al. (2016) |
+| integrated_gradients | z * mean of d f_y / d z on the way from 0 to z | signed sum | Sundararajan et al. (2017) |
+
+z = (x - mean) / std is what the network reads, as in the published implementations: zero is the mean colour.
+f_y is the logit of the class. Maps are raw and signed where the table says so: no absolute value is taken of
+sums. `MAX_MAGNITUDE`, `TOTAL` and `SUM_OF_MAGNITUDES` are the rules for channels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.autograd.function import Function
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torchvision.transforms.v2 import functional as vision
+
+from salmask.classifier import Classifier
+from salmask.explain.base import Explanation, Passes, check_targets
+from salmask.explain.batching import at_rest, by_pieces, check_limit, pieces
+from salmask.explain.terms import logit
+from salmask.types import Images, Logits, Masks, Targets
+
+__all__ = [
+    "MAX_MAGNITUDE",
+    "SUM_OF_MAGNITUDES",
+    "TOTAL",
+    "Channels",
+    "Gradient",
+    "GradientXInput",
+    "GuidedBackprop",
+    "IntegratedGradients",
+    "SmoothGrad",
+]
+
+Colours = Float[Tensor, "batch 3 height width"]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """How three channels become one map, and the range of what comes."""
+
+    name: str
+    rule: Callable[[Colours], Masks]
+    range: tuple[float, float]
+
+
+MAX_MAGNITUDE = Channels("largest magnitude", lambda a: a.abs().amax(1, keepdim=True), (0.0, math.inf))
+SUM_OF_MAGNITUDES = Channels("sum of magnitudes", lambda a: a.abs().sum(1, keepdim=True), (0.0, math.inf))
+TOTAL = Channels("signed sum", lambda a: a.sum(1, keepdim=True), (-math.inf, math.inf))
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of the class logit with respect to the normalised image ("saliency")."""
+
+    channels: Channels = MAX_MAGNITUDE
+    max_batch: int = 32
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: one forward and one backward pass."""
+        with at_rest(classifier, gradients=True):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        asked = _Question(classifier, targets)
+        found = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
+        return asked.answer(found, self.channels)
+
+
+@dataclass(frozen=True)
+class GradientXInput:
+    """z * gradient: sums to the logit for a network without additive terms."""
+
+    channels: Channels = TOTAL
+    max_batch: int = 32
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: one forward and one backward pass."""
+        with at_rest(classifier, gradients=True):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        asked = _Question(classifier, targets)
+        found = _captum().InputXGradient(asked).attribute(_entered(classifier, images))
+        return asked.answer(found, self.channels)
+
+
+@dataclass(frozen=True)
+class SmoothGrad:
+    """The mean gradient over copies of the image with Gaussian noise.
+
+    noise: standard deviation as a share of the image's own range (max - min of z). Draw k is the same for every
+    image and depends on `seed` and k alone, so that batches and max_batch change nothing; Captum's NoiseTunnel
+    draws from the global generator instead.
+    """
+
+    samples: int = 50
+    noise: float = 0.15
+    seed: int = 0
+    channels: Channels = MAX_MAGNITUDE
+    max_batch: int = 32
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: `samples` forward and backward passes."""
+        check_limit(self.max_batch)
+        if self.samples < 1:
+            raise ValueError(f"expected at least one sample, came {self.samples}")
+        with at_rest(classifier, gradients=True):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        logits = _logits(classifier, images)
+        chosen = check_targets(targets, logits)
+        entered = _entered(classifier, images)
+        spread = self.noise * (entered.detach().amax() - entered.detach().amin())
+
+        def slopes(rows: slice) -> Tensor:
+            noise = [self._draw(k, entered) for k in range(rows.start, rows.stop)]
+            noisy = (entered.detach() + spread * torch.stack(noise)).requires_grad_()
+            asked = _Question(classifier, chosen)
+            return _captum().Saliency(asked).attribute(noisy, abs=False).sum(0, keepdim=True)
+
+        found = torch.cat(list(pieces(slopes, self.samples, max_batch=self.max_batch))).sum(0, keepdim=True)
+        masks = self.channels.rule(found / self.samples)
+        passes = Passes(1 + self.samples, self.samples)
+        return Explanation(masks, chosen, logits, passes, range=self.channels.range)
+
+    def _draw(self, k: int, like: Tensor) -> Tensor:
+        generator = Generator().manual_seed(self.seed * 1_000_003 + k)
+        return torch.randn(like.shape[1:], generator=generator).to(like)
+
+
+@dataclass(frozen=True)
+class IntegratedGradients:
+    """z times the mean gradient on the straight way from the mean colour to the image (Gauss-Legendre).
+
+    The values sum to f_y(x) - f_y(mean colour), up to the error of `steps` nodes.
+    """
+
+    steps: int = 50
+    channels: Channels = TOTAL
+    max_batch: int = 32
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: `steps` forward and backward passes."""
+        check_limit(self.max_batch)
+        with at_rest(classifier, gradients=True):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        logits = _logits(classifier, images)
+        chosen = check_targets(targets, logits)
+        entered = _entered(classifier, images)
+
+        # Captum takes the nodes apart itself; here a "row" is a node, so that a halved piece halves Captum's.
+        def attribution(rows: slice) -> Tensor:
+            method = _captum().IntegratedGradients(_Question(classifier, chosen))
+            limit = rows.stop - rows.start
+            return method.attribute(entered, n_steps=self.steps, internal_batch_size=limit)
+
+        at_once = min(self.max_batch, self.steps)
+        found = next(pieces(attribution, at_once, max_batch=at_once))
+        passes = Passes(1 + self.steps, self.steps)
+        return Explanation(self.channels.rule(found.float()), chosen, logits, passes, range=self.channels.range)
+
+
+@dataclass(frozen=True)
+class GuidedBackprop:
+    """The gradient where every ReLU lets through positive gradients alone.
+
+    smoothing: standard deviation of a Gaussian over the map, as a share of the short side; 0.02 is the baseline
+    of Phang et al. (2020), 4.48 pixels at 224. ReLUs are met as functions while the network runs, so that
+    in-place, reused and functional ones count, which Captum's module hooks miss or fail on, and the network
+    is not touched. A network that calls no ReLU gives the plain gradient, and `notes` says so.
+    """
+
+    smoothing: float = 0.0
+    channels: Channels = MAX_MAGNITUDE
+    max_batch: int = 32
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: one forward and one backward pass."""
+        with at_rest(classifier, gradients=True):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        asked = _Question(classifier, targets)
+        with _GuidedReLUs() as relus:
+            found = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
+        notes = () if relus.met else ("the network calls no ReLU: equals the gradient",)
+        return asked.answer(found, self.channels, smooth=self._smoothed, notes=notes)
+
+    def _smoothed(self, masks: Masks) -> Masks:
+        if not self.smoothing:
+            return masks
+        sigma = self.smoothing * min(masks.shape[-2:])
+        reach = max(1, math.ceil(4 * sigma))
+        padded = F.pad(masks, [reach] * 4, mode="replicate")
+        return vision.gaussian_blur(padded, [2 * reach + 1] * 2, [sigma] * 2)[..., reach:-reach, reach:-reach]
+
+
+class _Question:
+    """z -> f_y, as Captum's functions want it; remembers the classes and the logits of the last call.
+
+    One class for several points is meant for all of them.
+    """
+
+    def __init__(self, classifier: Classifier, targets: Targets | None) -> None:
+        self.classifier, self.targets = classifier, targets
+
+    def __call__(self, entered: Colours) -> Tensor:
+        logits = self.classifier.logits(entered * self.classifier.std + self.classifier.mean)
+        given = self.targets
+        if given is not None and len(given) == 1:
+            given = given.expand(len(logits))
+        self.chosen, self.logits = check_targets(given, logits), logits.detach()
+        return logit(logits, self.chosen)
+
+    def answer(
+        self,
+        found: Colours,
+        channels: Channels,
+        *,
+        smooth: Callable[[Masks], Masks] = lambda masks: masks,
+        notes: tuple[str, ...] = (),
+    ) -> Explanation:
+        masks = smooth(channels.rule(found.detach().float()))
+        return Explanation(masks, self.chosen, self.logits, Passes(1, 1), range=channels.range, notes=notes)
+
+
+class _Guided(Function):
+    """max(x, 0) whose gradient is passed on where both x and the gradient are positive."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clamp_min(0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return slopes[0].clamp_min(0) * (y > 0)
+
+
+_PLAIN = {F.relu, torch.relu, Tensor.relu}
+_IN_PLACE = {torch.relu_, Tensor.relu_}
+
+
+class _GuidedReLUs(TorchFunctionMode):
+    """Meet every ReLU that is called, whatever module or function calls it."""
+
+    met = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function not in _PLAIN and function not in _IN_PLACE:
+            return function(*args, **kwargs)
+        self.met += 1
+        x = args[0] if args else kwargs["input"]
+        in_place = function in _IN_PLACE or kwargs.get("inplace", args[1] if len(args) > 1 else False)
+        return x.copy_(_Guided.apply(x)) if in_place else _Guided.apply(x)
+
+
+def _entered(classifier: Classifier, images: Images) -> Colours:
+    """Return z, a leaf that takes gradients."""
+    return ((images - classifier.mean) / classifier.std).detach().requires_grad_()
+
+
+def _logits(classifier: Classifier, images: Images) -> Logits:
+    with torch.no_grad():
+        return classifier.logits(images)
+
+
+def _captum() -> ModuleType:
+    try:
+        from captum import attr
+    except ImportError as error:
+        raise ImportError("gradient baselines need Captum: pip install 'salmask[captum]'") from error
+    return attr

@@ -1,0 +1,165 @@
+"""Hiding parts of the image at random or in turn, and crediting what was shown.
+
+    rise:       map = sum_n p_y(keep(x, m_n)) * m_n / (N p),   m_n a random mask
+    occlusion:  map(i) = mean over the windows that cover i of p_y(x) - p_y(x without the window)
+
+Masked images exist one piece of `max_batch` at a time; random masks are rebuilt from their few cells and never
+stored. All images of a batch see the same masks, so that a map does not depend on the batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from salmask.classifier import Classifier
+from salmask.explain.base import Explanation, Passes, check_targets
+from salmask.explain.batching import at_rest, by_pieces, check_limit, mean_colour, pieces
+from salmask.explain.terms import ClassScore, probability
+from salmask.masking import keep
+from salmask.types import Images, Infill, Masks, Targets
+
+__all__ = ["Occlusion", "Rise"]
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Randomised input sampling for explanation (Petsiuk, Das & Saenko, 2018).
+
+    masks: N. cells: side s of the grid of on-off cells that is blown up. chance: p of a cell to be on.
+    score: (logits, targets) -> one value an image. infill: None is the classifier's mean colour, which is the
+    published multiplication in normalised space. Range [0, 1/p] for a probability.
+    Differs from the published code: cells are interpolated with the border repeated where it mirrors the border.
+    """
+
+    masks: int = 4000
+    cells: int = 7
+    chance: float = 0.5
+    score: ClassScore = probability
+    infill: Infill | None = None
+    seed: int = 0
+    max_batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.masks < 1 or self.cells < 1 or not 0 < self.chance < 1:
+            raise ValueError(
+                f"expected masks >= 1, cells >= 1 and 0 < chance < 1, came {self.masks}, {self.cells}, {self.chance}"
+            )
+        check_limit(self.max_batch)
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: N forward passes."""
+        with at_rest(classifier, gradients=False):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        logits = classifier.logits(images)
+        chosen = check_targets(targets, logits)
+        infill = mean_colour(classifier) if self.infill is None else self.infill
+        drawn = RandomMasks.draw(self, (images.shape[-2], images.shape[-1]), images.device)
+
+        def credit(rows: slice) -> Tensor:
+            masks = drawn.build(rows).to(images.dtype)
+            said = classifier.logits(keep(images.expand(len(masks), -1, -1, -1), masks, infill))
+            return torch.einsum("n,nchw->chw", self.score(said, chosen.expand(len(masks))), masks.float())
+
+        total = torch.zeros_like(images[:, :1], dtype=torch.float32)
+        for part in pieces(credit, self.masks, max_batch=self.max_batch):
+            total += part
+        masks = total / (self.masks * self.chance)
+        high = 1 / self.chance if self.score is probability else math.inf
+        low = 0.0 if self.score is probability else -math.inf
+        return Explanation(masks, chosen, logits, Passes(1 + self.masks), range=(low, high))
+
+
+@dataclass(frozen=True)
+class RandomMasks:
+    """N smooth random masks: on-off cells, blown up to one cell more than the image, cut out at a random shift.
+
+    Mask n is R_n G_n C_n^T: its cells between the rows and columns of an interpolation matrix.
+    """
+
+    grids: Float[Tensor, "masks cells cells"]
+    rows: Float[Tensor, "upright cells"]
+    columns: Float[Tensor, "across cells"]
+    shifts: Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def draw(cls, rise: Rise, size: tuple[int, int], device: torch.device) -> "RandomMasks":
+        """Draw cells and shifts by the seed; the draws depend on nothing else."""
+        generator = Generator().manual_seed(rise.seed)
+        grids = (torch.rand(rise.masks, rise.cells, rise.cells, generator=generator) < rise.chance).float()
+        share = torch.rand(rise.masks, 2, generator=generator)
+        steps = [math.ceil(side / rise.cells) for side in size]
+        shifts = (share * torch.tensor(steps)).long()
+        rows, columns = (_interpolation(rise.cells, (rise.cells + 1) * step).to(device) for step in steps)
+        return cls(grids.to(device), rows, columns, shifts.to(device), size)
+
+    def build(self, which: slice) -> Masks:
+        """Return some of the masks, (n, 1, H, W) in [0, 1]."""
+        sides = []
+        for axis, matrix in enumerate((self.rows, self.columns)):
+            steps = torch.arange(self.size[axis], device=matrix.device)
+            sides.append(matrix[self.shifts[which, axis, None] + steps])
+        return (sides[0] @ self.grids[which] @ sides[1].transpose(1, 2))[:, None]
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """The mean loss of score over the windows that cover a pixel (Zeiler & Fergus, 2014).
+
+    window, stride: pixels of a picture whose short side has 224, scaled with the picture; the last window of a
+    row may reach over the border. infill: None is the classifier's mean colour.
+    """
+
+    window: int = 32
+    stride: int = 16
+    score: ClassScore = probability
+    infill: Infill | None = None
+    max_batch: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.window:
+            raise ValueError(f"expected 1 <= stride <= window, came stride {self.stride}, window {self.window}")
+        check_limit(self.max_batch)
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: one forward pass a window."""
+        with at_rest(classifier, gradients=False):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        logits = classifier.logits(images)
+        chosen = check_targets(targets, logits)
+        own = self.score(logits, chosen)
+        infill = mean_colour(classifier) if self.infill is None else self.infill
+        size = (images.shape[-2], images.shape[-1])
+        rows, columns = (self._windows(side, min(size)).to(images) for side in size)
+        count = len(rows) * len(columns)
+
+        def losses(which: slice) -> Tensor:
+            at = torch.arange(which.start, which.stop, device=images.device)
+            holes = rows[at // len(columns), :, None] * columns[at % len(columns), None, :]
+            said = classifier.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
+            return own - self.score(said, chosen.expand(len(at)))
+
+        lost = torch.cat(list(pieces(losses, count, max_batch=self.max_batch))).view(len(rows), len(columns))
+        covered = rows.sum(0)[:, None] * columns.sum(0)
+        masks = (rows.T.float() @ lost @ columns.float() / covered)[None, None]
+        end = 1.0 if self.score is probability else math.inf
+        return Explanation(masks, chosen, logits, Passes(1 + count), range=(-end, end))
+
+    def _windows(self, side: int, short: int) -> Float[Tensor, "windows side"]:
+        window, stride = (max(1, round(length * short / 224)) for length in (self.window, self.stride))
+        starts = torch.arange(0, max(1, side - window + stride), stride)
+        at = torch.arange(side)
+        return ((at >= starts[:, None]) & (at < starts[:, None] + window)).float()
+
+
+def _interpolation(cells: int, side: int) -> Float[Tensor, "side cells"]:
+    """Return the matrix that blows cells up to a side, linearly."""
+    return F.interpolate(torch.eye(cells)[None], side, mode="linear", align_corners=False)[0].T.contiguous()
