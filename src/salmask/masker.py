@@ -260,7 +260,11 @@ class Masker(nn.Module):
                     raise FileNotFoundError(f"no masker in {folder}: expected {CONFIG} and {WEIGHTS} there")
         else:
             paths = [Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)]
-        masker = cls(**_read_settings(paths[0]))
+        settings = _read_settings(paths[0])
+        try:
+            masker = cls(**settings)
+        except TypeError as error:
+            raise ValueError(f"{paths[0]} is not the configuration of a salmask masker ({error})") from error
         try:
             masker.load_state_dict(load_file(paths[1]))
         except Exception as error:
