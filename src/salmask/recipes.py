@@ -33,25 +33,32 @@ class Balance:
 
     What the mask must achieve is stated as shares, over the images that the classifier gets right:
 
-        minimise E[mean m] + TV   subject to   P(kept picture right) >= kept,   P(removed picture wrong) >= removed.
+        minimise E[mean m] + TV   subject to   P(kept picture right) >= r_in,   P(removed picture wrong) >= r_out,
 
-    The Lagrangian is A + u_in (kept - S_in) + u_out (removed - S_out), with S the shares. S has no gradient, so
+    with 0 at what a guess among K classes achieves and 1 at always: r_in = 1/K + (1 - 1/K) kept and
+    r_out = (1 - 1/K) removed, so that the same settings are feasible, and mean the same, for any K.
+    The Lagrangian is A + u_in (r_in - S_in) + u_out (r_out - S_out), with S the shares. S has no gradient, so
     the masker descends on smooth stand-ins that fall where S rises (a proxy Lagrangian: Cotter et al., 2019),
     each divided by log K, their value for a classifier that knows nothing of its K classes:
 
         L = [ A + u_in * CE(kept) / log K - u_out * H(removed) / log K ] / (1 + u_in + u_out),
 
-    while the multipliers ascend on the true shares, u <- u * exp(rate * (stated share - S)), which keeps them
-    positive (exponentiated gradient). A constraint that holds lets its multiplier decay, and the mask shrinks
-    until it binds; one that fails grows until it holds. Dividing by the sum bounds the gradient.
-    Nothing depends on the number of classes, the size of objects or their boxes.
+    while the multipliers ascend on the true shares: log u = I + gain (r - S), I <- I + rate (r - S). The sum I is
+    exponentiated gradient ascent, which keeps u positive; the term with `gain` answers at once and damps the
+    overshooting of the sum (Stooke, Achiam & Abbeel, 2020). S is a running mean over batches. A constraint that
+    holds lets its multiplier decay, and the mask shrinks until it binds; one that fails grows until it holds.
+    Dividing by the sum of the multipliers bounds the gradient.
+    Nothing is asked of the size of objects or their boxes.
 
-    kept, removed: stated shares in (0, 1). rate: per batch, on the log of a multiplier. bounds: of a multiplier.
+    kept, removed: stated shares in (0, 1), corrected for chance. rate, gain: per batch, on the log of a multiplier.
+    memory: of the running shares. bounds: of a multiplier.
     """
 
-    kept: float = 0.9
-    removed: float = 0.9
+    kept: float = 0.8
+    removed: float = 0.8
     rate: float = 0.1
+    gain: float = 5.0
+    memory: float = 0.8
     bounds: tuple[float, float] = (1e-2, 1e3)
 
     def __post_init__(self) -> None:
@@ -59,13 +66,18 @@ class Balance:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"Balance.{name} is a share in (0, 1), came {getattr(self, name)}")
 
-    def start(self, device: torch.device) -> Tensor:
-        """Return the log multipliers (in, out) to begin with: both 1."""
-        return torch.zeros(2, device=device)
+    def start(self, classes: int, device: torch.device) -> Tensor:
+        """Return the state to begin with, (2, 2): the sums I of (in, out), 0, and the shares S, as stated."""
+        return torch.stack([torch.zeros(2), self._stated(classes)]).to(device)
 
-    def weigh(self, objective: Objective, log_multipliers: Tensor, classes: int) -> Objective:
-        """Return the objective under these multipliers."""
-        inside, outside = log_multipliers.exp().unbind()
+    def multipliers(self, state: Tensor, classes: int) -> Tensor:
+        """Return u of (in, out)."""
+        missing = self._stated(classes).to(state.device) - state[1]
+        return (state[0] + self.gain * missing).clamp(*self._log_bounds).exp()
+
+    def weigh(self, objective: Objective, state: Tensor, classes: int) -> Objective:
+        """Return the objective under the multipliers of a state."""
+        inside, outside = self.multipliers(state, classes).unbind()
         scale = 1 / (1 + inside + outside)
         tv = objective.terms["total_variation"][0]
         return objective.with_weights(
@@ -76,14 +88,22 @@ class Balance:
         )
 
     @torch.no_grad()
-    def step(self, log_multipliers: Tensor, outcome: Outcome) -> Tensor:
-        """Return the multipliers after one batch; a batch that the classifier gets all wrong says nothing."""
+    def step(self, state: Tensor, outcome: Outcome) -> Tensor:
+        """Return the state after one batch; a batch that the classifier gets all wrong says nothing."""
         right = outcome.clean_right
         count = right.sum().clamp_min(1)
-        shares = torch.stack([(outcome.kept_right & right).sum() / count, outcome.removed_wrong.sum() / count])
-        stated = log_multipliers.new_tensor([self.kept, self.removed])
-        moved = log_multipliers + self.rate * (stated - shares) * right.any()
-        return moved.clamp(*(math.log(bound) for bound in self.bounds))
+        seen = torch.stack([(outcome.kept_right & right).sum() / count, outcome.removed_wrong.sum() / count])
+        shares = torch.where(right.any(), torch.lerp(seen.to(state), state[1], self.memory), state[1])
+        missing = self._stated(outcome.clean.shape[1]).to(state) - shares
+        return torch.stack([(state[0] + self.rate * missing).clamp(*self._log_bounds), shares])
+
+    def _stated(self, classes: int) -> Tensor:
+        chance = 1 / classes
+        return torch.tensor([chance + (1 - chance) * self.kept, (1 - chance) * self.removed])
+
+    @property
+    def _log_bounds(self) -> tuple[float, float]:
+        return math.log(self.bounds[0]), math.log(self.bounds[1])
 
 
 @dataclass(frozen=True)

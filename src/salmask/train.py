@@ -157,7 +157,7 @@ class _Run:
             masker.head.generator = self.generators["head"]
         if isinstance(getattr(infill, "generator", None), torch.Generator):
             self.generators["infill"] = infill.generator  # type: ignore[attr-defined]
-        self.log_multipliers = recipe.balance.start(fabric.device) if recipe.balance else None
+        self.balance = recipe.balance.start(classifier.num_classes, fabric.device) if recipe.balance else None
         self.pool: ClassifierPool | None = None
         if not recipe.fixed:
             self.weights = list(classifier.network.parameters())
@@ -261,10 +261,10 @@ class _Run:
         return still_statistics(opponent.network) if self.settings.clean_statistics else ExitStack()
 
     def _objective(self) -> Any:
-        balance, objective = self.recipe.balance, self.recipe.objective
-        if balance is None or self.log_multipliers is None:
+        steering, objective = self.recipe.balance, self.recipe.objective
+        if steering is None or self.balance is None:
             return objective
-        return balance.weigh(objective, self.log_multipliers, self.classifier.num_classes)
+        return steering.weigh(objective, self.balance, self.classifier.num_classes)
 
     def _numbers(self, score: Score, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
         """Return what is logged, as tensors, so that no step waits for the device; let the multipliers ascend."""
@@ -274,10 +274,11 @@ class _Run:
         if outcome.removed is not None:
             numbers["acc_removed"] = outcome.removed.argmax(1) == outcome.targets
         numbers |= {name: value.mean() for name, value in score.terms.items()}
-        if self.recipe.balance is not None and self.log_multipliers is not None:
-            self.log_multipliers = self.recipe.balance.step(self.log_multipliers, outcome)
-            self.log_multipliers = self.fabric.all_reduce(self.log_multipliers, reduce_op="mean")  # type: ignore[assignment]
-            inside, outside = self.log_multipliers.exp()
+        steering = self.recipe.balance
+        if steering is not None and self.balance is not None:
+            stepped = steering.step(self.balance, outcome)
+            self.balance = self.fabric.all_reduce(stepped, reduce_op="mean") if self.fabric.world_size > 1 else stepped  # type: ignore[assignment]
+            inside, outside = steering.multipliers(self.balance, self.classifier.num_classes)
             numbers |= {"multiplier_kept": inside, "multiplier_removed": outside}
         return {name: value.detach().float().mean() for name, value in numbers.items()}
 
@@ -326,7 +327,7 @@ class _Run:
             "masker": self.masker.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
-            "log_multipliers": self.log_multipliers,
+            "balance": self.balance,
             "scaler": _scaler_state(self.fabric),
         }
         if not self.recipe.fixed:
@@ -354,7 +355,7 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         for name, generator_state in state["generators"].items():
             self.generators[name].set_state(generator_state.cpu())
-        self.log_multipliers = state["log_multipliers"]
+        self.balance = state["balance"]
         _set_scaler(self.fabric, state["scaler"])
         if not self.recipe.fixed:
             self.classifier.network.load_state_dict(state["classifier"])
