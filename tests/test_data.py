@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from salmask.boxes import boxes_of
 from salmask.data import (
     ILSVRC,
     CropFlip,
@@ -28,7 +29,6 @@ from salmask.data import (
     read_image,
     read_pixels,
 )
-from salmask.readers import tight_box
 
 HEADER = "image,class,x0,y0,x1,y1\n"
 
@@ -57,7 +57,7 @@ def marked(width: int = 20, height: int = 10) -> Sample:
     """Return a picture that is white exactly inside of its box and its pixel mask."""
     pixels = torch.zeros(height, width, dtype=torch.uint8)
     pixels[2:8, 4:10] = 1
-    return Sample("a.png", (pixels * 255).expand(3, -1, -1).clone(), 0, tight_box(pixels), pixels)
+    return Sample("a.png", (pixels * 255).expand(3, -1, -1).clone(), 0, boxes_of(pixels), pixels)
 
 
 # Folders
@@ -110,14 +110,6 @@ def test_pixel_masks_are_read_and_give_the_box_where_no_table_does(root: Path) -
     (root / "train_boxes.csv").unlink()
     assert ImageFolder(root, "train")[0].boxes.tolist() == [[3, 2, 9, 5]]
     assert ImageFolder(root, "train")[1].pixels is None
-
-
-def test_tight_box_is_half_open_and_empty_for_an_empty_mask() -> None:
-    pixels = torch.zeros(4, 6, dtype=torch.uint8)
-    assert tight_box(pixels).shape == (0, 4)
-    pixels[3, 5] = 1
-    pixels[0, 0] = 255
-    assert tight_box(pixels).tolist() == [[5, 3, 6, 4]]
 
 
 # Pictures of any mode
@@ -285,14 +277,14 @@ def test_a_flip_moves_picture_boxes_and_pixels_exactly() -> None:
     flipped = move(sample, v2.RandomHorizontalFlip(1.0), clip=False)
     assert torch.equal(flipped.image, sample.image.flip(-1))
     assert torch.equal(flipped.pixels, sample.pixels.flip(-1))
-    assert flipped.boxes.tolist() == [[10, 2, 16, 8]] == tight_box(flipped.pixels).tolist()
+    assert flipped.boxes.tolist() == [[10, 2, 16, 8]] == boxes_of(flipped.pixels).tolist()
     assert type(flipped.image) is type(flipped.boxes) is torch.Tensor
 
 
 def test_squash_scales_each_side() -> None:
     out = Squash(40)(marked(20, 10))
     assert out.image.shape == (3, 40, 40)
-    assert out.boxes.tolist() == [[8, 8, 20, 32]] == tight_box(out.pixels).tolist()
+    assert out.boxes.tolist() == [[8, 8, 20, 32]] == boxes_of(out.pixels).tolist()
     assert out.pixels.unique().tolist() == [0, 1]
 
 
@@ -314,7 +306,7 @@ def test_short_side_crops_the_centre_and_keeps_boxes_uncut_unless_asked() -> Non
     assert out.image.shape == (3, 20, 20)
     assert out.boxes.tolist() == [[-10, 0, 30, 20], [-10, 0, -2, 20]]
     assert ShortSide(20, clip=True)(sample).boxes.tolist() == [[0, 0, 20, 20]]
-    assert tight_box(out.pixels).tolist() == [[0, 4, 10, 16]]
+    assert boxes_of(out.pixels).tolist() == [[0, 4, 10, 16]]
     assert ShortSide(8, resize=10)(sample).boxes[0].tolist() == [-6, -1, 14, 9]
     with pytest.raises(ValueError, match="resize must be at least size"):
         ShortSide(20, resize=10)
@@ -335,8 +327,8 @@ def test_crops_move_everything_together() -> None:
             kept += 1
             assert (out.boxes >= 0).all()
             assert (out.boxes <= 64).all()
-            if len(tight_box(out.pixels)):
-                assert (out.boxes - tight_box(out.pixels)).abs().max() <= 64 / 8
+            if len(boxes_of(out.pixels)):
+                assert (out.boxes - boxes_of(out.pixels)).abs().max() <= 64 / 8
     assert 5 < kept < 30  # some crops lose the object, and then its box
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from salmask.readers import class_folders, finite_number, list_images, read_image, tight_box
+from salmask.boxes import boxes_of
+from salmask.readers import class_folders, finite_number, list_images, read_image
 from salmask.samples import Sample, SampleTransform, no_boxes
 from salmask.types import IGNORED, Boxes, Pixels
 
@@ -127,7 +128,7 @@ class OxfordPets(Dataset[Sample]):
             id=self.ids[index],
             image=image,
             target=self.targets[index],
-            boxes=tight_box(pixels),
+            boxes=boxes_of(pixels),
             pixels=pixels,
         )
         return sample if self.transform is None else self.transform(sample)

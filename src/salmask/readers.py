@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from salmask.samples import Sample, SampleTransform, no_boxes
+from salmask.boxes import boxes_of
+from salmask.samples import Sample, SampleTransform
 from salmask.types import IGNORED, Boxes, Pixels
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
     "read_boxes",
     "read_image",
     "read_pixels",
-    "tight_box",
 ]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -94,14 +94,6 @@ def read_pixels(path: Path) -> Pixels:
     for stored, meant in MASK_VALUES.items():
         table[stored] = meant
     return torch.from_numpy(table[array])
-
-
-def tight_box(pixels: Pixels) -> Boxes:
-    """Return the one box that encloses the object pixels, (1, 4), or (0, 4) where there is none."""
-    rows, columns = (pixels == 1).any(1).nonzero(), (pixels == 1).any(0).nonzero()
-    if not len(rows):
-        return no_boxes()
-    return torch.tensor([[columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]]).float()
 
 
 def read_boxes(path: Path) -> dict[str, list[BoxRow]]:
@@ -192,7 +184,7 @@ class ImageFolder(Dataset[Sample]):
         boxes = boxes_in(rows, width=width, height=height, source=str(self._table))
         pixels = self._pixels(name, (height, width))
         if pixels is not None and not self._table.exists():
-            boxes = tight_box(pixels)
+            boxes = boxes_of(pixels)
         return Sample(id=name, image=image, target=self.targets[index], boxes=boxes, pixels=pixels)
 
     def _pixels(self, name: str, size: tuple[int, int]) -> Pixels | None:
@@ -348,7 +340,7 @@ def _box_row(row: dict[str, str], *, path: Path, line: int) -> BoxRow:
     return parsed
 
 
-def _inside(row: BoxRow, *, width: float, height: float, source: str) -> None:
+def _inside(row: BoxRow, *, width: int | float, height: int | float, source: str) -> None:
     x0, y0, x1, y1 = row.box
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         raise ValueError(

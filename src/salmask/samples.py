@@ -8,15 +8,16 @@ evaluation read.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from salmask.boxes import areas, clip
 from salmask.types import Boxes, Images, Pixels, Targets
 
 __all__ = [
@@ -64,6 +65,7 @@ class Batch(NamedTuple):
     pixels: list[Pixels | None]
 
 
+@runtime_checkable
 class Labelled(Protocol):
     """What every data set here is: samples, and their classes, targets and ids without decoding a picture."""
 
@@ -130,11 +132,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return unpack(pack(samples))
 
 
-def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Boxes:
+def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Float[Tensor, "left 4"]:
     """Cut boxes at the picture's border and drop those of which nothing is left."""
-    limit = boxes.new_tensor([width, height, width, height])
-    clipped = torch.minimum(boxes.clamp(min=0), limit)
-    return clipped[(clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])]
+    clipped = clip(boxes, (height, width))
+    return clipped[areas(clipped) > 0]
 
 
 def move(sample: Sample, transform: v2.Transform, *, clip: bool) -> Sample:

@@ -30,7 +30,7 @@ from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
 
-from salmask.readers import tight_box
+from salmask.boxes import boxes_of
 from salmask.samples import Sample, SampleTransform
 from salmask.types import Pixels
 
@@ -75,7 +75,7 @@ class Synthetic(Dataset[Sample]):
         picture, cover = _draw(np.random.default_rng([self.seed, index, 1]), self.classes[target], self.size)
         pixels = torch.from_numpy((cover >= 0.5).astype(np.uint8))
         image = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-        sample = Sample(id=self.ids[index], image=image, target=target, boxes=tight_box(pixels), pixels=pixels)
+        sample = Sample(id=self.ids[index], image=image, target=target, boxes=boxes_of(pixels), pixels=pixels)
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -217,7 +217,7 @@ def _circle(radius: float = 1.0, *, points: int = 48) -> np.ndarray:
     return radius * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def _polygon(*points: tuple[float, float]) -> Contours:
+def _polygon(*points: tuple[int | float, int | float]) -> Contours:
     return [np.array(points, float)]
 
 
