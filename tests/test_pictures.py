@@ -58,6 +58,11 @@ def test_overlay_outlines_what_exceeds_the_threshold():
     assert not changed[20:28, 20:28].any()
 
 
+def test_noise_is_not_hidden_under_its_outline():
+    noise = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_array_equal(overlay(scene()[0], noise), overlay(scene()[0], noise, threshold=1.5))
+
+
 def test_strip_has_four_equal_panels_in_order():
     image, mask = scene()
     made = np.asarray(strip(image, mask, image * 0, image * 0 + 1))

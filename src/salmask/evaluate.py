@@ -10,7 +10,7 @@ is recorded with its error, the others keep their rows.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from salmask.records import agree_on_meta, file_name
 from salmask.report import write_report
 from salmask.writer import Failures, Writer
 
-__all__ = ["COLUMNS", "Rules", "evaluate"]
+__all__ = ["COLUMNS", "Rules", "evaluate", "spread"]
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -110,14 +110,18 @@ def _usable(metrics: Mapping[str, Any], first: Any) -> tuple[dict[str, Any], dic
     return {name: metric for name, metric in metrics.items() if name not in left_out}, left_out
 
 
+def spread(ids: Sequence[str], count: int) -> list[str]:
+    """Return `count` of the ids at even distances: pictures of every class where the data is sorted by class."""
+    return [ids[i] for i in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
+
+
 def _picture_ids(pictures: int | Collection[str], batches: Iterable[Any]) -> Callable[[str], bool]:
     """Return whether an image gets a picture: the named ones, else ids spread evenly, else the first ones."""
     if not isinstance(pictures, int):
         return set(pictures).__contains__
     ids = getattr(getattr(batches, "dataset", None), "ids", None)
     if ids is not None:
-        places = np.linspace(0, len(ids) - 1, min(pictures, len(ids))).astype(int)
-        return {ids[i] for i in places}.__contains__
+        return set(spread(ids, pictures)).__contains__
     seen: dict[str, None] = {}
 
     def among_first(image: str) -> bool:

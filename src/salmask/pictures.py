@@ -74,6 +74,8 @@ def _outline(picture: ndarray, values: ndarray, threshold: float) -> ndarray:
     if not inside.any() or inside.all() or np.ptp(values) == 0:
         return picture
     outlines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    if sum(map(len, outlines)) > inside.size / 8:  # noise: its outline would hide the map
+        return picture
     drawn = np.ascontiguousarray(picture)
     width = max(1, round(max(picture.shape[:2]) / 180))
     return np.asarray(cv2.drawContours(drawn, outlines, -1, (64, 224, 208), width))
@@ -120,36 +122,38 @@ def picture(
         "removed": _enlarge(to_uint8(removed), _SIDE),
     }
     lines = max(1, *(len(pairs) for pairs in probabilities.values()))
-    tall = panels["image"].shape[0] / panels["image"].shape[1]
-    wide = 2.56
-    bars = 0.28 * lines + 0.1
-    height = wide * tall + bars + (0.95 if title else 0.62)
-    figure = Figure(figsize=(4 * wide + 0.55, height), dpi=110)
+    figure, grid = _layout(panels["image"].shape, lines, title)
+    for column, (name, panel) in enumerate(panels.items()):
+        heading = f"{name}, mean {_plane(mask).mean():.2f}" if name == "mask" else name
+        _show(figure.add_subplot(grid[0, column]), panel, heading)
+    for column, name in ((0, "whole"), (2, "kept"), (3, "removed")):
+        _bars(figure.add_subplot(grid[1, column]), probabilities[name], lines, _SHOWN[name])
+    _scale(figure.add_subplot(grid[1, 1]))
     canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def _layout(shape: Sequence[int], lines: int, title: str) -> tuple[Figure, Any]:
+    """Return a figure whose panels have their own proportions, and its grid: pictures above, bars below."""
+    wide = 2.56  # inches of a panel
+    tall, bars = wide * shape[0] / shape[1], 0.28 * lines + 0.1
+    height = tall + bars + (0.95 if title else 0.62)
+    figure = Figure(figsize=(4 * wide + 0.55, height), dpi=110)
     grid = figure.add_gridspec(
         2,
         4,
-        height_ratios=(wide * tall, bars),
+        height_ratios=(tall, bars),
         left=0.012,
         right=0.988,
         top=1 - (0.62 if title else 0.32) / height,
         bottom=0.06 / height,
         wspace=0.045,
-        hspace=0.2 / (wide * tall / 2 + bars / 2),
+        hspace=0.4 / (tall + bars),
     )
-    for column, (name, panel) in enumerate(panels.items()):
-        _show(
-            figure.add_subplot(grid[0, column]),
-            panel,
-            f"{name}, mean {_plane(mask).mean():.2f}" if name == "mask" else name,
-        )
-    for column, name in ((0, "whole"), (2, "kept"), (3, "removed")):
-        _bars(figure.add_subplot(grid[1, column]), probabilities[name], lines, _SHOWN[name])
-    _scale(figure, figure.add_subplot(grid[1, 1]))
     if title:
         figure.suptitle(title, x=0.012, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, parse_math=False)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return figure, grid
 
 
 def _show(axes: Any, panel: ndarray, name: str) -> None:
@@ -170,7 +174,7 @@ def _bars(axes: Any, pairs: Probabilities, lines: int, colour: str) -> None:
         axes.text(0.98, line, f"{probability:.2f}", va="center", ha="right", fontsize=8, color="#111111")
 
 
-def _scale(figure: Any, place: Any) -> None:
+def _scale(place: Any) -> None:
     """Draw the colour scale of the overlay where the mask has no probabilities."""
     place.set_axis_off()
     axes = place.inset_axes((0.03, 0.62, 0.94, 0.22))

@@ -93,7 +93,7 @@ def _cost(summary: Summary) -> str:
         return ""
     fast, slow = min(seconds, key=lambda n: seconds[n]), max(seconds, key=lambda n: seconds[n])
     time, ratio = number(1000 * seconds[fast], cost=True), number(seconds[slow] / seconds[fast], cost=True)
-    text = f"Of those that ask the classifier, {fast} is the cheapest, {time} ms an image"
+    text = f"{fast} is the cheapest, {time} ms an image"
     text += f"; {slow} the dearest, {ratio} times as long"
     passes = {name: summary.mean(name, "passes") for name in (fast, slow)}
     if not any(math.isnan(value) for value in passes.values()):
