@@ -14,6 +14,7 @@ from conftest import SmallNet
 from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
 from salmask.explain.optimise import OPTIMISED
+from salmask.explain.terms import logit
 
 SIZE = 32
 LABELLED = {"ground_truth"}
@@ -400,7 +401,7 @@ def test_a_mirrored_picture_gives_the_mirrored_map(name, images):
     assert not close(mirrored, plain, share=1e-2)
 
 
-@pytest.mark.parametrize(("name", "more"), [("rise", {"masks": 400}), ("smoothgrad", {"samples": 40})])
+@pytest.mark.parametrize(("name", "more"), [("rise", {"masks": 1500, "score": logit}), ("smoothgrad", {"samples": 40})])
 def test_a_random_method_moves_with_the_picture(name, more):
     classifier = hand_written(seeded(Mirrored), layers=("first", "deep"))
     picture = torch.full((1, 3, SIZE, SIZE), 0.45)
