@@ -11,6 +11,7 @@ from salmask.explain.extremal import BlurPyramid, FixedArea, smooth_maximum
 from salmask.explain.optimise import EXTREMAL_VARIANTS, extremal
 from salmask.explain.parametrisations import Scene
 from salmask.masking import Blur, MeanColour, keep
+from salmask.types import Features
 
 BLACK = MeanColour((0.0, 0.0, 0.0))
 
@@ -77,7 +78,7 @@ def test_penalty_is_zero_at_the_template_and_grows_with_the_step() -> None:
 
 
 def test_items_come_image_by_image() -> None:
-    scene = Scene(torch.rand(2, 3, 64, 32), torch.tensor([0, 1]), None)
+    scene = Scene(torch.rand(2, 3, 64, 32), torch.tensor([0, 1]), Features(torch.zeros(2, 2), []))
     begun = FixedArea(areas=(0.1, 0.2, 0.3)).begin(scene)
     assert begun.parameters.shape == (6, 1, 64, 32)
     torch.testing.assert_close(begun.fixed[0], torch.tensor([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]))

@@ -25,6 +25,7 @@ from salmask.explain.schedule import Adam, Momentum, Schedule, Shift
 from salmask.explain.terms import SCORES, softmax_twice
 from salmask.masking import Bank, Blur, MeanColour, RandomColour
 from salmask.objective import Objective, Outcome, area, max_class_kept
+from salmask.types import Features
 
 BLACK = MeanColour((0.0, 0.0, 0.0))
 SIZE = 16
@@ -102,7 +103,7 @@ def test_maps_are_finite_masks_with_passes(name: str, small_net: nn.Module, imag
     assert explanation.targets.tolist() == [0, 1, 2]
     sides = {"opticam": 1, "meaningful": 1, "extremal": 1, "bank_masks": 10, "fido": 4, "refined": 2}[name]
     first = 3 if name == "refined" else 0
-    assert explanation.passes == Passes(1 + 4 * sides + first, 4 * sides)
+    assert explanation.passes == Passes(1.0 + 4 * sides + first, 4.0 * sides)
 
 
 @pytest.mark.parametrize("name", OPTIMISED)
@@ -515,7 +516,7 @@ def test_refining_lowers_the_objective_of_the_first_map(small_net: nn.Module, im
 def test_refining_starts_at_the_given_map() -> None:
     start = torch.zeros(1, 1, 8, 8)
     start[..., :4, :] = 1
-    scene = Scene(torch.rand(1, 3, 8, 8), torch.tensor([0]), None, start=start)
+    scene = Scene(torch.rand(1, 3, 8, 8), torch.tensor([0]), Features(torch.zeros(1, 2), []), start=start)
     for grid, edge in ((Grid(stride=4), 0.01), (Grid(stride=4, link=CLAMPED), 0.0)):
         cells = grid.link.forward(grid.begin(scene).parameters)
         torch.testing.assert_close(cells, torch.tensor([[[[1 - edge] * 2, [edge] * 2]]]))

@@ -32,6 +32,7 @@ from salmask.types import Images, Infill, Logits, Masks, Targets, Values
 __all__ = ["Optimised", "Solution", "mean_probability"]
 
 Pool = Callable[[Tensor], Tensor]
+Given = Int[Tensor, " given"]  # Targets once their number has been checked
 
 
 # Infills inside the loop
@@ -163,7 +164,7 @@ class Optimised:
         if not self.objective.sides:
             raise ValueError("the objective reads neither the kept nor the removed picture: add a term that does")
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Given | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         found = self.solve(classifier, images, targets)
         return Explanation(found.masks, found.targets, found.logits, found.passes)
@@ -186,9 +187,9 @@ class Optimised:
         self,
         classifier: Classifier,
         images: Images,
-        targets: Targets | None = None,
+        targets: Given | None = None,
         *,
-        start: Masks | None = None,
+        start: Tensor | None = None,
     ) -> Solution:
         """Run the loop and return maps, costs and the history of values; `start` is a map to start from."""
         if not len(images):
@@ -336,7 +337,7 @@ def _differentiable() -> Iterator[None]:
 
 
 def _entered(
-    classifier: Classifier, images: Images, targets: Targets | None, start: Masks | None
+    classifier: Classifier, images: Images, targets: Given | None, start: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Bring all to the classifier's device, as tensors that autograd may keep."""
     if start is not None and start.shape != (len(images), 1, *images.shape[-2:]):

@@ -128,8 +128,8 @@ class BlurPyramid:
 
     def prepare(self, images: Images) -> "_Levels":
         """Blur once; the result is an infill for these images."""
-        rest = self.levels - 1
-        blurred = [Blur(self.sigma * level / rest, self.at)(images, images) for level in range(1, self.levels)]
+        rest, holes = self.levels - 1, images[:, :1]
+        blurred = [Blur(self.sigma * level / rest, self.at)(images, holes) for level in range(1, self.levels)]
         return _Levels(torch.stack([images, *blurred], 1))
 
 
