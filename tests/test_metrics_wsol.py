@@ -10,13 +10,12 @@ import torch
 
 from metric_cases import random_case
 from salmask.metrics import METRICS, Case
+from salmask.metrics.contours import all_contours, block_size, largest_contour, single_levels
 from salmask.metrics.states import MaxBoxAccuracy, PixelPrecision
 from salmask.metrics.wsol import (
     DELTAS,
     TAUS,
-    all_contours,
     box_hits,
-    largest_contour,
     max_box_accuracy,
     minmax,
     pixel_histograms,
@@ -130,6 +129,14 @@ def test_hits_equal_one_contour_call_per_threshold(kind: str, multiple: bool) ->
         assert np.array_equal(ours[0, :, :-1].numpy(), slow_hits(map_, truth, taus, multiple=multiple))
 
 
+def rectangles(picture: np.ndarray, pick) -> list[tuple[int, int, int, int]]:
+    linked = cv2.findContoursLinkRuns(picture)[0]
+    if not linked:
+        return []
+    found = pick.function(picture, linked, 1, 0)
+    return sorted((x - e, y - e, w + 2 * e, h + 2 * e) for x, y, w, h, e in found)
+
+
 @pytest.mark.parametrize("smooth", [0, 0.7, 1.5])
 def test_run_linking_gives_the_rectangles_of_border_following(smooth: float) -> None:
     draw = np.random.default_rng(int(10 * smooth))
@@ -138,8 +145,51 @@ def test_run_linking_gives_the_rectangles_of_border_following(smooth: float) -> 
         values = ndimage.gaussian_filter(draw.random(shape), smooth)
         picture = (values > np.quantile(values, draw.random())).astype(np.uint8) * 255
         slow, _ = cv2.findContours(picture, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
-        linked = cv2.findContoursLinkRuns(picture)[0]
-        assert sorted(all_contours(picture, linked, 0)) == sorted(cv2.boundingRect(one) for one in slow)
+        assert rectangles(picture, all_contours) == sorted(cv2.boundingRect(one) for one in slow)
+        for contour in cv2.findContoursLinkRuns(picture)[0]:  # what the filter by points relies on
+            assert len(contour) >= 2 * cv2.boundingRect(contour)[3]
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 32])
+def test_maps_of_blocks_give_the_same_hits(block: int) -> None:
+    draw = np.random.default_rng(block)
+    taus = np.arange(0, 1, 0.05)
+    for _ in range(6):
+        small = ndimage.gaussian_filter(draw.random((7, 9)), draw.choice([0, 0.8]))
+        map_ = np.kron((small - small.min()) / np.ptp(small), np.ones((block, block)))
+        assert block_size((map_ * 255).astype(np.uint8)) == block
+        truth = np.sort(draw.integers(0, 7 * block, (2, 2)), axis=0).reshape(1, 4)
+        ours = box_hits(torch.from_numpy(map_)[None, None], [torch.from_numpy(truth)], taus=taus)
+        assert np.array_equal(ours[0, :, :-1].numpy(), slow_hits(map_, truth, taus, multiple=True))
+
+
+def test_block_size_is_not_fooled() -> None:
+    flat_corner = np.zeros((8, 8), np.uint8)
+    flat_corner[5, 5] = 1
+    assert block_size(flat_corner) == 1
+    assert block_size(np.zeros((7, 8), np.uint8)) == 1
+    assert block_size(np.zeros((1, 1), np.uint8)) == 1
+
+
+@pytest.mark.parametrize("smooth", [0, 1, 3])
+def test_levels_called_single_have_one_contour(smooth: float) -> None:
+    draw, found = np.random.default_rng(0), 0
+    for _ in range(40):
+        values = ndimage.gaussian_filter(draw.random(draw.integers(1, 30, 2)), smooth)
+        map8 = ((values - values.min()) / max(np.ptp(values), 1e-9) * 255).astype(np.uint8)
+        single = single_levels(map8)
+        for level in range(0, 255, 3):
+            above = cv2.threshold(map8, level, 255, cv2.THRESH_BINARY)[1]
+            contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+            assert not single[level] or len(contours) == 1
+            found += bool(single[level])
+    assert found > (50 if smooth else 5)
+
+
+def test_a_smooth_bump_is_single_at_every_level() -> None:
+    y, x = np.mgrid[:60, :50]
+    bump = np.exp(-((x - 20) ** 2 + (y - 33) ** 2) / 200)
+    assert single_levels((255 * bump).astype(np.uint8))[:255].all()
 
 
 def test_spec_example_boxes() -> None:
@@ -147,8 +197,7 @@ def test_spec_example_boxes() -> None:
 
     def found(tau: float, pick) -> list[list[int]]:
         _, above = cv2.threshold(map8, int(tau * map8.max()), 255, cv2.THRESH_BINARY)
-        rectangles = pick(above, cv2.findContoursLinkRuns(above)[0], 0)
-        return sorted([x, y, min(x + w, 223), min(y + h, 223)] for x, y, w, h in rectangles)
+        return [[x, y, min(x + w, 223), min(y + h, 223)] for x, y, w, h in rectangles(above, pick)]
 
     assert found(0.2, largest_contour) == [[49, 29, 192, 172]]
     assert found(0.2, all_contours) == [[23, 172, 59, 208], [49, 29, 192, 172]]
@@ -161,8 +210,7 @@ def test_a_ring_has_a_hole_with_a_box() -> None:
     ring = np.zeros((20, 20), np.uint8)
     ring[3:15, 3:15] = 255
     ring[6:11, 6:11] = 0
-    rectangles = all_contours(ring, cv2.findContoursLinkRuns(ring)[0], 0)
-    assert sorted(rectangles) == [(3, 3, 12, 12), (5, 5, 7, 7)]
+    assert rectangles(ring, all_contours) == [(3, 3, 12, 12), (5, 5, 7, 7)]
 
 
 # --- degenerate maps and truth ---------------------------------------------------------------------------------

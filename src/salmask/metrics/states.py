@@ -7,11 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric as State
 
+from salmask.metrics.contours import Picker, all_contours
 from salmask.metrics.wsol import (
     DELTAS,
     TAUS,
-    Picker,
-    all_contours,
     box_hits,
     max_box_accuracy,
     pixel_histograms,

@@ -7,19 +7,12 @@ adds up over batches and processes. V1: the box of the contour of largest area, 
 contours (holes have one, too), mean over delta = .3, .5, .7. PxAP: area under the precision-recall curve of all
 pixels of the set, ignored ones left out; its per-image counts are two histograms of scores.
 
-What makes it fast, and exact:
-1. Maps are cut to 8 bits before they are thresholded, so at most 255 of 1000 thresholds differ; levels that no
-   pixel separates share one result.
-2. Above a level, contours lie in the box of all pixels above it; those boxes come for all levels from the running
-   maxima of rows and columns. A level whose box of all pixels meets too little of any true box to reach the lowest
-   delta is skipped: a part of it cannot do better. Contours are looked for inside that box only.
-3. Run linking is three times faster than border following and has the same contours; one contour's box is the box of
-   all pixels, and where there are more only V1 needs the polygons of border following.
+Maps are cut to 8 bits before they are thresholded, so at most 255 of 1000 thresholds differ; levels that no pixel
+separates share one result, and `contours` finds it.
 """
 
 from collections.abc import Callable, Sequence
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -27,15 +20,14 @@ from torch import Tensor
 
 from salmask.boxes import paint
 from salmask.metrics.case import Case, Metric
+from salmask.metrics.contours import Picker, all_contours, best_overlap, largest_contour, overlap
 from salmask.types import Boxes, Masks, Pixels
 
 __all__ = [
     "DELTAS",
     "TAUS",
     "WSOL",
-    "all_contours",
     "box_hits",
-    "largest_contour",
     "max_box_accuracy",
     "minmax",
     "pixel_histograms",
@@ -44,115 +36,6 @@ __all__ = [
 
 TAUS = np.arange(0, 1, 0.001)
 DELTAS = (0.3, 0.5, 0.7)
-
-Rectangle = tuple[int, int, int, int]
-Picture = UInt8[np.ndarray, "height width"]
-Contours = Sequence[np.ndarray]
-Picker = Callable[[Picture, Contours, int], list[Rectangle]]
-"""Which contours of a 0/255 picture count, as (x, y, width, height), given the picture, its contours by run linking,
-and the number of points below which a contour's box is too flat to reach the lowest delta."""
-
-
-# --- boxes of contours ---------------------------------------------------------------------------------------------
-
-
-def all_contours(picture: Picture, linked: Contours, points: int) -> list[Rectangle]:
-    """Return the rectangles of all contours, outer ones and those of holes (V2), that can matter."""
-    return [_rectangle(contour) for contour in linked if len(contour) >= points]
-
-
-def largest_contour(picture: Picture, linked: Contours, points: int) -> list[Rectangle]:
-    """Return the rectangle of the contour whose polygon has the largest area (V1); the first of equals.
-
-    Holes and what lies in them are inside an outer contour, so only those need be compared.
-    """
-    contours, _ = cv2.findContours(picture, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [cv2.boundingRect(max(contours, key=cv2.contourArea))] if contours else []  # type: ignore[list-item]
-
-
-def _rectangle(linked: np.ndarray) -> Rectangle:
-    """Return what cv2.boundingRect says of the same contour, found by border following.
-
-    Run linking names the two ends of each run of a row: on the rows of the component, and on the rows of the
-    *hole*, whose border lies one row above and one below. Holes run the other way round; one of a single row
-    has no area, but starts at its right end.
-    """
-    x, y, width, height = cv2.boundingRect(linked)
-    turn = cv2.contourArea(linked, True)
-    if turn < 0 or (turn == 0 and len(linked) > 1 and linked[0, 0, 0] > linked[1, 0, 0]):
-        return x, y - 1, width, height + 2
-    return x, y, width, height
-
-
-def _spans(maxima: UInt8[np.ndarray, " n"], levels: Int[np.ndarray, " levels"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every level the first index whose maximum is above it, and one past the last."""
-    first = np.searchsorted(np.maximum.accumulate(maxima), levels, side="right")
-    last = len(maxima) - np.searchsorted(np.maximum.accumulate(maxima[::-1]), levels, side="right")
-    return first, last
-
-
-def _best_overlap(
-    map8: UInt8[np.ndarray, "height width"],
-    levels: Int[np.ndarray, " levels"],
-    truth: Float[np.ndarray, "boxes 4"],
-    pick: Picker,
-    floor: float,
-) -> Float[np.ndarray, " levels"]:
-    """Return per level the best IoU of a picked contour's box with a true box; 0 where it must stay below `floor`."""
-    height, width = map8.shape
-    top, bottom = _spans(map8.max(1), levels)
-    left, right = _spans(map8.max(0), levels)
-    whole = np.stack([left, top, right, bottom], 1)
-    smallest = floor * _area(truth).min()
-    kept = np.flatnonzero(_bound(_published(whole, height, width), truth) >= floor - 1e-9)
-    rectangles: list[Rectangle] = []
-    owners: list[int] = []
-    for k, level, (x0, y0, x1, y1) in zip(kept.tolist(), levels[kept].tolist(), whole[kept].tolist(), strict=True):
-        above = cv2.threshold(map8[y0:y1, x0:x1], level, 255, cv2.THRESH_BINARY)[1]
-        linked = cv2.findContoursLinkRuns(above)[0]
-        if len(linked) == 1:
-            rectangles.append((x0, y0, x1, y1))
-            owners.append(k)
-            continue
-        # a contour of n points spans at most n rows, n + 2 if it is a hole's; inclusive sides count one more
-        points = int(smallest / (x1 - x0 + 1)) - 3
-        found = pick(above, linked, points)
-        if not found:  # and what lies above a higher level lies in these contours
-            break
-        rectangles += [(x0 + x, y0 + y, x0 + x + w, y0 + y + h) for x, y, w, h in found]
-        owners += [k] * len(found)
-    best = np.zeros(len(levels))
-    if owners:
-        boxes = _published(np.array(rectangles), height, width)
-        np.maximum.at(best, np.array(owners), _overlap(boxes, truth).max(1))
-    return best
-
-
-def _published(corners: np.ndarray, height: int, width: int) -> Float[np.ndarray, "boxes 4"]:
-    """Return (x, y, min(x + w, W - 1), min(y + h, H - 1)), which is then read as inclusive."""
-    return np.minimum(corners, [width, height, width - 1, height - 1]).astype(np.float64)
-
-
-def _meet(boxes: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "boxes truths"]:
-    low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
-    sides = np.maximum(high - low + 1, 0)
-    return sides[..., 0] * sides[..., 1]
-
-
-def _area(boxes: np.ndarray) -> Float[np.ndarray, " boxes"]:
-    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-
-
-def _overlap(boxes: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "boxes truths"]:
-    meet = _meet(boxes, truth)
-    return meet / (_area(boxes)[:, None] + _area(truth)[None] - meet)
-
-
-def _bound(boxes: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " boxes"]:
-    """Return what no part of a box can exceed: IoU(part, g) <= |box & g| / |g|, for the best g."""
-    return (_meet(boxes, truth) / _area(truth)[None]).max(1)
-
 
 # --- hits over thresholds ------------------------------------------------------------------------------------------
 
@@ -190,9 +73,9 @@ def _hits_of_map(
     present = np.flatnonzero(np.bincount(map8.reshape(-1), minlength=256))
     same, inverse = np.unique(np.searchsorted(present, levels, side="right"), return_inverse=True)
     if map8.max() == 0:  # nothing is above any level: the published box is then (0, 0, 0, 0)
-        best = _overlap(np.zeros((1, 4)), truth).max(1)
+        best = overlap(np.zeros((1, 4)), truth).max(1)
     else:  # a group of levels is as good as the highest value of the map at or below it
-        best = _best_overlap(map8, np.append(0, present)[same], truth, pick, min(deltas))
+        best = best_overlap(map8, np.append(0, present)[same], truth, pick=pick, floor=min(deltas))
     return (best[None] >= np.asarray(deltas)[:, None])[:, inverse]
 
 
