@@ -7,7 +7,7 @@ forward hooks that live for one call; tokens and channels-last outputs come out 
 leaves every call as it entered: mode, gradients, hooks and device, also when the call fails.
 """
 
-import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -21,10 +21,12 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from salmask.files import fingerprint
 from salmask.types import Features, Images, Logits
 
 __all__ = ["Classifier", "load_weights", "pick_layers"]
 
+_FIXED_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _RESNET = {"maxpool", "layer1", "layer2", "layer3", "layer4"}
 
 ToMap = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -58,9 +60,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         like = next(network.parameters(), torch.empty(0))
-        self.register_buffer(
-            "mean", torch.tensor(mean, device=like.device).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor(mean, device=like.device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=like.device).view(1, 3, 1, 1), persistent=False)
         self.image_size = image_size
         picture = torch.full((2, 3, image_size, image_size), 0.5, device=like.device)
@@ -151,11 +151,7 @@ class Classifier(nn.Module):
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of a hash of all weights and statistics."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint(self.network)
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +161,8 @@ class Classifier(nn.Module):
     def _normalised(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images of shape (B, 3, H, W), came {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"expected float images in [0, 1], came {images.dtype}: divide 8-bit pictures by 255")
         like = next(self.network.parameters(), self.mean)
         return ((images.to(self.device) - self.mean) / self.std).to(like.dtype)
 
@@ -173,12 +171,12 @@ class Classifier(nn.Module):
         taken: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
 
-        def reader(name: str, index: int) -> Callable[..., Tensor | None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        def reader(name: str, index: int) -> Callable[..., Any]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
                 tap = output if isinstance(output, Tensor) else output[0]
                 taken[name] = tap
-                if clone and self._clone[index]:
-                    return tap.clone()  # the network goes on with a copy, so that the tap stays what it was
+                if clone and self._clone[index]:  # the network goes on with a copy, so that the tap stays what it was
+                    return tap.clone() if tap is output else type(output)([tap.clone(), *output[1:]])
                 versions[name] = 0 if tap.is_inference() else tap._version
                 return None
 
@@ -241,14 +239,15 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], what: str) -> No
 def pick_layers(classifier: Classifier, picture: Images) -> list[str]:
     """Choose layers of a network that names none: the last module of each of the five deepest resolutions.
 
-    A network of one resolution (a plain transformer) gives five of its repeated blocks instead.
+    Modules that are used several times are passed over, for only their last call could be read, and so is pooling
+    to a fixed size. A network of one resolution (a plain transformer) gives five of its repeated blocks instead.
     """
     if {name for name, _ in classifier.network.named_children()} >= _RESNET:
         return sorted(_RESNET, key=lambda name: (name != "maxpool", name))
     seen: list[tuple[str, tuple[int, ...]]] = []
     hooks = []
     for name, module in classifier.network.named_modules():
-        if name.count(".") <= 1 and name:
+        if name.count(".") <= 1 and name and not isinstance(module, _FIXED_SIZE):
 
             def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
                 if isinstance(output, Tensor) and output.ndim in (3, 4):
@@ -261,9 +260,10 @@ def pick_layers(classifier: Classifier, picture: Images) -> list[str]:
         for handle in hooks:
             handle.remove()
     last: dict[tuple[int, ...], str] = {}
+    calls = Counter(name for name, _ in seen)
     for name, shape in seen:
         grid = _grid_of(shape)
-        if grid is not None and max(grid) > 1:
+        if grid is not None and max(grid) > 1 and calls[name] == 1:
             last.pop(grid, None)
             last[grid] = name
     names = list(last.values())
@@ -326,9 +326,7 @@ def _classes_in(weights: dict[str, Tensor], name: str) -> int:
     for key in (f"{head}.weight", f"{head}.bias"):
         if key in weights:
             return weights[key].shape[0]
-    raise ValueError(
-        f"the weights hold no {head}.weight, the classifying layer of {name}: is it another network?"
-    )
+    raise ValueError(f"the weights hold no {head}.weight, the classifying layer of {name}: is it another network?")
 
 
 def _find(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -364,7 +362,8 @@ def _classes_of(logits: Tensor) -> int:
 def _map_rule(name: str, tap: Tensor, network: nn.Module, size: int) -> ToMap:
     """Find out how a layer's output lies, from its shape on a square picture, and return what turns it."""
     shape = tuple(tap.shape)
-    if tap.ndim == 4 and shape[2] == shape[3] and shape[2] > 1:
+    told_last = getattr(network, "output_fmt", None) == "NHWC" and len({*shape[1:]}) == 1
+    if tap.ndim == 4 and shape[2] == shape[3] and shape[2] > 1 and not told_last:
         return lambda tap, at: tap
     if tap.ndim == 4 and shape[1] == shape[2] and shape[1] > 1:
         return lambda tap, at: tap.permute(0, 3, 1, 2)

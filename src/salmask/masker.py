@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from salmask.files import fingerprint
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
@@ -234,6 +235,10 @@ class Masker(nn.Module):
             "classifier": self.classifier,
             **self.head.settings(),  # type: ignore[operator]
         }
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits of a hash of all weights and statistics."""
+        return fingerprint(self)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; each file appears whole or not at all."""

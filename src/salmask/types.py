@@ -12,7 +12,7 @@
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -51,6 +51,7 @@ class Features(NamedTuple):
     maps: Sequence[Tensor]
 
 
+@runtime_checkable
 class Infill(Protocol):
     """g(x, holes): what stands where pixels are hidden.
 

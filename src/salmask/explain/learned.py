@@ -35,7 +35,7 @@ class Learned:
     @property
     def settings(self) -> dict[str, object]:
         """What the report says of this explainer."""
-        return {**self.masker.settings(), "area": self.area}
+        return {**self.masker.settings(), "weights": self.masker.fingerprint(), "area": self.area}
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Return masks in [0, 1] at the images' size."""
