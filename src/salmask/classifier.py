@@ -311,7 +311,8 @@ def _timm_layers(network: nn.Module) -> list[str] | None:
 
 def _flexible(name: str, **options: Any) -> nn.Module:
     """Build a timm network that takes other image sizes than its own, where its family can."""
-    for extra in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+    wishes: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+    for extra in wishes:
         try:
             return timm.create_model(name, **options, **extra)
         except TypeError:
