@@ -52,7 +52,6 @@ def train_run(
             f"the data has {max(dataset.targets) + 1} classes, the classifier tells "
             f"{loaded.classifier.num_classes} apart: use a classifier for this data (`salmask classifier`)"
         )
-    writable_folder(out)
     generator = torch.Generator().manual_seed(settings.seed)
     masker = Masker.for_classifier(loaded.classifier, generator=generator, **masker_options)
     train(
@@ -130,7 +129,7 @@ def compare(
     """
     writable_folder(out)
     given = rules.normalize if isinstance(rules.normalize, Mapping) else dict.fromkeys(explainers, rules.normalize)
-    known = {name: "minmax" if _unbounded(explainer) else "none" for name, (explainer, _) in explainers.items()}
+    known = dict.fromkeys(explainers, "range")
     return evaluate(
         {name: explainer for name, (explainer, _) in explainers.items()},
         metrics,
@@ -162,10 +161,6 @@ class _Stream:
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
-
-
-def _unbounded(explainer: Explainer) -> bool:
-    return getattr(explainer, "range", (0.0, 1.0)) != (0.0, 1.0)
 
 
 def _scale(explainer: Explainer, explanation: Explanation, normalize: str | None) -> Explanation:

@@ -57,7 +57,8 @@ class Rules:
     """How everything is measured; stands in meta.json and must not change within a folder.
 
     target      which class is explained: "label", "predicted", or a callable (batch, logits) -> targets (B,)
-    normalize   how raw maps outside [0, 1] come into it: "minmax", "max", "rank" or "none", for all explainers
+    normalize   how raw maps outside [0, 1] come into it: "minmax", "max", "rank" or "none", or "range": masks that
+                declare [0, 1] stay as they are, raw maps go by minimum and maximum; for all explainers
                 or by explainer name; an explainer without an entry is asked for its attribute `normalize`
     infill      what stands in hidden pixels of the kept and removed picture; None: the classifier's mean colour
     scoring     classifier that reads the pictures for accuracy and metrics; None: the explained one
@@ -192,6 +193,9 @@ def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[An
 
 def _masks(explanation: Any, normalizer: str, name: str, ids: list[str]) -> Masks:
     """Return the maps in [0, 1]; a map outside it without a normaliser is an error, never a silent rescale."""
+    if normalizer == "range":
+        low, high = getattr(explanation, "range", (0.0, 1.0))
+        normalizer = "none" if low >= 0 and high <= 1 else "minmax"
     if normalizer != "none":
         return explanation.normalized(normalizer).masks.detach().float()
     masks = explanation.masks.detach().float()

@@ -54,8 +54,8 @@ class Balance:
     memory: of the running shares. bounds: of a multiplier.
     """
 
-    kept: float = 0.8
-    removed: float = 0.8
+    kept: float = 0.75
+    removed: float = 0.75
     rate: float = 0.1
     gain: float = 5.0
     memory: float = 0.8
