@@ -29,8 +29,10 @@ __all__ = [
     "iou",
     "largest_component",
     "mask_boxes",
+    "on_cpu",
     "paint",
     "stack",
+    "sums_inside",
     "top",
 ]
 
@@ -46,16 +48,28 @@ FLOODS = 12
 def above_mean(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
     """Select m > mean(m), strictly (Phang et al. 2020).
 
-    A constant mask has no pixel above its mean, and rounding of the mean may turn that into all pixels. So a
-    constant mask is decided as a whole: all on if its value is at least one half, else none.
+    A constant mask has no pixel above its mean, and a rounded mean may turn that into all pixels. So a constant
+    mask is decided as a whole: all on if its value is at least one half, else none. The mean is taken in
+    double precision and rounded down to the mask's, so that the comparison is exact.
     """
-    selected = masks > masks.mean((2, 3), keepdim=True)
-    uniform = selected.flatten(1).all(1) | ~selected.flatten(1).any(1)
-    for i in uniform.nonzero().flatten().tolist():
-        low, high = masks[i].aminmax()
-        exact = masks[i].double().mean()
-        selected[i] = bool(low >= 0.5) if low == high else masks[i] > exact
-    return selected
+    maps = on_cpu(masks)
+    selected = np.empty(maps.shape, dtype=bool)
+    for one, on in zip(maps, selected, strict=True):
+        np.greater(one, _rounded_down(cv2.sumElems(one)[0] / one.size, one.dtype), out=on)
+        if not cv2.countNonZero(on.view(np.uint8)):  # nothing is above the exact mean: all pixels equal it
+            on[:] = one[0, 0] >= 0.5
+    return torch.from_numpy(selected)[:, None].to(masks.device)
+
+
+def on_cpu(masks: Masks) -> Float[np.ndarray, "batch height width"]:
+    """Return the masks as a NumPy array of single or double precision, without a copy where they are one already."""
+    maps = masks.detach()[:, 0].cpu().contiguous()
+    return (maps if maps.dtype in (torch.float32, torch.float64) else maps.float()).numpy()
+
+
+def _rounded_down(value: float, dtype: np.dtype) -> float:
+    near = float(dtype.type(value))
+    return near if near <= value else float(np.nextafter(dtype.type(value), dtype.type(-np.inf)))
 
 
 def area_matched(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
@@ -112,22 +126,32 @@ def mask_boxes(masks: Masks, *, rule: Rule = above_mean, legacy_box: bool = Fals
 def largest_component(selected: UInt8[np.ndarray, "height width"]) -> tuple[int, int, int, int, int]:
     """Return (x0, y0, x1, y1, pixels) of the largest 4-connected component of 0/1 pixels; zeros if there is none.
 
-    Components are flooded away in raster order until none that is left can be larger. Most masks have a few, which
-    is several times faster than labelling; masks with many fall back on labelling.
+    Components are flooded away until none that is left can be as large, those that survive an erosion first: they are
+    the large ones. Most masks have a few, which is several times faster than labelling; if a dozen floods do
+    not settle it, or two components are equal, all are labelled.
     """
     left = cv2.countNonZero(selected)
+    if not left:
+        return 0, 0, 0, 0, 0
     canvas, width = selected.copy(), selected.shape[1]
-    flat = canvas.reshape(-1).view(bool)
-    best, start = (0, 0, 0, 0, 0), 0
+    core = cv2.erode(selected, _SQUARE)
+    best, second = (0, 0, 0, 0, 0), 0
     for _ in range(FLOODS):
-        if best[4] >= left:
-            return best
-        start += int(flat[start:].argmax())
-        area, _, _, (x, y, w, h) = cv2.floodFill(canvas, None, (start % width, start // width), 0, flags=4)
+        seed = int(core.reshape(-1).view(bool).argmax())
+        if not core.flat[seed]:
+            core = canvas
+            seed = int(core.reshape(-1).view(bool).argmax())
+        area, _, _, (x, y, w, h) = cv2.floodFill(canvas, None, (seed % width, seed // width), 0, flags=4)
         left -= area
-        if area > best[4]:
-            best = (x, y, x + w, y + h, area)
-    return best if best[4] >= left else _largest_labelled(selected)
+        best, second = (best, max(second, area)) if area <= best[4] else ((x, y, x + w, y + h, area), best[4])
+        if best[4] > left:
+            return best if best[4] > second else _largest_labelled(selected)
+        if core is not canvas:
+            cv2.bitwise_and(core, canvas, core)
+    return _largest_labelled(selected)
+
+
+_SQUARE = np.ones((5, 5), np.uint8)
 
 
 def _largest_labelled(selected: UInt8[np.ndarray, "height width"]) -> tuple[int, int, int, int, int]:
@@ -147,11 +171,11 @@ def _largest_labelled(selected: UInt8[np.ndarray, "height width"]) -> tuple[int,
 
 def stack(boxes: Sequence[Boxes]) -> tuple[Float[Tensor, "all 4"], Int[Tensor, " all"]]:
     """Return the boxes of all images below each other, and the index of the image that each belongs to."""
-    counts = torch.tensor([len(b) for b in boxes], dtype=torch.long)
+    counts = torch.tensor([b.shape[0] for b in boxes], dtype=torch.long)
     owner = torch.repeat_interleave(torch.arange(len(boxes)), counts)
     if not len(owner):
         return torch.zeros(0, 4), owner
-    return torch.cat([b.reshape(-1, 4).to(torch.get_default_dtype()) for b in boxes if len(b)]), owner
+    return torch.cat(list(boxes)).cpu().to(torch.get_default_dtype()), owner
 
 
 def areas(boxes: Boxes) -> Float[Tensor, " boxes"]:
@@ -192,6 +216,29 @@ def coverage(boxes: Boxes, size: tuple[int, int]) -> tuple[Float[Tensor, "boxes 
 def _cover(low: Tensor, high: Tensor, length: int) -> Tensor:
     edges = torch.arange(length, device=low.device, dtype=low.dtype)
     return (torch.minimum(high[:, None], edges + 1) - torch.maximum(low[:, None], edges)).clamp(0, 1)
+
+
+def sums_inside(
+    masks: Masks, boxes: Boxes, owner: Int[Tensor, " boxes"]
+) -> tuple[Float[Tensor, " boxes"], Float[Tensor, " boxes"]]:
+    """Return the sum of each box's mask over the box, and over the whole mask; what lies outside counts as 0.
+
+    Boxes between pixels weigh the pixels that they cut by the part they cover.
+    """
+    maps = on_cpu(masks)
+    total = np.array([cv2.sumElems(one)[0] for one in maps])
+    inside = np.zeros(len(boxes))
+    clipped = clip(boxes, (maps.shape[1], maps.shape[2]))
+    whole = (clipped == clipped.round()).all(1).tolist()
+    for k, (i, (x0, y0, x1, y1)) in enumerate(zip(owner.tolist(), clipped.tolist(), strict=True)):
+        if x1 <= x0 or y1 <= y0:
+            continue
+        if whole[k]:
+            inside[k] = cv2.sumElems(maps[i, int(y0) : int(y1), int(x0) : int(x1)])[0]
+        else:
+            columns, rows = (part[0].double().numpy() for part in coverage(clipped[k : k + 1], maps.shape[1:]))
+            inside[k] = rows @ maps[i].astype(np.float64) @ columns
+    return torch.from_numpy(inside).to(boxes), torch.from_numpy(total).to(boxes)[owner]
 
 
 def paint(boxes: Boxes, size: tuple[int, int]) -> Pixels:

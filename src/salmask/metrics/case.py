@@ -35,8 +35,7 @@ def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
 
 def check_maps(maps: Tensor, ids: Sequence[str]) -> None:
     """Raise ValueError unless every map is finite and within [0, 1]; name the first that is not."""
-    flat = maps.reshape(len(maps), -1)
-    low, high = flat.amin(1), flat.amax(1)
+    low, high = _extremes(maps)
     finite = torch.isfinite(low) & torch.isfinite(high)
     if not bool(finite.all()):
         worst = int((~finite).nonzero()[0])
@@ -52,6 +51,15 @@ def check_maps(maps: Tensor, ids: Sequence[str]) -> None:
             'normalise it explicitly, by explanation.normalized("minmax"), ("max") or ("rank"), '
             "or by --normalize minmax|max|rank"
         )
+
+
+def _extremes(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest value of every map, NaN if it holds one. NumPy is several times faster here."""
+    flat = maps.detach().reshape(len(maps), -1)
+    if flat.device.type != "cpu" or flat.dtype == torch.bfloat16:
+        return flat.amin(1), flat.amax(1)
+    values = flat.numpy()
+    return torch.from_numpy(values.min(1)), torch.from_numpy(values.max(1))
 
 
 @dataclass(frozen=True)

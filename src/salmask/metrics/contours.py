@@ -27,6 +27,9 @@ __all__ = [
     "single_levels",
 ]
 
+FEW = 12
+"""Levels of which it costs less to trace all than to know for all 256 whether they are single."""
+
 Found = list[tuple[int, int, int, int, int]]
 """x, y, width, height, and how far the rectangle reaches beyond these: 0, or 1 around a hole."""
 Picture = UInt8[np.ndarray, "height width"]
@@ -103,7 +106,7 @@ def best_overlap(
     small = np.ascontiguousarray(map8[::block, ::block])
     whole = np.stack(_spans(small.max(0), levels) + _spans(small.max(1), levels), 1)[:, [0, 2, 1, 3]]
     kept = _bound(_published(whole * block, map8.shape), truth) >= floor - 1e-9
-    single = kept & single_levels(small)[levels]
+    single = kept & (single_levels(small)[levels] if len(levels) > FEW else False)
     boxes, owners = (whole[single] * block).tolist(), np.flatnonzero(single).tolist()
     smallest = floor * _area(truth).min()
     traced = np.flatnonzero(kept & ~single)
@@ -130,15 +133,18 @@ def best_overlap(
 
 def block_size(map8: Picture) -> int:
     """Return the largest power of two up to 32 such that the map is constant on blocks of that side."""
+    side = 1
+    while side < 32 and _is_constant_on(map8, 2 * side):
+        side *= 2
+    return side
+
+
+def _is_constant_on(map8: Picture, side: int) -> bool:
     height, width = map8.shape
-    if height < 2 or width < 2 or (map8[0] != map8[1]).any() or (map8[:, 0] != map8[:, 1]).any():
-        return 1
-    for side in (32, 16, 8, 4, 2):
-        if height % side == 0 and width % side == 0:
-            blocks = map8.reshape(height // side, side, width // side, side)
-            if (blocks == blocks[:, :1, :, :1]).all():
-                return side
-    return 1
+    if height % side or width % side or (map8[0] != map8[side - 1]).any():
+        return False
+    blocks = map8.reshape(height // side, side, width // side, side)
+    return bool((blocks == blocks[:, :1, :, :1]).all())
 
 
 def single_levels(map8: Picture) -> Bool[np.ndarray, "256"]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salmask.boxes import Rule, above_mean, area_matched, areas, clip, coverage, iou, mask_boxes, paint, stack
+from salmask.boxes import Rule, above_mean, area_matched, areas, clip, iou, mask_boxes, paint, stack, sums_inside
 from salmask.metrics.case import Case, Metric
 from salmask.types import IGNORED, Boxes, Images, Masks, Targets, Values
 
@@ -57,24 +57,11 @@ def f1_of_boxes(masks: Masks, truth: Sequence[Boxes]) -> tuple[Float[Tensor, " a
     R = inside / area of the whole box; F1 = 2PR / (P + R + 1e-6). A box of zero area has F1 = 0.
     """
     boxes, owner = stack(truth)
-    inside = _sums_inside(masks[:, 0], boxes, owner)
-    precision = inside / (masks.sum((1, 2, 3)).cpu()[owner] + EPS)
+    inside, total = sums_inside(masks, boxes, owner)
+    precision = inside / (total + EPS)
     area = areas(boxes)
     recall = torch.where(area > 0, inside / area, torch.zeros_like(inside))
     return 2 * precision * recall / (precision + recall + EPS), owner
-
-
-def _sums_inside(maps: Float[Tensor, "batch height width"], boxes: Boxes, owner: Tensor) -> Float[Tensor, " all"]:
-    """Sum each box's map over the box: rows by one matrix product per image, then columns."""
-    if not len(owner):
-        return torch.zeros(0)
-    counts = torch.bincount(owner, minlength=len(maps))
-    place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    columns, rows = coverage(boxes, (maps.shape[1], maps.shape[2]))
-    padded = rows.new_zeros(len(maps), int(counts.max()), maps.shape[1])
-    padded[owner, place] = rows
-    lines = (padded.to(maps) @ maps).cpu()[owner, place]
-    return (lines * columns).sum(1)
 
 
 def _reduce(values: Tensor, owner: Tensor, count: int, how: str) -> Values:
