@@ -116,7 +116,7 @@ def mask_boxes(masks: Masks, *, rule: Rule = above_mean, legacy_box: bool = Fals
     Equal components: the first in raster order. Nothing selected: (0, 0, 0, 0).
     `legacy_box` returns the published boxes (spec 4.2), whose right and bottom edges are one pixel short.
     """
-    selected = rule(masks)[:, 0].detach().to("cpu").contiguous().numpy().view(np.uint8)
+    selected = rule(masks)[:, 0].detach().cpu().contiguous().numpy().view(np.uint8)
     boxes = np.array([largest_component(image)[:4] for image in selected], dtype=np.float32).reshape(-1, 4)
     if legacy_box:
         boxes[boxes[:, 2] > boxes[:, 0], 2:] -= 1
@@ -126,28 +126,26 @@ def mask_boxes(masks: Masks, *, rule: Rule = above_mean, legacy_box: bool = Fals
 def largest_component(selected: UInt8[np.ndarray, "height width"]) -> tuple[int, int, int, int, int]:
     """Return (x0, y0, x1, y1, pixels) of the largest 4-connected component of 0/1 pixels; zeros if there is none.
 
-    Components are flooded away until none that is left can be as large, those that survive an erosion first: they are
-    the large ones. Most masks have a few, which is several times faster than labelling; if a dozen floods do
+    Components are flooded away until none that is left can be as large: the first, then those that survive an
+    erosion, which are large. Most masks have a few, which is several times faster than labelling; if a dozen floods do
     not settle it, or two components are equal, all are labelled.
     """
     left = cv2.countNonZero(selected)
     if not left:
         return 0, 0, 0, 0, 0
     canvas, width = selected.copy(), selected.shape[1]
-    core = cv2.erode(selected, _SQUARE)
-    best, second = (0, 0, 0, 0, 0), 0
+    seeds, best, second = canvas, (0, 0, 0, 0, 0), 0
     for _ in range(FLOODS):
-        seed = int(core.reshape(-1).view(bool).argmax())
-        if not core.flat[seed]:
-            core = canvas
-            seed = int(core.reshape(-1).view(bool).argmax())
+        seed = int(seeds.reshape(-1).view(bool).argmax())
+        if not seeds.flat[seed]:
+            seeds = canvas
+            seed = int(seeds.reshape(-1).view(bool).argmax())
         area, _, _, (x, y, w, h) = cv2.floodFill(canvas, None, (seed % width, seed // width), 0, flags=4)
         left -= area
         best, second = (best, max(second, area)) if area <= best[4] else ((x, y, x + w, y + h, area), best[4])
         if best[4] > left:
             return best if best[4] > second else _largest_labelled(selected)
-        if core is not canvas:
-            cv2.bitwise_and(core, canvas, core)
+        seeds = cv2.erode(canvas, _SQUARE) if seeds is canvas else cv2.bitwise_and(seeds, canvas)
     return _largest_labelled(selected)
 
 
@@ -226,7 +224,7 @@ def sums_inside(
     Boxes between pixels weigh the pixels that they cut by the part they cover.
     """
     maps = on_cpu(masks)
-    total = np.array([cv2.sumElems(one)[0] for one in maps])
+    total = torch.from_numpy(maps).flatten(1).sum(1)
     inside = np.zeros(len(boxes))
     clipped = clip(boxes, (maps.shape[1], maps.shape[2]))
     whole = (clipped == clipped.round()).all(1).tolist()
@@ -238,7 +236,7 @@ def sums_inside(
         else:
             columns, rows = (part[0].double().numpy() for part in coverage(clipped[k : k + 1], maps.shape[1:]))
             inside[k] = rows @ maps[i].astype(np.float64) @ columns
-    return torch.from_numpy(inside).to(boxes), torch.from_numpy(total).to(boxes)[owner]
+    return torch.from_numpy(inside).to(boxes), total.to(boxes)[owner]
 
 
 def paint(boxes: Boxes, size: tuple[int, int]) -> Pixels:

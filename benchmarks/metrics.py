@@ -1,0 +1,336 @@
+"""Box and pixel scores against the published evaluators' way of working, and 50,000 maps from one file.
+
+    python benchmarks/metrics.py                        ratios, written to results/benchmarks/metrics.json
+    python benchmarks/metrics.py --maps 50000           and the stream: time and peak memory
+
+The published ways are written here anew from their description: MaxBoxAccV2 by one threshold and one contour call per
+map and threshold (1000 of them), PxAP by two histograms of numpy per map, LE, OM and F1 by one dense picture-sized
+array per box. Results are compared before times are: equal hits, equal histograms, F1 to 1e-5.
+The published evaluators use one process. Ours are timed with one process and one thread, in CPU seconds, which other
+programs disturb little; and by the clock on the wall with as many processes as there are cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import scipy.ndimage as ndimage
+import torch
+from torch.nn import functional as F
+
+from salmask.boxes import above_mean, mask_boxes
+from salmask.metrics import METRICS, Case
+from salmask.metrics.wsol import DELTAS, TAUS, box_hits, minmax, pixel_histograms
+
+SIZE = 224
+KINDS = ("masker", "cam", "blobs", "hard", "gradient")
+OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "metrics.json"
+
+
+# --- inputs --------------------------------------------------------------------------------------------------------
+
+
+def made_up_map(kind: str, draw: np.random.Generator) -> np.ndarray:
+    """Return a map of a usual kind, 224 x 224 in [0, 1]: a masker's (56, nearest), a CAM (7, bilinear) and others."""
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    blob = np.zeros((SIZE, SIZE))
+    for _ in range(draw.integers(1, 4)):
+        cx, cy, sx, sy = *draw.uniform(0.2, 0.8, 2), *draw.uniform(0.08, 0.3, 2)
+        blob = np.maximum(blob, draw.uniform(0.6, 1) * np.exp(-(((x - cx) / sx) ** 2) - ((y - cy) / sy) ** 2))
+    if kind == "cam":
+        small = torch.from_numpy(blob[16::32, 16::32] + 0.2 * draw.random((7, 7)))[None, None]
+        return F.interpolate(small, (SIZE, SIZE), mode="bilinear")[0, 0].numpy() / 1.2
+    if kind == "masker":
+        logits = 14 * (blob[2::4, 2::4] - 0.45) + 1.5 * draw.standard_normal((56, 56))
+        return (1 / (1 + np.exp(-logits))).repeat(4, 0).repeat(4, 1)
+    if kind == "hard":
+        return (blob > 0.5).astype(float)
+    if kind == "gradient":  # a smoothed gradient map
+        noise = np.abs(ndimage.gaussian_filter(draw.standard_normal((SIZE, SIZE)), 4.48)) * (0.2 + blob)
+        return noise / noise.max()
+    return blob
+
+
+def inputs(count: int, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    draw = np.random.default_rng(seed)
+    maps = np.stack([made_up_map(KINDS[i % len(KINDS)], draw) for i in range(count)]).astype(np.float32)
+    boxes = []
+    for _ in range(count):
+        centre, half = draw.uniform(60, 164, (draw.integers(1, 3), 2)), draw.uniform(25, 90, 2)
+        boxes.append(torch.from_numpy(np.concatenate([centre - half, centre + half], 1).round().astype(np.float32)))
+    pixels = [torch.from_numpy((ndimage.gaussian_filter(m, 6) > 0.3).astype(np.uint8)) for m in maps]
+    return torch.from_numpy(maps)[:, None], boxes, pixels
+
+
+# --- the published way of working ----------------------------------------------------------------------------------
+
+
+def published_hits(map_: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return hits (deltas, taus) of one map by one threshold and one contour call per tau."""
+    map8, found, number = (map_ * 255).astype(np.uint8), [], []
+    height, width = map8.shape
+    for tau in TAUS:
+        _, above = cv2.threshold(map8, int(tau * np.max(map8)), 255, cv2.THRESH_BINARY)
+        contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+        boxes = [[0, 0, 0, 0]] if not contours else []
+        for contour in contours:
+            x, y, w, h = cv2.boundingRect(contour)
+            boxes.append([x, y, min(x + w, width - 1), min(y + h, height - 1)])
+        found.append(np.asarray(boxes))
+        number.append(len(boxes))
+    boxes = np.concatenate(found)
+    low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
+    meet = np.clip(high - low + 1, 0, None).prod(2)
+    area, other = ((b[:, 2] - b[:, 0] + 1) * (b[:, 3] - b[:, 1] + 1) for b in (boxes, truth))
+    overlap = meet / (area[:, None] + other[None] - meet)
+    best, start = [], 0
+    for count in number:
+        best.append(np.max(overlap[start : start + count]))
+        start += count
+    return np.asarray(best)[None] >= np.asarray(DELTAS)[:, None]
+
+
+def published_histograms(map_: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    edges = np.append(TAUS, [1.0, 2.0, 3.0])
+    return np.stack([np.histogram(map_[pixels == value], bins=edges)[0] for value in (0, 1)])
+
+
+def published_box(mask: torch.Tensor) -> tuple[int, int, int, int]:
+    """Return the box of one mask: label all components, take the largest."""
+    labels, _ = ndimage.label((mask > mask.mean()).numpy())
+    sizes = np.bincount(labels.reshape(-1))
+    sizes[0] = 0
+    component = labels == sizes.argmax()
+    columns, rows = np.where(component.any(0))[0], np.where(component.any(1))[0]
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def published_box_scores(mask: torch.Tensor, box: tuple, boxes: torch.Tensor) -> tuple[float, float]:
+    """Return F1 and the best hit of one mask and its box, by one dense array per box."""
+    x0, y0, x1, y1 = box
+    rectangle = torch.zeros(mask.shape)
+    rectangle[y0:y1, x0:x1] = 1
+    scores, hits = [], []
+    for x0, y0, x1, y1 in boxes.int().tolist():
+        inside = torch.zeros(mask.shape)
+        inside[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = 1
+        area = (x1 - x0) * (y1 - y0)
+        mass = (mask * inside).sum()
+        precision, recall = mass / (mask.sum() + 1e-6), mass / area
+        scores.append(float(2 * precision * recall / (precision + recall + 1e-6)))
+        meet = (rectangle * inside).sum()
+        hits.append(float(meet / (rectangle.sum() + area - meet)) > 0.5)
+    return max(scores), float(max(hits))
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------
+
+
+def ours_wsol(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndarray, np.ndarray]:
+    scores = minmax(maps)
+    return box_hits(scores, boxes)[:, :, :-1].numpy(), pixel_histograms(scores, pixels).numpy()
+
+
+def _case(maps: torch.Tensor, boxes: list) -> Case:
+    count = len(maps)
+    targets, correct = torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.bool)
+    return Case(maps, targets, [str(i) for i in range(count)], boxes=boxes, correct=correct)
+
+
+def _box_scores(case: Case) -> tuple[np.ndarray, ...]:
+    return tuple(METRICS[name](case).numpy() for name in ("f1", "le", "om"))
+
+
+def ours_boxes(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndarray, ...]:
+    return _box_scores(_case(maps, boxes))
+
+
+def theirs_boxes(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndarray, ...]:
+    rows = [published_box_scores(m[0], published_box(m[0]), b) for m, b in zip(maps, boxes, strict=True)]
+    f1, hit = np.array(rows).T
+    return f1, 1 - hit, 1 - hit
+
+
+def box_scores_alone(data: tuple) -> dict:
+    """Compare what follows the box of a mask: one dense array per box, against closed forms and sums of crops."""
+    maps, boxes, _ = data
+    case = _case(maps, boxes)
+    found = mask_boxes(maps)
+    known = case.memo | {("mask_boxes", above_mean, False): found}
+
+    def ours(*_: object) -> tuple[np.ndarray, ...]:
+        case.memo.clear()
+        case.memo.update(known)
+        return _box_scores(case)
+
+    def theirs(*_: object) -> np.ndarray:
+        given = zip(maps, found.int().tolist(), boxes, strict=True)
+        return np.array([published_box_scores(m[0], tuple(box), b) for m, box, b in given]).T
+
+    seconds, _, (f1, le, _) = timed(ours)
+    slow, _, (slow_f1, slow_hit) = timed(theirs, least=0)
+    np.testing.assert_allclose(f1, slow_f1, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(le, 1 - slow_hit)
+    row = {
+        "boxes": int(sum(len(b) for b in boxes)),
+        "published_ms_per_map": 1e3 * slow / len(maps),
+        "ours_ms_per_map": 1e3 * seconds / len(maps),
+        "ratio_one_process": slow / seconds,
+    }
+    print("boxes alone:", json.dumps(row, indent=1), flush=True)
+    return row
+
+
+def theirs_wsol(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndarray, np.ndarray]:
+    scores = minmax(maps)[:, 0].numpy()
+    truth = [np.clip(b.numpy().astype(float), 0, SIZE - 1) for b in boxes]
+    hits = np.stack([published_hits(m, t) for m, t in zip(scores, truth, strict=True)])
+    return hits, np.stack([published_histograms(m, p.numpy()) for m, p in zip(scores, pixels, strict=True)])
+
+
+def timed(work: Callable, *arguments, least: float = 0.3) -> tuple[float, float, object]:
+    """Return CPU and wall seconds of the fastest of several calls, and the result."""
+    work(*(part[:2] for part in arguments))
+    best, spent, result = (np.inf, np.inf), 0.0, None
+    while spent < least or result is None:
+        wall, start = time.perf_counter(), time.process_time()
+        result = work(*arguments)
+        seconds = time.process_time() - start
+        best = min(best[0], seconds), min(best[1], time.perf_counter() - wall)
+        spent += seconds
+    return *best, result
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _many(work: Callable, parts: list, pool: ProcessPoolExecutor) -> float:
+    list(pool.map(work, *zip(*[tuple(p[:2] for p in part) for part in parts], strict=True)))  # all have started
+    best = np.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        list(pool.map(work, *zip(*parts, strict=True)))
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def compare(name: str, ours: Callable, theirs: Callable, data: tuple, pool: ProcessPoolExecutor, cores: int) -> dict:
+    count = len(data[0])
+    seconds, _, result = timed(ours, *data)
+    slow, wall, expected = timed(theirs, *data, least=0)
+    for mine, other in zip(result, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
+    share = [list(range(k, count, 2 * cores)) for k in range(2 * cores)]
+    parts = [(data[0][s], [data[1][i] for i in s], [data[2][i] for i in s]) for s in share]
+    shared = _many(ours, parts, pool)
+    row = {
+        "maps": count,
+        "published_ms_per_map": 1e3 * slow / count,
+        "ours_ms_per_map": 1e3 * seconds / count,
+        "ratio_one_process": slow / seconds,
+        "published_wall_ms_per_map": 1e3 * wall / count,
+        "ours_all_cores_wall_ms_per_map": 1e3 * shared / count,
+        "ratio_all_cores_wall": wall / shared,
+    }
+    for kind_index, kind in enumerate(KINDS):
+        chosen = list(range(kind_index, count, len(KINDS)))
+        part = (data[0][chosen], [data[1][i] for i in chosen], [data[2][i] for i in chosen])
+        row[f"ratio_one_process_{kind}"] = timed(theirs, *part, least=0)[0] / timed(ours, *part)[0]
+    print(f"{name}:", json.dumps({k: round(v, 3) for k, v in row.items()}, indent=1), flush=True)
+    return row
+
+
+# --- the stream ----------------------------------------------------------------------------------------------------
+
+
+def stream(count: int, cores: int) -> dict:
+    """Score `count` maps from a file by `salmask.score`: LE, OM, F1, MaxBoxAccV2, PxAP; seconds and peak memory."""
+    from salmask.score import score
+
+    maps, boxes, _ = inputs(100)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        ids = np.array([f"i{k}" for k in range(count)])
+        out = np.lib.format.open_memmap(root / "maps.npy", "w+", np.float16, (count, SIZE, SIZE))
+        for start in range(0, count, 100):
+            part = maps[: min(100, count - start), 0].numpy()
+            out[start : start + len(part)] = np.roll(part, start % SIZE, axis=2)
+        out.flush()
+        del out
+        np.save(root / "maps.ids.npy", ids)
+        with (root / "boxes.csv").open("w") as file, (root / "labels.csv").open("w") as labels:
+            file.write("image,class,x0,y0,x1,y1\n")
+            labels.write("image,label,predicted\n")
+            for k, name in enumerate(ids):
+                labels.write(f"{name},0,{k % 4 // 3}\n")
+                for box in boxes[k % 100].tolist():
+                    file.write(f"{name},c," + ",".join(f"{v:g}" for v in box) + "\n")
+        before = time.perf_counter()
+        summary = score(
+            root / "maps.npy",
+            root / "boxes.csv",
+            labels=root / "labels.csv",
+            out=root / "out",
+            metrics=["le", "om", "f1", "max_box_acc_v2", "pxap:boxes"],
+            processes=cores,
+        )
+        seconds = time.perf_counter() - before
+    own, children = (
+        resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    row = {
+        "maps": count,
+        "seconds": seconds,
+        "maps_per_second": count / seconds,
+        "peak_gib_main": own,
+        "peak_gib_largest_worker": children,
+        "peak_gib_bound_on_all": own + cores * children,
+        "file_gib": count * SIZE * SIZE * 2 / 2**30,
+        "le": summary["maps"]["le"]["mean"],
+    }
+    print("stream:", json.dumps(row, indent=1), flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=40, help="maps to compare on")
+    parser.add_argument("--maps", type=int, default=0, help="maps to stream from a file")
+    parser.add_argument("--only", choices=["ratios", "stream"], help="do only one of the two")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    _one_thread()
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    results["machine"] = {"cores": cores, "python": platform.python_version(), "opencv": cv2.__version__}
+    command = " ".join(["python benchmarks/metrics.py", *sys.argv[1:]])
+    if args.only != "stream":
+        data = inputs(args.count)
+        with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            results["max_box_acc_v2_and_pxap"] = compare("wsol", ours_wsol, theirs_wsol, data, pool, cores)
+            many = tuple(part * 4 if isinstance(part, list) else part.repeat(4, 1, 1, 1) for part in data)
+            results["le_om_f1_after_the_box"] = box_scores_alone(many)
+            results["le_om_f1"] = compare("boxes", ours_boxes, theirs_boxes, many, pool, cores)
+        results["ratios_command"] = command
+    if args.maps:
+        results["stream"] = stream(args.maps, cores) | {"command": command}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
