@@ -34,12 +34,16 @@ CONTROLS = ("full", "center", "gaussian", "random", "gradcam", "ground_truth")
 METRICS_SHOWN = ("le", "om", "f1", "f1_mean", "sm", "pxap:boxes", "mask_mean", "mask_binarized")
 
 
+Weights = tuple[float, float]
+FIX, CA = (1.0, 10.0), (1.0, 15.0)  # the paper's area weights (in, out)
+
+
 @dataclass(frozen=True)
 class Job:
     """One masker to train: a recipe, area weights (in, out) and a number of images a class."""
 
     recipe: str
-    areas: tuple[float, float] | None = None
+    areas: Weights | None = None
     per_class: int | None = None
     seed: int = 0
 
@@ -74,9 +78,11 @@ class Study:
     """Training images shown to each masker."""
     batch_size: int = 36
     """Images a step."""
-    fix_grid: tuple[tuple[float, float], ...] = ((0.3, 3.0), (0.1, 1.0), (1.0, 3.0))
+    few_seeds: int = 1
+    """Trainings of the few-shot masker."""
+    fix_grid: tuple[Weights, ...] = (FIX, (0.3, 3.0), (0.1, 1.0))
     """Candidates of the FIX area weights (in, out)."""
-    ca_grid: tuple[tuple[float, float], ...] = ((0.3, 3.0), (0.1, 1.0))
+    ca_grid: tuple[Weights, ...] = (CA, (0.3, 3.0))
     """Candidates of the CA area weights."""
     per_class: int = 10
     """Images a class of the few-shot masker."""
@@ -93,15 +99,21 @@ def main(study: Study) -> None:
     say(f"{len(rest)} images to train on, {len(held_out)} held out for tuning")
     fix = tune(study, "fix", study.fix_grid, rest, held_out)
     ca = tune(study, "ca", study.ca_grid, rest, held_out)
-    jobs = []
-    for seed in range(study.seeds):
-        jobs += [Job("fix", None, None, seed), Job("fix", fix, None, seed), Job("auto", None, None, seed)]
-        jobs += [Job("auto", None, study.per_class, seed)]
-    for seed in range(study.ca_seeds):
-        jobs += [Job("ca", None, None, seed), Job("ca", ca, None, seed), Job("auto_ca", None, None, seed)]
+    jobs = [Job(recipe, areas, None, seed) for seed in range(study.seeds) for recipe, areas in fixed(fix)]
+    jobs += [Job(recipe, areas, None, seed) for seed in range(study.ca_seeds) for recipe, areas in alongside(ca)]
+    jobs += [Job("auto", None, study.per_class, seed) for seed in range(study.few_seeds)]
+    jobs = list(dict.fromkeys(jobs))  # where the published weights won, they are the tuned ones
     for job in jobs:
         fit(study, job, rest)
     measure(study, jobs, loaded)
+
+
+def fixed(tuned: Weights) -> list[tuple[str, Weights | None]]:
+    return [("fix", FIX), ("fix", tuned), ("auto", None)]
+
+
+def alongside(tuned: Weights) -> list[tuple[str, Weights | None]]:
+    return [("ca", CA), ("ca", tuned), ("auto_ca", None)]
 
 
 def fit(study: Study, job: Job, rest: Labelled) -> Path:
@@ -144,9 +156,7 @@ def fit(study: Study, job: Job, rest: Labelled) -> Path:
     return out
 
 
-def tune(
-    study: Study, recipe: str, grid: tuple[tuple[float, float], ...], rest: Labelled, held_out: Labelled
-) -> tuple[float, float]:
+def tune(study: Study, recipe: str, grid: tuple[Weights, ...], rest: Labelled, held_out: Labelled) -> Weights:
     """Return the area weights with the lowest LE on the held-out training images, one seed each."""
     path = study.out / f"tuning_{recipe}.json"
     if path.is_file():

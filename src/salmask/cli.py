@@ -375,20 +375,27 @@ class Score:
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.jobs import score_maps
+        from salmask.jobs import scoring_from
+        from salmask.score import score
+        from salmask.specs import load_classifier
 
-        summary = score_maps(
+        if (self.classifier is None) != (self.data is None):
+            raise ValueError("scores that show pictures to a classifier need both: --classifier and --data")
+        scoring = None
+        if self.classifier is not None and self.data is not None:
+            scoring = scoring_from(load_classifier(self.classifier), self.data)
+        summary = score(
             self.maps,
-            boxes=self.boxes,
-            masks=self.masks,
+            self.boxes,
             out=self.out,
+            masks_dir=self.masks,
             labels=self.labels,
             metrics=self.metric,
             normalize=self.normalize,
-            classifier=self.classifier,
-            data=self.data,
-            processes=self.processes,
+            scoring=scoring,
             seed=self.seed,
+            processes=self.processes,
+            progress=progress_bar("scoring"),
         )
         _say(f"report: {self.out / 'index.html'}")
         _table(summary, tuple(dict.fromkeys(name for row in summary.values() for name in row))[:8])

@@ -22,10 +22,11 @@ from salmask.masker import Masker
 from salmask.masking import keep, remove
 from salmask.pictures import picture
 from salmask.recipes import Recipe
+from salmask.score import Scoring
 from salmask.specs import Loaded, save_run
 from salmask.train import Batches, Settings, mean_colour, train
 
-__all__ = ["compare", "explain_files", "spread", "train_run"]
+__all__ = ["compare", "explain_files", "scoring_from", "spread", "train_run"]
 
 Bar = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -141,6 +142,19 @@ def compare(
         about=about,
         progress=progress,
     )
+
+
+def scoring_from(loaded: Loaded, folder: Path) -> Scoring:
+    """Return the classifier that scores saved maps, and where it finds their pictures: id = path below `folder`."""
+    transform = loaded.view.transform()
+
+    def images(ids: Sequence[str]) -> Tensor:
+        samples = [
+            Sample(id=one, image=read_image(folder / one), target=0, boxes=no_boxes(), pixels=None) for one in ids
+        ]
+        return collate([transform(sample) for sample in samples]).images
+
+    return Scoring(loaded.classifier, images)
 
 
 def spread(dataset: Labelled, count: int | None) -> Labelled:
