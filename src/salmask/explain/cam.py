@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -34,6 +35,7 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import at_rest, by_pieces, check_limit, mean_colour, pieces
+from salmask.explain.folded import folded
 from salmask.explain.taps import Tap, channel_axis, count_calls, layer_before, layer_index, layer_output, read_gradients
 from salmask.explain.terms import logit
 from salmask.masking import keep
@@ -140,9 +142,13 @@ class ScoreCAM:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=False):
-            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
+            passes = classifier.channels[layer_index(classifier, self.layer)] * len(images)
+            explain = partial(self._explain, twin=folded(classifier, images, passes=passes))
+            return by_pieces(explain, classifier, images, targets, max_batch=1)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(
+        self, classifier: Classifier, images: Images, targets: Targets | None, *, twin: Classifier
+    ) -> Explanation:
         index = layer_index(classifier, self.layer)
         logits, features = classifier.features(images)
         maps, chosen = features[index].float(), check_targets(targets, logits)
@@ -155,7 +161,7 @@ class ScoreCAM:
         def scores(rows: slice) -> Tensor:
             masks = normalise(_upsampled(asked[rows], size), "minmax")
             pictures = keep(images.expand(len(masks), -1, -1, -1), masks.to(images.dtype), infill)
-            return classifier.logits(pictures)[:, chosen[0]]
+            return twin.logits(pictures)[:, chosen[0]]
 
         answers = torch.cat(list(pieces(scores, len(asked), max_batch=self.max_batch)))
         said = answers[-1:].repeat(len(channels))

@@ -9,6 +9,7 @@ stored. All images of a batch see the same masks, so that a map does not depend 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
 from salmask.explain.batching import at_rest, by_pieces, check_limit, mean_colour, pieces
+from salmask.explain.folded import folded
 from salmask.explain.terms import ClassScore, probability
 from salmask.masking import keep
 from salmask.types import Images, Infill, Masks, Targets
@@ -53,9 +55,13 @@ class Rise:
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: N forward passes."""
         with at_rest(classifier, gradients=False):
-            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
+            passes = self.masks * len(images)
+            explain = partial(self._explain, twin=folded(classifier, images, passes=passes))
+            return by_pieces(explain, classifier, images, targets, max_batch=1)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(
+        self, classifier: Classifier, images: Images, targets: Targets | None, *, twin: Classifier
+    ) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
         infill = mean_colour(classifier) if self.infill is None else self.infill
@@ -63,7 +69,7 @@ class Rise:
 
         def credit(rows: slice) -> Tensor:
             masks = drawn.build(rows).to(images.dtype)
-            said = classifier.logits(keep(images.expand(len(masks), -1, -1, -1), masks, infill))
+            said = twin.logits(keep(images.expand(len(masks), -1, -1, -1), masks, infill))
             return torch.einsum("n,nchw->chw", self.score(said, chosen.expand(len(masks))), masks.float())
 
         total = torch.zeros_like(images[:, :1], dtype=torch.float32)
@@ -130,9 +136,14 @@ class Occlusion:
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward pass a window."""
         with at_rest(classifier, gradients=False):
-            return by_pieces(self._explain, classifier, images, targets, max_batch=1)
+            windows = [len(self._windows(side, min(images.shape[-2:]))) for side in images.shape[-2:]]
+            passes = windows[0] * windows[1] * len(images)
+            explain = partial(self._explain, twin=folded(classifier, images, passes=passes))
+            return by_pieces(explain, classifier, images, targets, max_batch=1)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(
+        self, classifier: Classifier, images: Images, targets: Targets | None, *, twin: Classifier
+    ) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
         own = self.score(logits, chosen)
@@ -144,7 +155,7 @@ class Occlusion:
         def losses(which: slice) -> Tensor:
             at = torch.arange(which.start, which.stop, device=images.device)
             holes = rows[at // len(columns), :, None] * columns[at % len(columns), None, :]
-            said = classifier.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
+            said = twin.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
             return own - self.score(said, chosen.expand(len(at)))
 
         lost = torch.cat(list(pieces(losses, count, max_batch=self.max_batch))).view(len(rows), len(columns))
