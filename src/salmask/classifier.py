@@ -213,7 +213,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+        kind = type(error).__name__  # what torch says of it fills a page, and advises to trust the file
+        raise ValueError(f"{path} cannot be read as weights ({kind}): is it cut short, or another format?") from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

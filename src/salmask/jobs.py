@@ -5,6 +5,7 @@ Everything comes as objects; the look-ups by name are in `specs`.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ def explain_files(
         figure = _figure(loaded.classifier, images, explanation, _scale(explainer, explanation, normalize), names, top)
         title = f"{path.name}: {name}, class explained: {names[int(explanation.targets[0])]}"
         image = picture(*figure, title=title)
-        replace_file(out / f"{stem}.npy", lambda at, e=explanation: _save_array(at, e.masks[0, 0]))
-        replace_file(out / f"{stem}.png", lambda at, i=image: i.save(at))
+        replace_file(out / f"{stem}.npy", partial(_save_array, explanation.masks[0, 0]))
+        replace_file(out / f"{stem}.png", image.save)
         written.append(out / f"{stem}.png")
     return written
 
@@ -136,7 +137,7 @@ def compare(
         metrics,
         _Stream(dataset, batch_size),
         {name: loaded.classifier for name, (_, loaded) in explainers.items()},
-        rules=replace(rules, normalize=known | given),
+        rules=replace(rules, normalize={**known, **given}),
         out=out,
         pictures=pictures,
         about=about,
@@ -228,6 +229,6 @@ def _distinct(paths: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _save_array(path: Path, array: Tensor) -> None:
+def _save_array(array: Tensor, path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, array.detach().float().cpu().numpy())

@@ -59,9 +59,10 @@ class ClassifierPool:
         return self.steps
 
     def prune(self, folder: Path) -> None:
-        """Delete the files of replaced members; call it once a checkpoint that does not name them is written."""
-        for path in folder.glob("*.pt"):
-            if int(path.stem) not in self._members:
+        """Delete all files but those of members; call it once a checkpoint that does not name the others is written."""
+        ours = {f"{step:09d}.pt" for step in self._members}
+        for path in folder.glob("*.pt"):  # half-written ones of a killed run too
+            if path.name not in ours:
                 path.unlink()
 
     def load(self, folder: Path, steps: list[int]) -> None:

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
+from salmask.batches import drawing
 from salmask.classifier import Classifier
 from salmask.data import Batch
 from salmask.files import replace_file, writable_folder
@@ -110,23 +112,22 @@ def train(
     out = writable_folder(out)
     fabric = fabric or Fabric(accelerator="auto", devices=1, precision=settings.precision)  # type: ignore[arg-type]
     run = _Run(masker, classifier, recipe, settings, infill or mean_colour(classifier), settings.steps(images), fabric)
-    start = run.load(out, images) if resume else _fresh(out)
-    with ExitStack() as held, _Log(out, start, fabric.is_global_zero) as log:
-        if recipe.fixed:
-            held.enter_context(classifier.frozen())
-        else:
-            held.callback(classifier.network.train, classifier.network.training)
-            classifier.network.train()
+    start, logged = run.load(out, images) if resume else _fresh(out)
+    with ExitStack() as held, _Log(out, start, fabric.is_global_zero, **logged) as log:
+        held.enter_context(classifier.frozen() if recipe.fixed else _learning(classifier.network))
+        if run.pool is not None and fabric.is_global_zero:
+            run.pool.prune(out / POOL)  # files that an earlier run, or the lost part of this one, has left
         masker.train()
         step_of = run.fixed_step if recipe.fixed else run.alongside_step
         stream = iter(batches(start))
         for step, batch in zip(progress(range(start, run.steps)), islice(stream, run.steps - start), strict=True):
-            numbers = step_of(step, batch)
+            with _drawing(fabric.device, settings.seed, step, fabric.global_rank):
+                numbers = step_of(step, batch)
             log.add(numbers)
             if (step + 1) % settings.log_every == 0 or step + 1 == run.steps:
                 log.write(step + 1)
             if ((step + 1) % settings.save_every == 0 or step + 1 == run.steps) and fabric.is_global_zero:
-                run.save(out, step + 1, images)
+                run.save(out, step + 1, images, log.state(step + 1))
     return masker.eval()
 
 
@@ -148,10 +149,12 @@ class _Run:
         self.parameters = list(masker.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.wrapped = fabric.setup_optimizers(self.optimiser)
-        rank = fabric.global_rank
+        # Of several processes, each draws noise and areas of its own; all of them meet the same opponent, for a
+        # process that alone taught its classifier would wait for the others for ever.
+        ranks = {"head": fabric.global_rank, "area": fabric.global_rank, "pool": 0, "history": 0}
         self.generators = {
             name: torch.Generator().manual_seed(1_000_003 * settings.seed + 101 * place + rank)
-            for place, name in enumerate(("head", "area", "pool", "history"))
+            for place, (name, rank) in enumerate(ranks.items())
         }
         if hasattr(masker.head, "generator"):
             masker.head.generator = self.generators["head"]
@@ -319,7 +322,7 @@ class _Run:
             "images": images,
         }
 
-    def save(self, out: Path, step: int, images: int) -> None:
+    def save(self, out: Path, step: int, images: int, logged: Mapping[str, Any]) -> None:
         """Write the checkpoint: everything that a later process needs to go on as if nothing had happened."""
         state: dict[str, Any] = {
             "step": step,
@@ -329,6 +332,7 @@ class _Run:
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "balance": self.balance,
             "scaler": _scaler_state(self.fabric),
+            "log": dict(logged),
         }
         if not self.recipe.fixed:
             state["classifier"] = self.classifier.network.state_dict()
@@ -339,15 +343,16 @@ class _Run:
         if self.pool is not None:
             self.pool.prune(out / POOL)
 
-    def load(self, out: Path, images: int) -> int:
-        """Take up the state of a checkpoint and return its step; 0 if there is none yet."""
+    def load(self, out: Path, images: int) -> tuple[int, Mapping[str, Any]]:
+        """Take up the state of a checkpoint; return its step and what was to be logged. Step 0 if there is none."""
         path = out / CHECKPOINT
         if not path.exists():
-            return 0
+            return 0, {}
         try:
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
         except Exception as error:
-            raise ValueError(f"{path} cannot be read as a checkpoint ({error}): delete it to start anew") from error
+            kind = type(error).__name__  # what torch says of it fills a page, and advises to trust the file
+            raise ValueError(f"{path} cannot be read as a checkpoint ({kind}): delete it to start anew") from error
         earlier, asked = json.loads(state["facts"]), json.loads(json.dumps(self._fixed_facts(images)))
         if earlier != asked:
             raise ValueError(f"{path} belongs to another run: {_first_difference(earlier, asked)}; name another folder")
@@ -362,16 +367,17 @@ class _Run:
             self.classifier_optimiser.load_state_dict(state["classifier_optimiser"])
         if self.pool is not None:
             self.pool.load(out / POOL, state["pool"])
-        return int(state["step"])
+        return int(state["step"]), state["log"]
 
 
 class _Log:
     """Means of what the steps say, as JSON lines and TensorBoard events; a resumed run cuts what it repeats."""
 
-    def __init__(self, out: Path, start: int, active: bool) -> None:
+    def __init__(
+        self, out: Path, start: int, active: bool, *, sums: Mapping[str, Tensor] = MappingProxyType({}), count: int = 0
+    ) -> None:
         self.path, self.active = out / METRICS, active
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.sums, self.count = dict(sums), count
         if active:
             kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start]
             replace_file(self.path, lambda path: path.write_text("".join(kept)))
@@ -392,11 +398,13 @@ class _Log:
             file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-        if values["loss"] != values["loss"]:
-            raise ValueError(
-                f"the loss is not a number at step {step}: are there NaNs in the images or the classifier, "
-                "or is the learning rate too high? Nothing after the last checkpoint was kept"
-            )
+        _refuse_nan(values["loss"], step)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what is not written yet, for a checkpoint; there is none of a run whose loss is not a number."""
+        if "loss" in self.sums:
+            _refuse_nan(float(self.sums["loss"]), step)
+        return {"sums": self.sums, "count": self.count}
 
     def __enter__(self) -> "_Log":
         return self
@@ -404,6 +412,31 @@ class _Log:
     def __exit__(self, *exception: object) -> None:
         if self.active:
             self.board.close()
+
+
+@contextmanager
+def _learning(network: nn.Module) -> Iterator[None]:
+    """Hold a network in train mode, without gradients of an earlier owner; restore modes and gradients after."""
+    modes = [(module, module.training) for module in network.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
+    try:
+        network.train().zero_grad(set_to_none=True)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _drawing(device: torch.device, *key: int) -> Iterator[None]:
+    """Let layers that draw from torch's global generators, such as dropout, draw from `key`."""
+    cuda = device.type == "cuda"
+    with drawing(*key), torch.random.fork_rng(devices=[device] if cuda else []):
+        if cuda:
+            torch.cuda.manual_seed(int(torch.randint(2**62, ())))
+        yield
 
 
 @contextmanager
@@ -434,10 +467,18 @@ def _uniform(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator))
 
 
-def _fresh(out: Path) -> int:
+def _fresh(out: Path) -> tuple[int, Mapping[str, Any]]:
     if (out / CHECKPOINT).exists():
         raise ValueError(f"{out} holds a run already: resume it (--resume), or name another folder")
-    return 0
+    return 0, {}
+
+
+def _refuse_nan(loss: float, step: int) -> None:
+    if loss != loss:
+        raise ValueError(
+            f"the loss is not a number at step {step}: are there NaNs in the images or the classifier, "
+            "or is the learning rate too high? Nothing after the last checkpoint was kept"
+        )
 
 
 def _lines(path: Path) -> list[str]:

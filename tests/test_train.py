@@ -1,0 +1,668 @@
+"""The loops: what moves and what stays, CA written out, the pool's modes, killing and resuming to the bit."""
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+import salmask.train
+from conftest import SmallNet
+from salmask.classifier import Classifier
+from salmask.data import Batch, no_boxes
+from salmask.masker import Concrete, Masker
+from salmask.masking import Infill, MeanColour, Noise, keep, remove
+from salmask.recipes import RECIPES, Recipe
+from salmask.train import Settings, mean_colour, still_statistics, train
+
+SIZE, BATCH, IMAGES = 16, 6, 12
+TWO_SIDED = RECIPES["fix"].objective
+ALONGSIDE = Recipe(TWO_SIDED, fixed=False)
+
+
+def seeded(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def batch_number(k: int, size: int = SIZE) -> Batch:
+    g = seeded(1000 + k)
+    images = torch.rand(BATCH, 3, size, size, generator=g)
+    targets = torch.randint(4, (BATCH,), generator=g)
+    return Batch([str(i) for i in range(BATCH)], images, targets, [no_boxes()] * BATCH, [None] * BATCH)
+
+
+def stream(start: int) -> Iterator[Batch]:
+    while True:
+        yield batch_number(start)
+        start += 1
+
+
+class Dying(Exception):  # noqa: N818
+    """The process is killed here."""
+
+
+def until(last: int) -> Callable[[int], Iterator[Batch]]:
+    def dying(start: int) -> Iterator[Batch]:
+        for k in range(start, last):
+            yield batch_number(k)
+        raise Dying
+
+    return dying
+
+
+def new_classifier(net: Callable[[], nn.Module] = SmallNet) -> Classifier:
+    torch.manual_seed(0)
+    layers = ("stem", "middle", "deep")
+    return Classifier(net(), mean=(0.5, 0.4, 0.3), std=(0.2,) * 3, layers=layers, image_size=SIZE)
+
+
+def new_masker(classifier: Classifier, **options) -> Masker:
+    return Masker.for_classifier(classifier, **{"layers": (1, 2), "width": 8, "generator": seeded(), **options})
+
+
+SETTINGS = Settings(epochs=4, batch_size=BATCH, log_every=2, save_every=2, lr=0.01, classifier_lr=0.01)
+
+
+def run(
+    out: Path,
+    recipe: Recipe = RECIPES["fix"],
+    settings: Settings = SETTINGS,
+    *,
+    batches: Callable[[int], Iterable[Batch]] = stream,
+    infill: Infill | None = None,
+    resume: bool = False,
+    net: Callable[[], nn.Module] = SmallNet,
+    **options,
+) -> tuple[Masker, Classifier]:
+    classifier = new_classifier(net)
+    masker = new_masker(classifier, **options)
+    train(masker, classifier, batches, IMAGES, recipe=recipe, settings=settings, out=out, infill=infill, resume=resume)
+    return masker, classifier
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# What moves and what stays
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fix_leaves_the_classifier_to_the_bit_and_gives_its_weights_no_gradient(tmp_path, training) -> None:
+    classifier = new_classifier()
+    classifier.network.train(training)
+    classifier.network.deep.weight.requires_grad_(False)
+    before = copy.deepcopy(classifier.network)
+    masker = new_masker(classifier)
+    start = copy.deepcopy(masker)
+    wanted = []
+
+    def spy(images: Tensor, holes: Tensor) -> Tensor:
+        wanted.append(any(p.requires_grad or p.grad is not None for p in classifier.network.parameters()))
+        wanted.append(classifier.network.training)
+        return images.new_full((1, 3, 1, 1), 0.4)
+
+    trained = train(
+        masker, classifier, stream, IMAGES, recipe=RECIPES["fix"], settings=SETTINGS, out=tmp_path, infill=spy
+    )
+    assert trained is masker and not masker.training
+    assert wanted and not any(wanted)
+    assert equal(classifier.network, before)
+    assert [m.training for m in classifier.network.modules()] == [training] * len(list(before.modules()))
+    assert [p.requires_grad for p in classifier.network.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert all(p.grad is None for p in classifier.network.parameters())
+    assert not equal(masker, start)
+
+
+def test_ca_trains_the_classifier_and_leaves_its_modes_gradients_and_hooks_as_they_were(tmp_path) -> None:
+    classifier = new_classifier()
+    classifier.network.eval()
+    classifier.network.stem.train()
+    gradient = torch.ones_like(classifier.network.head.weight)
+    classifier.network.head.weight.grad = gradient
+    modes = [m.training for m in classifier.network.modules()]
+    before = copy.deepcopy(classifier.network)
+    for out, batches in ((tmp_path / "whole", stream), (tmp_path / "killed", until(3))):
+        try:
+            train(new_masker(classifier), classifier, batches, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=out)
+        except Dying:
+            assert out.name == "killed"
+        assert [m.training for m in classifier.network.modules()] == modes
+        assert classifier.network.head.weight.grad is gradient and bool((gradient == 1).all())
+        assert classifier.network.stem[0].weight.grad is None
+        assert not any(m._forward_hooks for m in classifier.network.modules())
+    assert not equal(classifier.network, before)
+
+
+def test_every_recipe_trains(tmp_path) -> None:
+    for name, recipe in RECIPES.items():
+        masker, classifier = run(tmp_path / name, recipe, replace(SETTINGS, epochs=1, log_every=1))
+        assert equal(classifier.network, new_classifier().network) == recipe.fixed
+        numbers = lines(tmp_path / name)
+        assert [line["step"] for line in numbers] == [1, 2]
+        assert set(recipe.objective.terms) | {"loss", "mask_mean", "acc_whole"} <= numbers[0].keys()
+        assert all(p.isfinite().all() for p in masker.parameters())
+
+
+# The loops, written out
+
+
+def reference(recipe: Recipe, steps: int, *, learns: bool) -> tuple[Masker, Classifier]:
+    """Spec 1.5 with the formulas of spec 1.2 and 1.3 at the picture's own resolution, one statement at a time."""
+    classifier = new_classifier()
+    masker = new_masker(classifier)
+    fixed = recipe.fixed
+    classifier.network.train(not fixed)
+    masker.train()
+    adam = torch.optim.Adam(masker.parameters(), lr=SETTINGS.lr, weight_decay=SETTINGS.weight_decay)
+    sgd = torch.optim.SGD(
+        classifier.network.parameters(), lr=SETTINGS.classifier_lr, momentum=0.9, weight_decay=SETTINGS.weight_decay
+    )
+    weights = {name: weight for name, (weight, _) in recipe.objective.terms.items()}
+    infill = MeanColour((0.5, 0.4, 0.3))
+    for k in range(steps):
+        factor = 0.1 ** sum(k >= share * SETTINGS.steps(IMAGES) for share in SETTINGS.decay_at)
+        adam.param_groups[0]["lr"], sgd.param_groups[0]["lr"] = SETTINGS.lr * factor, SETTINGS.classifier_lr * factor
+        batch = batch_number(k)
+        x, y = batch.images, batch.targets
+        clean, maps = classifier.features(x)
+        if not fixed:
+            sgd.zero_grad()
+            F.cross_entropy(clean, y).backward()
+            sgd.step()
+        m = masker([tap.detach() for tap in maps], (SIZE, SIZE))
+        inside, outside = classifier.logits(keep(x, m, infill)), classifier.logits(remove(x, m, infill))
+        c = (clean.argmax(1) == y).float()
+        s = (inside.argmax(1) == y).float()
+        confused = c * (outside.argmax(1) != y).float()
+        entropy = -(outside.softmax(1) * outside.log_softmax(1)).sum(1)
+        area = m.mean((1, 2, 3))
+        tv = (m.diff(dim=2) ** 2).sum() + (m.diff(dim=3) ** 2).sum()
+        tv = tv + 0.3 * sum((edge**2).sum() for edge in (m[:, :, 0], m[:, :, -1], m[..., 0], m[..., -1]))
+        total = (
+            F.cross_entropy(inside, y)
+            - (c * entropy).mean()
+            - weights["area_if_kept_right"] * F.relu(s - area).mean()
+            - weights["area_if_removed_wrong"] * F.relu(confused - area).mean()
+            + weights["total_variation"] * tv / (2 * len(x))
+        )
+        down = torch.autograd.grad(total, list(masker.parameters()), retain_graph=True)
+        if not fixed and learns:
+            taught = F.cross_entropy(inside, y) + F.cross_entropy(outside, y)
+            sgd.zero_grad()
+            taught.backward(inputs=list(classifier.network.parameters()))
+            sgd.step()
+        for parameter, gradient in zip(masker.parameters(), down, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(masker.parameters(), 10.0)
+        adam.step()
+    return masker, classifier
+
+
+@pytest.mark.parametrize(
+    ("recipe", "learns"),
+    [
+        (RECIPES["fix"], False),
+        (ALONGSIDE, True),
+        (replace(ALONGSIDE, history="skip_update", historic=0.0), True),
+        (replace(ALONGSIDE, history="skip_update", historic=1.0), False),
+    ],
+)
+def test_a_run_equals_the_published_step_written_out(tmp_path, recipe, learns) -> None:
+    masker, classifier = run(tmp_path, recipe)
+    slow_masker, slow_classifier = reference(recipe, SETTINGS.steps(IMAGES), learns=learns)
+    for ours, theirs in ((masker, slow_masker), (classifier.network, slow_classifier.network)):
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_reference_tells_learning_from_not_learning_and_the_order_of_steps(tmp_path) -> None:
+    taught, skipped = (reference(ALONGSIDE, 8, learns=learns)[1].network.head.weight for learns in (True, False))
+    assert not torch.allclose(taught, skipped, rtol=1e-3, atol=1e-3)
+
+
+def test_one_batch_of_both_sides_equals_two_batches_in_fix(tmp_path, monkeypatch) -> None:
+    together, _ = run(tmp_path / "one")
+    play = salmask.train.play
+    monkeypatch.setattr(salmask.train, "play", lambda *a, **k: play(*a, **{**k, "together": False}))
+    apart, _ = run(tmp_path / "two")
+    for a, b in zip(together.state_dict().values(), apart.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_area_and_variation_on_the_grid_equal_those_at_full_size(tmp_path, monkeypatch) -> None:
+    on_grid, _ = run(tmp_path / "grid")
+    monkeypatch.setattr(Masker, "zoom", lambda self, size: None)
+    full, _ = run(tmp_path / "full")
+    for a, b in zip(on_grid.state_dict().values(), full.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_the_gradient_is_clipped_at_its_norm(tmp_path) -> None:
+    settings = [replace(SETTINGS, clip=clip, weight_decay=0.0) for clip in (10.0, 1e-9)]
+    free, tight = (run(tmp_path / str(given.clip), settings=given)[0] for given in settings)
+    start = new_masker(new_classifier())
+    moved = [float((m.final.weight - start.final.weight).detach().abs().max()) for m in (free, tight)]
+    assert moved[1] < 0.1 * moved[0]  # Adam's epsilon stops a gradient of 1e-9
+
+
+def test_rates_fall_to_a_tenth_after_each_third_of_the_run() -> None:
+    rates = [Settings().rate(step, 90) for step in (0, 29, 30, 59, 60, 89)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_epochs_are_full_passes() -> None:
+    assert Settings(epochs=12, batch_size=72).steps(1_281_167) == 213_528
+    assert Settings(epochs=0.5, batch_size=10).steps(100) == 5
+    assert Settings(epochs=0.001, batch_size=10).steps(10) == 1
+
+
+def test_as_many_batches_are_read_as_the_passes_need(tmp_path) -> None:
+    read = []
+
+    def counted(start: int) -> Iterator[Batch]:
+        for batch in stream(start):
+            read.append(len(batch.images))
+            yield batch
+
+    run(tmp_path, batches=counted)
+    assert sum(read) == SETTINGS.epochs * IMAGES
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"])
+def test_settings_must_be_positive(name) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive, came 0"):
+        Settings(**{name: 0})
+
+
+# The classifier's part: history
+
+
+def spied(monkeypatch) -> list[tuple[Classifier, bool, dict[str, Tensor]]]:
+    """Note who meets the masked pictures, in which mode, with which weights."""
+    met = []
+    play = salmask.train.play
+
+    def spy(classifier: Classifier, *rest, **options):
+        state = {k: v.clone() for k, v in classifier.network.state_dict().items()}
+        met.append((classifier, classifier.network.training, state))
+        return play(classifier, *rest, **options)
+
+    monkeypatch.setattr(salmask.train, "play", spy)
+    return met
+
+
+def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_sample_shows_the_masked_pictures_to_an_earlier_self_that_does_not_learn(tmp_path, monkeypatch) -> None:
+    met = spied(monkeypatch)
+    first = {k: v.clone() for k, v in new_classifier().network.state_dict().items()}
+    recipe = replace(ALONGSIDE, history="sample", historic=1.0, pool_every=10**9)
+    _, classifier = run(tmp_path, recipe)
+    assert len(met) == SETTINGS.steps(IMAGES)
+    for opponent, training, state in met:
+        assert opponent is not classifier and not training
+        assert same_state(state, first)  # the first classifier, before its first step, and for ever
+        assert not any(p.requires_grad for p in opponent.network.parameters())
+    # The live network has learnt on clean pictures alone.
+    alone = new_classifier()
+    sgd = torch.optim.SGD(alone.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    alone.network.train()
+    for k in range(SETTINGS.steps(IMAGES)):
+        sgd.param_groups[0]["lr"] = 0.01 * SETTINGS.rate(k, SETTINGS.steps(IMAGES))
+        batch = batch_number(k)
+        sgd.zero_grad()
+        F.cross_entropy(alone.logits(batch.images), batch.targets).backward()
+        sgd.step()
+    for a, b in zip(classifier.network.state_dict().values(), alone.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("history", "historic"), [("off", 1.0), ("skip_update", 1.0), ("sample", 0.0)])
+def test_the_other_modes_show_them_to_the_current_classifier_in_train_mode(
+    tmp_path, monkeypatch, history, historic
+) -> None:
+    met = spied(monkeypatch)
+    _, classifier = run(tmp_path, replace(ALONGSIDE, history=history, historic=historic))
+    assert all(opponent is classifier and training for opponent, training, _ in met)
+
+
+def test_sample_draws_about_as_often_as_it_is_told_and_from_several_selves(tmp_path, monkeypatch) -> None:
+    met = spied(monkeypatch)
+    recipe = replace(ALONGSIDE, history="sample", historic=0.5, pool_every=4, pool_size=3)
+    _, classifier = run(tmp_path, recipe, replace(SETTINGS, epochs=30, save_every=100))
+    drawn = [state for opponent, _, state in met if opponent is not classifier]
+    assert 0.3 < len(drawn) / len(met) < 0.7
+    assert len({float(state["head.weight"][0, 0]) for state in drawn}) > 2
+    assert not (tmp_path / "pool").exists() or len(list((tmp_path / "pool").iterdir())) <= 3
+
+
+def test_clean_statistics_remember_the_clean_pictures_alone(tmp_path) -> None:
+    settings = replace(SETTINGS, epochs=0.5)
+    twin = new_classifier()
+    twin.network.train()
+    twin.logits(batch_number(0).images)
+    _, mixed = run(tmp_path / "mixed", ALONGSIDE, settings)
+    _, clean = run(tmp_path / "clean", ALONGSIDE, replace(settings, clean_statistics=True))
+    theirs = twin.network.stem[1].running_mean
+    torch.testing.assert_close(clean.network.stem[1].running_mean, theirs)
+    assert not torch.allclose(mixed.network.stem[1].running_mean, theirs, rtol=1e-3)
+
+
+def test_still_statistics_come_back_to_life() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None)).train()
+    with pytest.raises(Dying), still_statistics(net):
+        net(torch.rand(4, 3, 5, 5))
+        assert net[0].running_mean.eq(0).all() and net[1].running_mean.eq(0).all()
+        raise Dying
+    assert (net[0].momentum, net[1].momentum) == (0.1, None)
+
+
+# Killing and resuming
+
+
+class WithDropout(SmallNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+SAMPLE = replace(RECIPES["casm_l100"], pool_every=2, pool_size=2, objective=TWO_SIDED)
+RUNS = {
+    "fix": {},
+    "auto": {"recipe": RECIPES["auto"]},
+    "auto_ca": {"recipe": RECIPES["auto_ca"]},
+    "ca": {"recipe": RECIPES["ca"]},
+    "sample": {"recipe": SAMPLE},
+    "concrete": {"head": lambda: Concrete(0.5, learnable=True)},
+    "areas and classes": {"area_condition": True, "classes": 4},
+    "noise": {"infill": lambda: Noise(seeded(5))},
+    "dropout": {"recipe": ALONGSIDE, "net": WithDropout},
+}
+
+
+def options_of(name: str) -> dict[str, object]:
+    return {key: value() if key in {"head", "infill"} else value for key, value in RUNS[name].items()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_killed_and_resumed_is_the_same_to_the_bit(tmp_path, name) -> None:
+    torch.manual_seed(1)
+    masker, classifier = run(tmp_path / "whole", **options_of(name))
+    for last in (1, 5):  # before the first checkpoint, and between two
+        out = tmp_path / f"killed after {last}"
+        torch.manual_seed(last)
+        with pytest.raises(Dying):
+            run(out, batches=until(last), **options_of(name))
+        again, again_classifier = run(out, resume=True, **options_of(name))
+        assert equal(masker, again)
+        assert equal(classifier.network, again_classifier.network)
+        assert lines(out) == lines(tmp_path / "whole")
+
+
+def test_lines_are_the_same_also_where_checkpoints_fall_between_them(tmp_path) -> None:
+    settings = replace(SETTINGS, log_every=3, save_every=2)
+    run(tmp_path / "whole", settings=settings)
+    with pytest.raises(Dying):
+        run(tmp_path / "killed", settings=settings, batches=until(5))
+    run(tmp_path / "killed", settings=settings, resume=True)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    assert [line["step"] for line in lines(tmp_path / "killed")] == [3, 6, 8]
+
+
+def test_a_run_that_was_killed_twice_and_one_that_was_finished_resume_too(tmp_path) -> None:
+    masker, _ = run(tmp_path / "whole", SAMPLE)
+    for last in (3, 5):
+        with pytest.raises(Dying):
+            run(tmp_path / "killed", SAMPLE, batches=until(last), resume=True)
+    assert equal(run(tmp_path / "killed", SAMPLE, resume=True)[0], masker)
+    finished, _ = run(tmp_path / "killed", SAMPLE, resume=True)  # nothing is left to do
+    assert equal(finished, masker)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["fix", "sample"])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_kill_in_the_middle_of_a_write_loses_no_checkpoint(tmp_path, monkeypatch, name, call) -> None:
+    masker, classifier = run(tmp_path / "whole", **options_of(name))
+    save, calls = torch.save, []
+
+    def half(state: object, path: Path) -> None:
+        calls.append(path)
+        save(state, path)
+        if len(calls) == call:
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+            raise Dying
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(Dying):
+        run(tmp_path / "killed", **options_of(name))
+    monkeypatch.setattr(torch, "save", save)
+    again, again_classifier = run(tmp_path / "killed", resume=True, **options_of(name))
+    assert equal(masker, again) and equal(classifier.network, again_classifier.network)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_what_a_kill_left_in_the_pool_is_not_taken_for_a_member(tmp_path) -> None:
+    masker, _ = run(tmp_path / "whole", SAMPLE)
+    out = tmp_path / "killed"
+    with pytest.raises(Dying):
+        run(out, SAMPLE, replace(SETTINGS, seed=9), batches=until(3))
+    (out / "checkpoint.pt").unlink()  # "delete it to start anew"; the pool of the old run stays behind
+    (out / "pool" / ".000000004.pt.x1y2.pt").write_bytes(b"half of a member")
+    with pytest.raises(Dying):
+        run(out, SAMPLE, batches=until(5))
+    (out / "pool" / ".000000006.pt.x1y2.pt").write_bytes(b"half of a member")
+    assert equal(run(out, SAMPLE, resume=True)[0], masker)
+    names = sorted(path.name for path in (out / "pool").iterdir())
+    assert len(names) == 2 and all(name.endswith("00.pt") or name[:9].isdigit() for name in names)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path) -> None:
+    recipe = RECIPES["ca"]
+    torch.manual_seed(11)
+    one = run(tmp_path / "1", recipe)
+    torch.manual_seed(12)
+    two = run(tmp_path / "2", recipe)
+    three = run(tmp_path / "3", recipe, replace(SETTINGS, seed=1))
+    assert equal(one[0], two[0]) and equal(one[1].network, two[1].network)
+    assert not equal(one[1].network, three[1].network)
+
+
+def test_training_draws_nothing_from_the_global_generator(tmp_path) -> None:
+    classifier = new_classifier(WithDropout)
+    masker = new_masker(classifier)
+    torch.manual_seed(5)
+    train(masker, classifier, stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_processes_share_their_opponents_and_differ_in_noise(monkeypatch) -> None:
+    seeds = []
+    for rank in (0, 1):
+        monkeypatch.setattr(Fabric, "global_rank", property(lambda self, rank=rank: rank))
+        classifier = new_classifier()
+        fabric = Fabric(accelerator="cpu", devices=1)
+        made = salmask.train._Run(new_masker(classifier), classifier, ALONGSIDE, SETTINGS, MeanColour(), 5, fabric)
+        seeds.append({name: generator.initial_seed() for name, generator in made.generators.items()})
+    assert {name for name in seeds[0] if seeds[0][name] == seeds[1][name]} == {"history", "pool"}
+    assert len(set(seeds[0].values())) == 4
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"settings": replace(SETTINGS, lr=0.5)}, r"its settings\.lr is 0\.01, asked for is 0\.5"),
+        ({"settings": replace(SETTINGS, seed=3)}, r"settings\.seed"),
+        ({"recipe": RECIPES["auto"]}, r"recipe\.balance"),
+        ({"recipe": RECIPES["fix"].weighted(area_if_kept_right=0.3)}, r"recipe\.weights\.area_if_kept_right"),
+        ({"upsample": "bilinear"}, r"masker\.upsample"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused_with_the_first_difference(tmp_path, change, named) -> None:
+    with pytest.raises(Dying):
+        run(tmp_path, batches=until(3))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=f"belongs to another run: .*{named}.*; name another folder"):
+        run(tmp_path, resume=True, **change)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    run(tmp_path, settings=replace(SETTINGS, save_every=3, log_every=1), resume=True)  # how often is no difference
+
+
+def test_a_broken_checkpoint_is_named_with_the_remedy(tmp_path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing that torch knows")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read as a checkpoint .*delete it to start anew"):
+        run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("recipe", [RECIPES["fix"], RECIPES["auto"], ALONGSIDE])
+@pytest.mark.parametrize(("log_every", "save_every"), [(2, 100), (100, 2)])
+def test_pictures_that_are_no_numbers_stop_the_run_and_leave_no_poisoned_checkpoint(
+    tmp_path, recipe, log_every, save_every
+) -> None:
+    def broken(start: int) -> Iterator[Batch]:
+        for k, batch in enumerate(stream(start), start):
+            yield batch if k < 2 else batch._replace(images=batch.images * torch.nan)
+
+    settings = replace(SETTINGS, log_every=log_every, save_every=save_every)
+    with pytest.raises(ValueError, match="the loss is not a number at step 4: are there NaNs in the images"):
+        run(tmp_path, recipe, settings, batches=broken)
+    if save_every == 2:
+        state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert state["step"] == 2 and all(value.isfinite().all() for value in state["masker"].values())
+    else:
+        assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_masker_of_another_classifier_is_refused_before_anything_is_written(tmp_path) -> None:
+    masker = Masker((8, 12, 17), (2, 4, 8), layers=(1, 2))
+    with pytest.raises(ValueError, match="the classifier gives"):
+        train(masker, new_classifier(), stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"the output folder .* cannot be written"):
+        run(tmp_path / "file" / "below")
+
+
+# Other maskers and settings
+
+
+@pytest.mark.parametrize("size", [16, 18, 23])
+@pytest.mark.parametrize("options", [{}, {"area_condition": True}, {"classes": 4}, {"upsample": "bilinear"}])
+def test_conditioned_and_bilinear_maskers_train_at_any_size(tmp_path, size, options) -> None:
+    def sized(start: int) -> Iterator[Batch]:
+        yield from (batch_number(k, size) for k in range(start, 100))
+
+    masker, _ = run(tmp_path, settings=replace(SETTINGS, epochs=1), batches=sized, **options)
+    assert not equal(masker, new_masker(new_classifier(), **options))
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_concrete_maskers_train_to_binary_masks(tmp_path, hard) -> None:
+    masker, classifier = run(tmp_path, head=Concrete(0.5, hard=hard))
+    with torch.no_grad():
+        masks = masker(classifier.features(batch_number(0).images).maps, (SIZE, SIZE))
+    assert set(masks.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_target_areas_are_drawn_in_their_range_and_pull_the_masks(tmp_path) -> None:
+    recipe = Recipe(TWO_SIDED.with_weights(area_if_kept_right=50.0, max_class_kept=0.0, max_entropy_removed=0.0))
+    settings = replace(SETTINGS, epochs=60, areas=(0.2, 0.8), log_every=50, save_every=1000, decay_at=())
+    masker, classifier = run(tmp_path, recipe, settings, area_condition=True)
+    maps = classifier.features(batch_number(0).images).maps
+    low, high = (float(masker(maps, (SIZE, SIZE), areas=torch.full((BATCH,), p)).detach().mean()) for p in (0.25, 0.75))
+    assert low < high - 0.1
+
+
+@pytest.mark.parametrize("recipe", [RECIPES["fix"], ALONGSIDE])
+def test_bfloat16_autocast_stays_near_full_precision(tmp_path, recipe) -> None:
+    settings = replace(SETTINGS, epochs=0.5)
+    full, _ = run(tmp_path / "32", recipe, settings)
+    half, _ = run(tmp_path / "16", recipe, replace(settings, precision="bf16-mixed"))
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in half.parameters())
+    assert lines(tmp_path / "16")[0]["loss"] == pytest.approx(lines(tmp_path / "32")[0]["loss"], rel=0.05)
+    assert not equal(full, half)
+
+
+def test_the_fill_is_the_mean_colour_of_the_classifier() -> None:
+    assert mean_colour(new_classifier()) == MeanColour(pytest.approx((0.5, 0.4, 0.3)))
+
+
+# It learns
+
+
+class Corner(nn.Module):
+    """A classifier that looks at the upper left quarter alone: the class is its mean colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        window = torch.zeros(1, 1, 32, 32)
+        window[..., :16, :16] = 1
+        self.register_buffer("window", window)
+        self.shallow, self.deep = nn.AvgPool2d(4), nn.AvgPool2d(2)
+        self.lift = nn.Conv2d(3, 6, 1, bias=False)
+        with torch.no_grad():
+            self.lift.weight[:, :, 0, 0] = torch.cat([torch.eye(3), -torch.eye(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deep(self.shallow(self.lift(x * self.window).relu()))
+        return 8 * (x[:, :3] - x[:, 3:]).mean((2, 3))
+
+
+def test_a_masker_learns_where_the_classifier_looks(tmp_path) -> None:
+    classifier = Classifier(Corner(), mean=(0.5,) * 3, std=(0.25,) * 3, layers=("shallow", "deep"), image_size=32)
+    masker = Masker.for_classifier(classifier, layers=(0, 1), width=8, generator=seeded())
+
+    def coloured(k: int) -> Batch:
+        g = seeded(k)
+        targets = torch.randint(3, (BATCH,), generator=g)
+        images = torch.rand(BATCH, 3, 32, 32, generator=g)
+        for place, target in enumerate(targets):
+            images[place, :, :16, :16] *= 0.6
+            images[place, target, :16, :16] += 0.4
+        return Batch([""] * BATCH, images, targets, [no_boxes()] * BATCH, [None] * BATCH)
+
+    def share() -> float:
+        batch = coloured(10**6)
+        with torch.no_grad():
+            logits, maps = classifier.features(batch.images)
+            masks = masker.eval()(maps, (32, 32))
+        assert torch.equal(logits.argmax(1), batch.targets)
+        return float(masks[..., :16, :16].sum() / masks.sum())
+
+    before = share()
+    settings = Settings(epochs=1, batch_size=BATCH, lr=0.01, save_every=10**6, log_every=50)
+    train(
+        masker,
+        classifier,
+        lambda start: (coloured(k) for k in range(start, 10**9)),
+        200 * BATCH,
+        recipe=RECIPES["fix"],
+        settings=settings,
+        out=tmp_path,
+    )
+    assert before < 0.4 and share() > 0.6
+    assert lines(tmp_path)[-1]["acc_kept"] > 0.9
