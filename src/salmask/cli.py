@@ -6,7 +6,7 @@ Every command ends with one clear line and a non-zero exit on bad input, and say
 import importlib.metadata
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -423,7 +423,7 @@ _ABOUT = "Saliency maps by masking: what a classifier's decision rests on."
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for bad input (one clear line), 130 when interrupted."""
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
+        command: Any = tyro.extras.subcommand_cli_from_dict(
             {one.__name__.lower(): one for one in _COMMANDS}, args=arguments, prog="salmask", description=_ABOUT
         )
         command()
@@ -451,7 +451,7 @@ def progress_bar(what: str) -> Callable[[Iterable[T]], Iterator[T]]:
             TimeRemainingColumn(),
         )
         console = Console(stderr=True)
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(what, total=total, rate="")
             for item in items:
@@ -467,7 +467,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _table(summary: dict[str, dict[str, Any]], names: Iterable[str]) -> None:
+def _table(summary: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
     """Print explainers against a few metrics."""
     from rich.console import Console
     from rich.table import Table

@@ -6,6 +6,7 @@ SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smooth
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -57,7 +58,7 @@ def fit_classifier(
         _groups(network, settings.weight_decay), lr=settings.lr, momentum=settings.momentum, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=steps + 1, pct_start=0.25)
-    wrapped = fabric.setup_optimizers(optimiser)
+    wrapped: Any = fabric.setup_optimizers(optimiser)
     stream = training_batches(
         dataset, batch_size=settings.batch_size, seed=settings.seed, augment=augment, workers=settings.workers
     )

@@ -337,7 +337,7 @@ class Objective:
     def __call__(self, outcome: Outcome) -> Score:
         """Return the total per image and every term by name."""
         values = {name: term(outcome) for name, (_, term) in self.terms.items()}
-        total = sum(self.terms[name][0] * value for name, value in values.items())
+        total = torch.stack([self.terms[name][0] * value for name, value in values.items()]).sum(0)
         return Score(total, values)
 
     def with_weights(self, **weights: float | Tensor) -> "Objective":

@@ -92,8 +92,9 @@ def load_classifier(
         if not (Path(spec) / RUN).is_file():
             raise ValueError(f"{spec!r} is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run")
         loaded = load_run(spec)[1]
-        given = {"image_size": image_size, "fit": fit, "interpolation": interpolation}
-        return replace(loaded, view=replace(loaded.view, **{k: v for k, v in given.items() if v is not None}))
+        seen = loaded.view
+        view = View(image_size or seen.image_size, fit or seen.fit, interpolation or seen.interpolation)
+        return replace(loaded, view=view)
     name, _, file = spec.removeprefix("timm:").partition("@")
     known = _metadata(Path(file)) if file else {}
     if known.get("network", name) != name:
