@@ -1,6 +1,6 @@
 """The main job on real photographs: maskers at published, tuned and automatic area weights, held against rivals.
 
-    python examples/real_images.py DATA --classifier SPEC --out results/NAME [--seeds 3] [--images 3600]
+    python examples/real_images.py DATA --classifier SPEC --out results/NAME [--seeds 3] [--images 3840]
 
 DATA: a folder with train/, val/ and both box tables. Every step is a folder under --runs and is never done twice,
 so the script can be stopped and started again. Steps:
@@ -74,13 +74,15 @@ class Study:
     """Trainings of every FIX masker."""
     ca_seeds: int = 1
     """Trainings of every CA masker."""
-    images: int = 3600
+    images: int = 3840
     """Training images shown to each masker."""
-    batch_size: int = 36
+    batch_size: int = 24
     """Images a step."""
+    lr: float = 3e-3
+    """Learning rate of the maskers."""
     few_seeds: int = 1
     """Trainings of the few-shot masker."""
-    fix_grid: tuple[Weights, ...] = (FIX, (0.3, 3.0), (0.1, 1.0))
+    fix_grid: tuple[Weights, ...] = (FIX, (0.3, 3.0))
     """Candidates of the FIX area weights (in, out)."""
     ca_grid: tuple[Weights, ...] = (CA, (0.3, 3.0))
     """Candidates of the CA area weights."""
@@ -127,6 +129,7 @@ def fit(study: Study, job: Job, rest: Labelled) -> Path:
     settings = Settings(
         epochs=study.images / len(dataset),
         batch_size=study.batch_size,
+        lr=study.lr,
         seed=job.seed,
         decay_at=(0.7, 0.9),
         save_every=1000,
