@@ -93,9 +93,10 @@ class Balance:
         right = outcome.clean_right
         count = right.sum().clamp_min(1)
         seen = torch.stack([(outcome.kept_right & right).sum() / count, outcome.removed_wrong.sum() / count])
-        shares = torch.where(right.any(), torch.lerp(seen.to(state), state[1], self.memory), state[1])
+        shares = torch.lerp(seen.to(state), state[1], self.memory)
         missing = self._stated(outcome.clean.shape[1]).to(state) - shares
-        return torch.stack([(state[0] + self.rate * missing).clamp(*self._log_bounds), shares])
+        moved = torch.stack([(state[0] + self.rate * missing).clamp(*self._log_bounds), shares])
+        return torch.where(right.any(), moved, state)
 
     def _stated(self, classes: int) -> Tensor:
         chance = 1 / classes
