@@ -6,6 +6,7 @@ replaces a uniformly drawn member. Source: Zolna, Geras & Cho (2018); Phang, Par
 """
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ class ClassifierPool:
         for step, state in self._members.items():
             path = folder / f"{step:09d}.pt"
             if not path.exists():
-                replace_file(path, lambda at, state=state: torch.save(state, at))
+                replace_file(path, partial(torch.save, state))
         return self.steps
 
     def prune(self, folder: Path) -> None:

@@ -148,7 +148,7 @@ class _Run:
         self.masker, self.classifier = masker.to(fabric.device), classifier.to(fabric.device)
         self.parameters = list(masker.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        self.wrapped = fabric.setup_optimizers(self.optimiser)
+        self.wrapped: Any = fabric.setup_optimizers(self.optimiser)
         # Of several processes, each draws noise and areas of its own; all of them meet the same opponent, for a
         # process that alone taught its classifier would wait for the others for ever.
         ranks = {"head": fabric.global_rank, "area": fabric.global_rank, "pool": 0, "history": 0}
@@ -157,7 +157,7 @@ class _Run:
             for place, (name, rank) in enumerate(ranks.items())
         }
         if hasattr(masker.head, "generator"):
-            masker.head.generator = self.generators["head"]
+            masker.head.generator = self.generators["head"]  # type: ignore[assignment]
         if isinstance(getattr(infill, "generator", None), torch.Generator):
             self.generators["infill"] = infill.generator  # type: ignore[attr-defined]
         self.balance = recipe.balance.start(classifier.num_classes, fabric.device) if recipe.balance else None
@@ -170,10 +170,11 @@ class _Run:
                 momentum=settings.momentum,
                 weight_decay=settings.weight_decay,
             )
-            self.classifier_wrapped = fabric.setup_optimizers(self.classifier_optimiser)
+            self.classifier_wrapped: Any = fabric.setup_optimizers(self.classifier_optimiser)
             if recipe.history == "sample":
-                pool = {"size": recipe.pool_size, "every": recipe.pool_every, "generator": self.generators["pool"]}
-                self.pool = ClassifierPool(classifier, **pool)
+                self.pool = ClassifierPool(
+                    classifier, size=recipe.pool_size, every=recipe.pool_every, generator=self.generators["pool"]
+                )
 
     def fixed_step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """One step of FIX: the classifier lends gradients to the pictures and is not touched."""
@@ -279,8 +280,7 @@ class _Run:
         numbers |= {name: value.mean() for name, value in score.terms.items()}
         steering = self.recipe.balance
         if steering is not None and self.balance is not None:
-            stepped = steering.step(self.balance, outcome)
-            self.balance = self.fabric.all_reduce(stepped, reduce_op="mean") if self.fabric.world_size > 1 else stepped  # type: ignore[assignment]
+            self.balance = self._over_processes(steering.step(self.balance, outcome))
             inside, outside = steering.multipliers(self.balance, self.classifier.num_classes)
             numbers |= {"multiplier_kept": inside, "multiplier_removed": outside}
         return {name: value.detach().float().mean() for name, value in numbers.items()}
@@ -308,9 +308,17 @@ class _Run:
         if self.fabric.world_size == 1:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
-        flat = self.fabric.all_reduce(torch.cat([grad.flatten() for grad in grads]), reduce_op="mean")
-        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):  # type: ignore[union-attr]
+        flat = self._over_processes(torch.cat([grad.flatten() for grad in grads]))
+        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
+
+    def _over_processes(self, value: Tensor) -> Tensor:
+        """Return the mean over all processes."""
+        if self.fabric.world_size == 1:
+            return value
+        mean = self.fabric.all_reduce(value, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean
 
     # Checkpoints
 
