@@ -5,6 +5,7 @@
 
 theta lives on a coarse grid v; k is 1 out to half of sigma and falls off like a Gaussian, so that a mask is a
 union of smooth bumps. The penalty asks that a share a of the pixels be 1 and the rest 0, without saying which.
+The search starts at a full mask that shrinks slowly: what matters least goes first.
 Source: Fong, Patrick & Vedaldi, Understanding Deep Networks via Extremal Perturbations and Smooth Masks (2019).
 """
 
@@ -29,8 +30,8 @@ class FixedArea(Parametrisation):
     areas: shares of the picture, in (0, 1). step, sigma: distance of grid points and width of the bumps, in
     pixels of a picture whose short side has 224, scaled with the picture. temperature: T.
     weight, growth: the penalty's weight and its factor from step to step.
-    warmup: steps over which the weight rises from 0. Sorting ranks the ties of a constant mask by their place;
-        the picture, not the place, must break them.
+    tie: values that are closer than this to the one that divides the area from the rest count as tied with it.
+        A hard step would rank the ties of a constant mask by their place, not by the picture.
     density: samples of m along a side of a grid cell, never finer than the pixels; the mask is enlarged
     bilinearly from there.
     """
@@ -41,9 +42,9 @@ class FixedArea(Parametrisation):
     temperature: float = 0.05
     weight: float = 300.0
     growth: float = 1.0035
-    warmup: int = 40
+    tie: float = 0.02
     density: int = 2
-    start: float = 0.5
+    start: float = 1.0
     cells: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,10 +81,11 @@ class FixedArea(Parametrisation):
         """Return the weighted distance of the sorted mask from the step template."""
         (areas,) = fixed
         ordered = judged.flatten(1).sort(1).values
-        ranks = (torch.arange(ordered.shape[1], device=ordered.device) + 0.5) / ordered.shape[1]
-        template = (ranks > 1 - areas[:, None]).to(ordered)
-        weight = self.weight * self.growth**step * min(1.0, step / max(1, self.warmup))
-        return weight * (ordered - template).square().mean(1)
+        count = ordered.shape[1]
+        rank = ((1 - areas) * count).round().long().clamp(1, count - 1)[:, None]
+        edge = (ordered.gather(1, rank - 1) + ordered.gather(1, rank)) / 2
+        template = ((ordered - edge) / self.tie).sigmoid().detach()
+        return self.weight * self.growth**step * (ordered - template).square().mean(1)
 
 
 def smooth_maximum(
@@ -92,7 +94,7 @@ def smooth_maximum(
     """Return smax_v k(|u - v| / sigma) theta(v) at `density` points along each side of each cell.
 
     k(z) = exp(-2 relu(z - 1/2)^2). sigma: in cells. Bumps are cut off at two sigma, where k is .011; beyond
-    the border of the grid theta is 0.
+    the border theta is continued, so that a constant grid gives a constant mask.
     """
     reach = max(1, round(2 * sigma))
     offsets = torch.arange(-reach, reach + 1, device=grid.device, dtype=grid.dtype)
@@ -100,7 +102,7 @@ def smooth_maximum(
     apart = (offsets[None, :] - inside[:, None]) / sigma
     distance = (apart.square()[:, None, :, None] + apart.square()[None, :, None, :]).sqrt()
     kernel = torch.exp(-2 * (distance - 0.5).clamp_min(0).square()).flatten(2).flatten(0, 1)
-    near = F.unfold(F.pad(grid, [reach] * 4), 2 * reach + 1)
+    near = F.unfold(F.pad(grid, [reach] * 4, mode="replicate"), 2 * reach + 1)
     bumps = near[:, None] * kernel[None, :, :, None]
     highest = ((bumps / temperature).softmax(2) * bumps).sum(2)
     return F.pixel_shuffle(highest.unflatten(2, grid.shape[-2:]), density)

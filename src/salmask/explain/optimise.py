@@ -293,7 +293,7 @@ def extremal(
         FixedArea(areas=areas, step=step, sigma=sigma, weight=weight),
         Objective(evidence),
         infill,
-        Schedule(iterations, Momentum(lr)),
+        Schedule(iterations, Momentum(lr, dampening=0.9)),  # a mean of slopes, so that areas shrink slowly
         view=flip_every_other,
         seed=seed,
         max_batch=max_batch,
