@@ -85,6 +85,8 @@ class Classifier(_Pictures):
 
     def __call__(self) -> None:
         """Run the command."""
+        import torch
+
         from salmask.classifier import Classifier
         from salmask.data import ImageFolder
         from salmask.files import writable_folder
@@ -96,8 +98,14 @@ class Classifier(_Pictures):
             raise ValueError(f"--out names a .safetensors file, came {self.out}")
         folders = ImageFolder(self.data, "train", transform=None, skip_broken=self.skip_broken)
         name = self.network.removeprefix("timm:")
+        torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
         if "@" in name:
             loaded = load_classifier(self.network, **self.pictures())
+            if loaded.classifier.num_classes != len(folders.classes):
+                raise ValueError(
+                    f"{name} tells {loaded.classifier.num_classes} classes apart, {self.data} has "
+                    f"{len(folders.classes)}: go on from weights for these classes, or begin anew"
+                )
         else:
             built = Classifier.from_timm(
                 name, pretrained=self.pretrained, num_classes=len(folders.classes), image_size=self.image_size
@@ -313,7 +321,8 @@ class Evaluate(_Pictures):
             base = base or own
             if (curves := Path(spec) / METRICS).is_file():
                 add_training(writable_folder(self.out), name, curves)
-        assert base is not None
+        if base is None:
+            raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
         judge = (
             load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
         )
@@ -344,6 +353,52 @@ class Evaluate(_Pictures):
         )
         _say(f"report: {self.out / 'index.html'}")
         _table(summary, self.metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sanity(_Pictures):
+    """Do the maps change when the weights do? Randomise layer after layer: rows, a curve, picture strips."""
+
+    data: Path
+    """Folder with <split>/<class>/*."""
+    explainer: str
+    """Folder of a run, or a name such as gradcam."""
+    out: Path
+    """Folder for sanity.csv, curve.png and the strips."""
+    split: str = "val"
+    """Which part of the data."""
+    classifier: str | None = None
+    """SPEC of the classifier, for an explainer by name."""
+    limit: int = 16
+    """How many pictures, spread over the split."""
+    masker: bool = False
+    """Randomise the learned masker's own weights instead of the classifier's."""
+    as_released: bool = False
+    """Draw new weights as the paper's released code does, not as the layers themselves do."""
+    seed: int = 0
+    """Of the weights that are drawn."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.data import ImageFolder
+        from salmask.jobs import check_sanity, spread
+        from salmask.specs import load_classifier, load_explainer
+
+        base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
+        _, explainer, loaded = load_explainer(self.explainer, loaded=base)
+        dataset = ImageFolder(self.data, self.split, transform=loaded.view.transform(), skip_broken=self.skip_broken)
+        written = check_sanity(
+            explainer,
+            loaded,
+            spread(dataset, self.limit),
+            out=self.out,
+            masker=self.masker,
+            released=self.as_released,
+            seed=self.seed,
+            progress=progress_bar("randomising"),
+        )
+        for path in written:
+            _say(str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,7 +471,7 @@ class Report:
         _say(f"report: {self.folder / 'index.html'}")
 
 
-_COMMANDS = (Demo, Classifier, Train, Explain, Evaluate, Score, Report)
+_COMMANDS = (Demo, Classifier, Train, Explain, Evaluate, Score, Sanity, Report)
 _ABOUT = "Saliency maps by masking: what a classifier's decision rests on."
 
 

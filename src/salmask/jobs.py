@@ -21,13 +21,15 @@ from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.masking import keep, remove
+from salmask.metrics.sanity import Row, as_released, randomisation, reset
+from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.pictures import picture
 from salmask.recipes import Recipe
 from salmask.score import Scoring
 from salmask.specs import Loaded, save_run
 from salmask.train import Batches, Settings, mean_colour, train
 
-__all__ = ["compare", "explain_files", "scoring_from", "spread", "train_run"]
+__all__ = ["check_sanity", "compare", "explain_files", "scoring_from", "spread", "train_run"]
 
 Bar = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -143,6 +145,49 @@ def compare(
         about=about,
         progress=progress,
     )
+
+
+def check_sanity(
+    explainer: Explainer,
+    loaded: Loaded,
+    dataset: Labelled,
+    *,
+    out: Path,
+    masker: bool = False,
+    released: bool = False,
+    seed: int = 0,
+    progress: Bar = iter,
+) -> list[Path]:
+    """Randomise weights, cascading and one module at a time; write rows, curve and picture strips; return the files.
+
+    masker: randomise the learned masker's weights instead of the classifier's. released: draw new weights as the
+    paper's released code does, which is no network's own initialisation.
+    """
+    writable_folder(out)
+    network = getattr(explainer, "masker", None) if masker else None
+    if masker and network is None:
+        raise ValueError("only a learned masker has weights of its own: name the folder of a run")
+    batch = collate([dataset[index] for index in range(len(dataset))])
+    options: dict[str, Any] = {"rule": as_released if released else reset, "network": network, "seed": seed}
+    checks = [
+        randomisation(
+            explainer,
+            loaded.classifier,
+            batch.images.to(loaded.classifier.device),
+            ids=batch.ids,
+            cascading=kind,
+            **options,
+        )
+        for kind in progress([True, False])
+    ]
+    lines = [",".join(("check", *Row._fields))]
+    lines += [",".join(map(str, (check.kind, *row))) for check in checks for row in check.rows]
+    replace_file(out / "sanity.csv", lambda at: at.write_text("\n".join(lines) + "\n"))
+    replace_file(out / "curve.png", curve_figure(checks).savefig)
+    strips = [out / f"strip_{check.kind}.png" for check in checks]
+    for check, path in zip(checks, strips, strict=True):
+        replace_file(path, partial(strip_figure(check).savefig, dpi=150))
+    return [out / "sanity.csv", out / "curve.png", *strips]
 
 
 def scoring_from(loaded: Loaded, folder: Path) -> Scoring:
