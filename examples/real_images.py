@@ -192,7 +192,8 @@ def measure(study: Study, jobs: list[Job], loaded: Loaded) -> None:
     explainers = {}
     for job in jobs:
         masker, own = load_run(study.runs / job.name)
-        explainers[job.name] = (Learned(masker), own)
+        fixed_one = own.classifier.fingerprint() == loaded.classifier.fingerprint()
+        explainers[job.name] = (Learned(masker), loaded if fixed_one else own)  # one object: its passes are shared
     explainers |= {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}
     val = ImageFolder(study.data, "val", transform=loaded.view.transform())
     for job in jobs:
@@ -203,7 +204,7 @@ def measure(study: Study, jobs: list[Job], loaded: Loaded) -> None:
         val,
         rules=Rules(target="label", scoring=loaded.classifier),
         out=study.out,
-        about={"data": f"{study.data.name}, val", "classifier": study.classifier, "command": command()},
+        about={"data": f"{study.data.name}, val", "classifier": named(study.classifier), "command": command()},
         batch_size=50,
         progress=progress_bar("measuring"),
     )
@@ -223,6 +224,12 @@ class transformed:  # noqa: N801  (a view of a data set)
 
     def __getitem__(self, index: int):
         return self.transform(self.dataset[index])
+
+
+def named(spec: str) -> str:
+    """Return a SPEC without the folder of its file."""
+    network, at, file = spec.partition("@")
+    return network + at + Path(file).name
 
 
 def command() -> str:

@@ -61,11 +61,12 @@ def evaluate(
     failures = Failures(out, explainers)
     with Writer(out, names, computes) as writer:
         for batch in progress(batches):
+            known: dict[Any, Any] = {}  # what the classifiers say of the whole pictures: the same for all explainers
             for name, explainer in explainers.items():
                 missing = [i for i, one in enumerate(batch.ids) if not writer.has(name, one)]
                 if not missing:
                     continue
-                job = Job(name, explainer, _of(classifier, name), usable, rules)
+                job = Job(name, explainer, _of(classifier, name), usable, rules, known)
                 failed = functools.partial(failures.add, name)
                 for block in measure(job, take(batch, missing), failed):
                     _draw(out / "pictures" / file_name(name), block, wanted)

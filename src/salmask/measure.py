@@ -91,13 +91,24 @@ class Rules:
 
 @dataclass
 class Job:
-    """One explainer, the classifier it explains, and how its maps are scored."""
+    """One explainer, the classifier it explains, and how its maps are scored.
+
+    known: logits of whole pictures that other jobs on the same batch have asked for already.
+    """
 
     name: str
     explainer: Any
     classifier: Any
     metrics: Mapping[str, Any]
     rules: Rules
+    known: dict[tuple[int, tuple[str, ...]], Tensor] = field(default_factory=dict)
+
+    def whole(self, classifier: Any, batch: Any, images: Images) -> Tensor:
+        """Return a classifier's logits of the whole pictures; asked once, whatever number of jobs share `known`."""
+        key = (id(classifier), tuple(batch.ids))
+        if key not in self.known:
+            self.known[key] = _logits(classifier, images)
+        return self.known[key]
 
 
 @dataclass
@@ -140,7 +151,7 @@ def _score_batch(job: Job, batch: Any) -> Block:
     """Explain, time, normalise, play and score one batch."""
     device = _device(job.classifier)
     images, labels = batch.images.to(device), batch.targets.to(device)
-    logits = _logits(job.classifier, images)
+    logits = job.whole(job.classifier, batch, images)
     targets = job.rules.choose(batch, logits).to(device)
     explanation, seconds = _explain(job, batch, images, targets)
     masks = _masks(explanation, job.rules.normalizer(job.name, job.explainer), job.name, batch.ids)
@@ -160,8 +171,9 @@ def _score_batch(job: Job, batch: Any) -> Block:
         correct=logits.argmax(1) == labels,
     )
     values = {name: _score(metric, case) for name, metric in job.metrics.items()}
-    pictures = {"whole": images, "kept": kept, "removed": removed}
-    values |= {f"acc_{k}": (_logits(scoring, v).argmax(1) == labels).double() for k, v in pictures.items()}
+    said = {"whole": job.whole(scoring, batch, images), "kept": _logits(scoring, kept)}
+    said["removed"] = _logits(scoring, removed)
+    values |= {f"acc_{side}": (said[side].argmax(1) == labels).double() for side in said}
     values |= _cost(explanation, seconds, len(images))
     values["degenerate"] = _degenerate(masks)
     return Block(
