@@ -356,7 +356,7 @@ def test_clean_statistics_remember_the_clean_pictures_alone(tmp_path) -> None:
     twin.network.train()
     twin.logits(batch_number(0).images)
     _, mixed = run(tmp_path / "mixed", ALONGSIDE, settings)
-    _, clean = run(tmp_path / "clean", ALONGSIDE, replace(settings, clean_statistics=True))
+    _, clean = run(tmp_path / "clean", replace(ALONGSIDE, clean_statistics=True), settings)
     theirs = twin.network.stem[1].running_mean
     torch.testing.assert_close(clean.network.stem[1].running_mean, theirs)
     assert not torch.allclose(mixed.network.stem[1].running_mean, theirs, rtol=1e-3)

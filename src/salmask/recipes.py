@@ -117,6 +117,9 @@ class Recipe:
         the paper's released code does); "sample" a stored one (what is described; CASM).
     pool_every, pool_size: store the classifier every so many batches, at most so many; the first one is stored at
         the start. A full pool replaces a random one.
+    clean_statistics: a classifier trained alongside remembers the normalisation statistics of clean pictures alone,
+        so that in use the masker reads the features that it was trained on; the released code mixes in those of
+        kept and removed pictures.
     balance: steer the area weights; needs the terms of `objective.area_weighted`.
     """
 
@@ -126,6 +129,7 @@ class Recipe:
     historic: float = 0.0
     pool_every: int = 100
     pool_size: int = 30
+    clean_statistics: bool = False
     balance: Balance | None = None
     name: str = field(default="own", compare=False)
 
@@ -152,6 +156,7 @@ class Recipe:
             "historic": self.historic,
             "pool_every": self.pool_every,
             "pool_size": self.pool_size,
+            "clean_statistics": self.clean_statistics,
             "balance": None if self.balance is None else asdict(self.balance),
         }
 
@@ -165,7 +170,7 @@ def _recipes() -> dict[str, Recipe]:
     balanced = Recipe(area_weighted(), balance=Balance())
     table = {
         "auto": balanced,
-        "auto_ca": replace(balanced, **alongside, history="skip_update"),  # type: ignore[arg-type]
+        "auto_ca": replace(balanced, **alongside, history="skip_update", clean_statistics=True),  # type: ignore[arg-type]
         "fix": Recipe(OBJECTIVES["fix"]),
         "ca": Recipe(OBJECTIVES["ca"], **alongside, history="skip_update"),  # type: ignore[arg-type]
         "casm_f": Recipe(casm["casm_f"]),

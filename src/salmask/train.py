@@ -51,8 +51,6 @@ class Settings:
     epochs: full passes over the data. decay_at: shares of the run after which both learning rates are divided by
     10. clip: norm of the masker's gradient. precision: "32-true", "bf16-mixed" or "16-mixed". log_every,
     save_every: batches. areas: range of the target areas that a p-conditioned masker is trained with.
-    clean_statistics: in CA, normalisation statistics are kept of the clean pictures alone; the published code
-    mixes all three kinds.
     """
 
     epochs: float = 12.0
@@ -69,7 +67,6 @@ class Settings:
     log_every: int = 10
     save_every: int = 200
     areas: tuple[float, float] = (0.25, 0.75)
-    clean_statistics: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
@@ -262,7 +259,7 @@ class _Run:
         return self.pool.draw(), False
 
     def _statistics(self, opponent: Classifier) -> Any:
-        return still_statistics(opponent.network) if self.settings.clean_statistics else ExitStack()
+        return still_statistics(opponent.network) if self.recipe.clean_statistics else ExitStack()
 
     def _objective(self) -> Any:
         steering, objective = self.recipe.balance, self.recipe.objective
