@@ -159,7 +159,7 @@ def test_maps_of_blocks_give_the_same_hits(block: int) -> None:
         map_ = np.kron((small - small.min()) / np.ptp(small), np.ones((block, block)))
         assert block_size((map_ * 255).astype(np.uint8)) == block
         truth = np.sort(draw.integers(0, 7 * block, (2, 2)), axis=0).reshape(1, 4)
-        ours = box_hits(torch.from_numpy(map_)[None, None], [torch.from_numpy(truth)], taus=taus)
+        ours = box_hits(torch.from_numpy(map_)[None, None], [torch.from_numpy(truth).float()], taus=taus)
         assert np.array_equal(ours[0, :, :-1].numpy(), slow_hits(map_, truth, taus, multiple=True))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from salmask.types import Boxes, Masks, Pixels
 
 __all__ = [
+    "BoxSets",
     "Rule",
     "above_mean",
     "area_matched",
@@ -35,6 +36,9 @@ __all__ = [
     "sums_inside",
     "top",
 ]
+
+BoxSets = Sequence[Float[Tensor, "_ 4"]]
+"""The boxes of several images: any number for each."""
 
 Rule = Callable[[Masks], Bool[Tensor, "batch 1 height width"]]
 
@@ -85,7 +89,7 @@ def area_matched(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
     return ((flat > level) | (off == 0)[:, None]).reshape(masks.shape)
 
 
-def fixed(threshold: float) -> Rule:
+def fixed(threshold: float | int) -> Rule:
     """Return the rule m > threshold, strictly."""
 
     def rule(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
@@ -94,7 +98,7 @@ def fixed(threshold: float) -> Rule:
     return rule
 
 
-def top(fraction: float) -> Rule:
+def top(fraction: float | int) -> Rule:
     """Return the rule that selects the highest `fraction` of the pixels, exactly; ties in raster order."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"top: fraction must lie in [0, 1]; came {fraction}")
@@ -167,7 +171,7 @@ def _largest_labelled(selected: UInt8[np.ndarray, "height width"]) -> tuple[int,
 # --- boxes ---------------------------------------------------------------------------------------------------------
 
 
-def stack(boxes: Sequence[Boxes]) -> tuple[Float[Tensor, "all 4"], Int[Tensor, " all"]]:
+def stack(boxes: BoxSets) -> tuple[Float[Tensor, "all 4"], Int[Tensor, " all"]]:
     """Return the boxes of all images below each other, and the index of the image that each belongs to."""
     counts = torch.tensor([b.shape[0] for b in boxes], dtype=torch.long)
     owner = torch.repeat_interleave(torch.arange(len(boxes)), counts)
@@ -187,7 +191,7 @@ def clip(boxes: Boxes, size: tuple[int, int]) -> Boxes:
     return torch.stack([boxes[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], dim=1)
 
 
-def iou(a: Boxes, b: Boxes, *, inclusive: bool = False) -> Float[Tensor, " boxes"]:
+def iou(a: Float[Tensor, "*#any 4"], b: Float[Tensor, "*#any 4"], *, inclusive: bool = False) -> Float[Tensor, "..."]:
     """Return |a & b| / |a | b| of boxes taken pair by pair (broadcast over leading axes), not clipped.
 
     `inclusive`: x1 and y1 name the last pixel, every width counts one more (Choe et al. 2020); the IoU of two

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 
 from salmask.explain.base import NORMALISERS, normalise
 from salmask.metrics import METRICS, Case, Metric, degenerate
@@ -75,8 +76,8 @@ class _Job:
     seed: int
     ids: list[str]
     maps: np.ndarray
-    boxes: list[Boxes] | None
-    pixels: list[Pixels | None] | None
+    boxes: list[Float[torch.Tensor, "_ 4"]] | None
+    pixels: list[UInt8[torch.Tensor, "_ _"]] | None
     labels: list[Label] | None
 
 

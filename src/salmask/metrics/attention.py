@@ -20,7 +20,7 @@ from salmask.types import Masks, Values
 
 __all__ = ["ATTENTION", "Density", "ncc", "order_auc", "sampled_auc", "sncc"]
 
-Density = Float[Tensor, "batch 1 height width"]
+Density = Float[Tensor, "#batch 1 height width"]
 SAMPLES = 1000
 
 

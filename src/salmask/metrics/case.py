@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from salmask.types import Boxes, Images, Masks, Pixels, Targets
+from salmask.boxes import BoxSets
 
 __all__ = ["Case", "Metric", "check_maps", "generator_for"]
 
@@ -77,17 +77,18 @@ class Case:
     Raises ValueError if lengths, sizes, ranges or class indices do not fit.
     """
 
-    masks: Masks
-    targets: Targets
+    # lengths and sizes are checked by name below, with a remedy; so they are free here
+    masks: Float[Tensor, "_ _ _ _"]
+    targets: Int[Tensor, " _"]
     ids: Sequence[str]
     seed: int = 0
-    boxes: Sequence[Boxes] | None = None
-    pixels: Sequence[Pixels | None] | None = None
-    images: Images | None = None
+    boxes: BoxSets | None = None
+    pixels: Sequence[UInt8[Tensor, "_ _"] | None] | None = None
+    images: Float[Tensor, "_ 3 _ _"] | None = None
     classifier: Any = None
-    correct: Bool[Tensor, " batch"] | None = None
-    gaze: Float[Tensor, "batch 1 height width"] | None = None
-    centre: Float[Tensor, "1 1 height width"] | None = None
+    correct: Bool[Tensor, " _"] | None = None
+    gaze: Float[Tensor, "_ 1 _ _"] | None = None
+    centre: Float[Tensor, "1 1 _ _"] | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -158,7 +159,7 @@ class Metric:
     function: Callable[[Case], Tensor]
     protocol: Mapping[str, object]
     direction: Literal["up", "down", "none"]
-    range: tuple[float, float]
+    range: tuple[float | int, float | int]
     source: str
     needs: frozenset[str] = frozenset()
     compute: Callable[[np.ndarray], float] | None = None

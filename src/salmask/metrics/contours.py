@@ -35,6 +35,7 @@ Found = list[tuple[int, int, int, int, int]]
 Picture = UInt8[np.ndarray, "height width"]
 Levels = Int[np.ndarray, " levels"]
 Corners = Float[np.ndarray, "boxes 4"]
+Truths = Float[np.ndarray, "truths 4"]
 Contours = Sequence[np.ndarray]
 
 
@@ -96,7 +97,7 @@ largest_contour = Picker(_largest, blocks=False)
 
 
 def best_overlap(
-    map8: Picture, levels: Levels, truth: Corners, *, pick: Picker, floor: float
+    map8: Picture, levels: Levels, truth: Truths, *, pick: Picker, floor: float
 ) -> Float[np.ndarray, " levels"]:
     """Return per level the best IoU of a picked contour's box with a true box; 0 where it must stay below `floor`.
 
@@ -189,7 +190,7 @@ def _published(corners: np.ndarray, size: tuple[int, ...]) -> Corners:
     return np.minimum(corners, [width, height, width - 1, height - 1]).astype(np.float64)
 
 
-def _meet(boxes: Corners, truth: Corners) -> Float[np.ndarray, "boxes truths"]:
+def _meet(boxes: Corners, truth: Truths) -> Float[np.ndarray, "boxes truths"]:
     low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
     sides = np.maximum(high - low + 1, 0)
@@ -200,12 +201,12 @@ def _area(boxes: Corners) -> Float[np.ndarray, " boxes"]:
     return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
 
 
-def overlap(boxes: Corners, truth: Corners) -> Float[np.ndarray, "boxes truths"]:
+def overlap(boxes: Corners, truth: Truths) -> Float[np.ndarray, "boxes truths"]:
     """Return the IoU of every box with every true box, both inclusive."""
     meet = _meet(boxes, truth)
     return meet / (_area(boxes)[:, None] + _area(truth)[None] - meet)
 
 
-def _bound(boxes: Corners, truth: Corners) -> Float[np.ndarray, " boxes"]:
+def _bound(boxes: Corners, truth: Truths) -> Float[np.ndarray, " boxes"]:
     """Return what no part of a box can exceed: IoU(part, g) <= |box & g| / |g|, for the best g."""
     return (_meet(boxes, truth) / _area(truth)[None]).max(1)

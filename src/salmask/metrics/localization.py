@@ -6,7 +6,7 @@ An image without ground truth has the value NaN. What several scores share (the 
 the crops) is computed once per case.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salmask.boxes import Rule, above_mean, area_matched, areas, clip, iou, mask_boxes, paint, stack, sums_inside
+from salmask.boxes import (
+    BoxSets,
+    Rule,
+    above_mean,
+    area_matched,
+    areas,
+    clip,
+    iou,
+    mask_boxes,
+    paint,
+    stack,
+    sums_inside,
+)
 from salmask.metrics.case import Case, Metric
 from salmask.types import IGNORED, Boxes, Images, Masks, Targets, Values
 
@@ -40,7 +52,7 @@ SMALLEST = 0.05
 # --- LE, OM, F1 ----------------------------------------------------------------------------------------------------
 
 
-def best_iou(predicted: Boxes, truth: Sequence[Boxes]) -> Values:
+def best_iou(predicted: Boxes, truth: BoxSets) -> Values:
     """Return max over an image's boxes of IoU(predicted box, box), (B,); NaN without boxes.
 
     The areas of the truth are not clipped: what lies outside the image cannot be found and counts against the map.
@@ -50,7 +62,7 @@ def best_iou(predicted: Boxes, truth: Sequence[Boxes]) -> Values:
     return _reduce(overlap, owner, len(truth), "amax").to(predicted.device)
 
 
-def f1_of_boxes(masks: Masks, truth: Sequence[Boxes]) -> tuple[Float[Tensor, " all"], Tensor]:
+def f1_of_boxes(masks: Masks, truth: BoxSets) -> tuple[Float[Tensor, " all"], Tensor]:
     """Return F1 of the *soft* mask for every box of every image, and the index of the image each belongs to.
 
     inside = sum of m over the part of the box within the image; P = inside / (sum m + 1e-6);
@@ -117,7 +129,7 @@ def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: A
     )
 
 
-def saliency_terms_of_boxes(images: Images, truth: Sequence[Boxes], targets: Targets, classifier: Any) -> SaliencyTerms:
+def saliency_terms_of_boxes(images: Images, truth: BoxSets, targets: Targets, classifier: Any) -> SaliencyTerms:
     """Return the terms of the ground truth itself: boxes clipped to the image, terms averaged over its boxes."""
     boxes, owner = stack(truth)
     clipped = clip(boxes, (images.shape[-2], images.shape[-1]))
@@ -139,7 +151,7 @@ def energy_inside(masks: Masks, counts: Tensor) -> Values:
     return torch.where(mass > 0, inside / mass, torch.zeros_like(mass))
 
 
-def pointing_game(masks: Masks, counts: Tensor, *, tolerance: float = 15.0, ties: str = "mean") -> Values:
+def pointing_game(masks: Masks, counts: Tensor, *, tolerance: float | int = 15, ties: str = "mean") -> Values:
     """Return 1 if the maximum of the mask lies within `tolerance` pixels (Euclidean) of an object pixel, else 0.
 
     ties: what counts when several pixels are the maximum: "mean" over them (a constant map then scores what a
@@ -323,7 +335,7 @@ def _box_metrics() -> list[Metric]:
 def _game_metrics() -> list[Metric]:
     up = ("up", 0.0, 1.0)
 
-    def point(truth: str, tolerance: float, ties: str) -> Callable[[Case], Values]:
+    def point(truth: str, tolerance: float | int, ties: str) -> Callable[[Case], Values]:
         read = {"boxes": _union, "pixels": _pixels}[truth]
         return lambda c: _known(pointing_game(c.masks, read(c), tolerance=tolerance, ties=ties), c, truth)
 

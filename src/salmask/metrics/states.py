@@ -7,16 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric as State
 
+from salmask.boxes import BoxSets
 from salmask.metrics.contours import Picker, all_contours
 from salmask.metrics.wsol import (
     DELTAS,
     TAUS,
+    PixelSet,
     box_hits,
     max_box_accuracy,
     pixel_histograms,
     pixel_precision,
 )
-from salmask.types import Boxes, Masks, Pixels
+from salmask.types import Masks
 
 __all__ = ["MaxBoxAccuracy", "PixelPrecision"]
 
@@ -46,7 +48,7 @@ class MaxBoxAccuracy(_Counts):
         super().__init__((len(deltas), len(TAUS) + 1), max_box_accuracy)
         self.pick, self.deltas = pick, tuple(deltas)
 
-    def update(self, maps: Masks, truth: Sequence[Boxes]) -> None:
+    def update(self, maps: Masks, truth: BoxSets) -> None:
         """Count the hits of a batch; maps in [0, 1], boxes half-open in their pixels."""
         hits = box_hits(maps, truth, pick=self.pick, deltas=self.deltas)
         self.total += hits.sum(0, dtype=torch.long).to(self.total.device)
@@ -58,6 +60,6 @@ class PixelPrecision(_Counts):
     def __init__(self) -> None:
         super().__init__((2, len(TAUS) + 2), pixel_precision)
 
-    def update(self, maps: Masks, truth: Sequence[Pixels | None]) -> None:
+    def update(self, maps: Masks, truth: Sequence[PixelSet | None]) -> None:
         """Count the pixels of a batch by score; truth 0, 1, or 255 = ignored."""
         self.total += pixel_histograms(maps, truth).sum(0, dtype=torch.long).to(self.total.device)

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from salmask.boxes import paint
+from salmask.boxes import BoxSets, paint
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.contours import Picker, all_contours, best_overlap, largest_contour, overlap
-from salmask.types import Boxes, Masks, Pixels
+from salmask.types import Masks
 
 __all__ = [
     "DELTAS",
@@ -34,6 +34,7 @@ __all__ = [
     "pixel_precision",
 ]
 
+PixelSet = UInt8[Tensor, "_ _"]
 TAUS = np.arange(0, 1, 0.001)
 DELTAS = (0.3, 0.5, 0.7)
 
@@ -42,7 +43,7 @@ DELTAS = (0.3, 0.5, 0.7)
 
 def box_hits(
     maps: Masks,
-    truth: Sequence[Boxes],
+    truth: BoxSets,
     *,
     pick: Picker = all_contours,
     deltas: Sequence[float] = DELTAS,
@@ -92,7 +93,7 @@ def max_box_accuracy(counts: np.ndarray) -> float:
 
 
 def pixel_histograms(
-    maps: Masks, truth: Sequence[Pixels | None], *, taus: Float[np.ndarray, " taus"] = TAUS
+    maps: Masks, truth: Sequence[PixelSet | None], *, taus: Float[np.ndarray, " taus"] = TAUS
 ) -> Int[Tensor, "batch 2 bins"]:
     """Return per image how many background (0) and object (1) pixels score in each bin [tau_k, tau_k+1).
 
@@ -162,7 +163,7 @@ def _pixel_counts(
     taus: np.ndarray, normalize: Callable[[Masks], Masks] = _as_is, truth: str = "pixels"
 ) -> Callable[[Case], Tensor]:
     def function(case: Case) -> Tensor:
-        pixels: Sequence[Pixels | None] = case.pixels or ()
+        pixels: Sequence[PixelSet | None] = case.pixels or ()
         if truth == "boxes":
             pixels = [paint(boxes, case.size) if len(boxes) else None for boxes in case.boxes or ()]
         return pixel_histograms(normalize(case.masks), pixels, taus=taus)
