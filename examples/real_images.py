@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
+from PIL import Image, ImageDraw
 
 from salmask.cli import progress_bar
 from salmask.data import ImageFolder, Labelled, cached, split_off, subset, training_batches
@@ -26,7 +27,7 @@ from salmask.explain.learned import Learned
 from salmask.jobs import compare, train_run
 from salmask.measure import Rules
 from salmask.metrics import METRICS
-from salmask.report import add_training
+from salmask.report import add_training, table
 from salmask.specs import Loaded, load_classifier, load_recipe, load_run
 from salmask.train import Settings
 
@@ -213,6 +214,46 @@ def measure(study: Study, jobs: list[Job], loaded: Loaded) -> None:
     )
     seconds = {job.name: json.loads((study.runs / job.name / "seconds.json").read_text()) for job in jobs}
     (study.out / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n")
+    over_seeds(study, jobs)
+    contact_sheet(study, ["center", "gradcam", *(job.name for job in jobs if job.seed == 0)])
+
+
+def over_seeds(study: Study, jobs: list[Job]) -> None:
+    """Write seeds.md: every kind of masker as the mean over its trainings, beside its rivals."""
+    summary = json.loads((study.out / "summary.json").read_text())
+    scores = {name: {metric: one["mean"] for metric, one in row.items()} for name, row in summary.items()}
+    groups: dict[str, list[str]] = {}
+    for job in jobs:
+        groups.setdefault(job.name.rpartition("_s")[0], []).append(job.name)
+    groups |= {name: [name] for name in CONTROLS}
+    columns = ("le", "om", "f1", "sm", "pxap:boxes", "mask_mean", "acc_whole", "acc_kept", "acc_removed")
+    rows = table(scores, columns, groups)
+    lines = [f"| masker | seeds | {' | '.join(columns)} |", f"|---|---:|{'---:|' * len(columns)}"]
+    for group, row in rows.items():
+        cells = []
+        for column in columns:
+            one = row[column]
+            spread = f" ± {one.high - one.mean:.3f}" if one.n > 1 else ""
+            cells.append(f"{one.mean:.3f}{spread}")
+        lines.append(f"| {group} | {len(groups[group])} | {' | '.join(cells)} |")
+    (study.out / "seeds.md").write_text("\n".join(lines) + "\n")
+
+
+def contact_sheet(study: Study, names: list[str], side: int = 72) -> None:
+    """Write strip.jpg: for 24 pictures the image and, by explainer, the map over it."""
+    files = sorted(path.name for path in (study.out / "pictures" / names[0]).glob("*.png"))[:24]
+    sheet = Image.new("RGB", (side * (1 + len(names)), side * len(files) + 16), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, name in enumerate(["image", *names]):
+        pen.text((column * side + 2, 2), name.removesuffix("_s0"), fill="black")
+    for row, file in enumerate(files):
+        for column, name in enumerate([names[0], *names]):
+            panels = Image.open(study.out / "pictures" / name / file)
+            width = panels.width // 4  # image, map, kept, removed
+            place = width if column else 0
+            panel = panels.crop((place, 0, place + width, panels.height)).resize((side, side))
+            sheet.paste(panel, (column * side, row * side + 16))
+    sheet.save(study.out / "strip.jpg", quality=88)
 
 
 class transformed:  # noqa: N801  (a view of a data set)
