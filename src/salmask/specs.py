@@ -154,10 +154,14 @@ def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
         unfinished = (folder / "checkpoint.pt").is_file()
         hint = "it is unfinished, go on with `salmask train --resume`" if unfinished else "expected run.json there"
         raise FileNotFoundError(f"no run in {folder}: {hint}")
-    facts = json.loads((folder / RUN).read_text())
-    if facts.get("format") != "salmask run 1":
-        raise ValueError(f"{folder / RUN} is of another format: {facts.get('format')!r}")
-    loaded = load_classifier(f"timm:{facts['network']}@{folder / CLASSIFIER}", layers=facts["taps"], **facts["view"])
+    try:
+        facts = json.loads((folder / RUN).read_text())
+        if facts["format"] != "salmask run 1":
+            raise KeyError("format")
+        network, taps, view = facts["network"], facts["taps"], View(**facts["view"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / RUN} does not describe a salmask run ({error!r})") from error
+    loaded = load_classifier(f"timm:{network}@{folder / CLASSIFIER}", layers=taps, **asdict(view))
     masker = Masker.from_pretrained(folder)
     masker.fits(loaded.classifier)
     return masker, loaded
@@ -170,7 +174,7 @@ def load_explainer(name: str, *, loaded: Loaded | None) -> tuple[str, Explainer,
     """
     if (Path(name) / RUN).is_file() or (Path(name) / "checkpoint.pt").is_file():
         masker, own = load_run(name)
-        return Path(name).name, Learned(masker), own
+        return Path(name).resolve().name, Learned(masker), own
     plain, _, options = name.partition(":")
     if plain not in EXPLAINERS:
         raise ValueError(

@@ -1,0 +1,236 @@
+"""From what a user types to objects: classifiers, runs, explainers, recipes, metrics; and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Generator
+from torchvision.transforms import InterpolationMode
+
+from salmask.classifier import Classifier
+from salmask.data import ShortSide, Squash
+from salmask.explain import EXPLAINERS
+from salmask.explain.learned import Learned
+from salmask.masker import Masker
+from salmask.metrics import METRICS
+from salmask.recipes import RECIPES
+from salmask.specs import (
+    Loaded,
+    View,
+    load_classifier,
+    load_explainer,
+    load_metrics,
+    load_recipe,
+    load_run,
+    save_classifier,
+    save_run,
+)
+
+NETWORK = "test_resnet"
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    torch.manual_seed(0)
+    classifier = Classifier.from_timm(NETWORK, pretrained=False, num_classes=3, image_size=64)
+    return Loaded(classifier, NETWORK, View(64, "squash", "bicubic"), ("ant", "bee", "cat"))
+
+
+@pytest.fixture
+def masker(loaded) -> Masker:
+    return Masker.for_classifier(loaded.classifier, width=4, generator=Generator().manual_seed(0))
+
+
+@pytest.fixture
+def run(tmp_path, loaded, masker) -> Path:
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    save_run(folder, masker, loaded, {"note": "told"})
+    return folder
+
+
+def pictures() -> torch.Tensor:
+    return torch.rand(2, 3, 64, 64, generator=Generator().manual_seed(1))
+
+
+# Classifiers
+
+
+def test_a_saved_classifier_comes_back_with_all_that_goes_with_it(tmp_path, loaded) -> None:
+    save_classifier(tmp_path / "weights.safetensors", loaded)
+    back = load_classifier(f"timm:{NETWORK}@{tmp_path / 'weights.safetensors'}")
+    assert (back.network, back.view, back.classes) == (loaded.network, loaded.view, loaded.classes)
+    assert back.classifier.fingerprint() == loaded.classifier.fingerprint()
+    with loaded.classifier.frozen():
+        torch.testing.assert_close(back.classifier.logits(pictures()), loaded.classifier.logits(pictures()))
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_what_is_given_goes_before_what_the_file_says(tmp_path, loaded) -> None:
+    save_classifier(tmp_path / "w.safetensors", loaded)
+    spec = f"timm:{NETWORK}@{tmp_path / 'w.safetensors'}"
+    other = load_classifier(spec, image_size=96, fit="crop", interpolation="bilinear", layers=["layer2", "layer3"])
+    assert other.view == View(96, "crop", "bilinear")
+    assert other.classifier.layers == ("layer2", "layer3")
+    assert load_classifier(spec, image_size=96).view == replace(loaded.view, image_size=96)
+
+
+def test_plain_weights_take_the_network_s_own_view(tmp_path) -> None:
+    save_file(timm.create_model(NETWORK, num_classes=5).state_dict(), tmp_path / "plain.safetensors")
+    back = load_classifier(f"timm:{NETWORK}@{tmp_path / 'plain.safetensors'}")
+    config = timm.data.resolve_model_data_config(back.classifier.network)
+    assert back.view == View(config["input_size"][-1], "crop", config["interpolation"])
+    assert back.classes is None and back.classifier.num_classes == 5
+
+
+def test_a_run_is_a_classifier_too(run, loaded) -> None:
+    back = load_classifier(str(run), image_size=96)
+    assert back.classifier.fingerprint() == loaded.classifier.fingerprint()
+    assert back.view == replace(loaded.view, image_size=96)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet18", "'resnet18' is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run"),
+        ("/absent", "'/absent' is no classifier"),
+        ("timm:resnet81@absent.pth", "timm has no network 'resnet81'"),
+    ],
+)
+def test_specs_that_name_no_classifier_are_refused(spec, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_classifier(spec)
+
+
+def test_weights_that_are_missing_or_of_another_network_are_refused(tmp_path, loaded) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*absent\.safetensors"):
+        load_classifier(f"timm:{NETWORK}@{tmp_path / 'absent.safetensors'}")
+    save_classifier(tmp_path / "w.safetensors", loaded)
+    with pytest.raises(ValueError, match="holds the weights of test_resnet, asked for is test_efficientnet"):
+        load_classifier(f"timm:test_efficientnet@{tmp_path / 'w.safetensors'}")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:99])
+    with pytest.raises(ValueError, match=r"cut\.safetensors cannot be read as weights"):
+        load_classifier(f"timm:{NETWORK}@{tmp_path / 'cut.safetensors'}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fit": "stretch"}, "fit is 'crop' .* or 'squash', came 'stretch'"),
+        ({"interpolation": "cubic"}, "interpolation is 'bilinear' or 'bicubic', came 'cubic'"),
+        ({"image_size": 4}, "an image size of at least 8 is needed, came 4"),
+    ],
+)
+def test_views_that_make_no_sense_are_refused(wrong, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        View(**{"image_size": 64, **wrong})
+
+
+def test_a_view_makes_the_transforms_that_it_names() -> None:
+    assert View(64, "squash", "bicubic").transform() == Squash(64, interpolation=InterpolationMode.BICUBIC)
+    assert View(64).transform() == ShortSide(64, interpolation=InterpolationMode.BILINEAR)
+    assert View(64, "squash", "bicubic").augmentation().interpolation == InterpolationMode.BICUBIC
+
+
+# Runs
+
+
+def test_a_run_comes_back_whole(run, masker, loaded) -> None:
+    back, own = load_run(run)
+    assert back.settings() == masker.settings()
+    assert own.classifier.layers == loaded.classifier.layers
+    assert (own.view, own.classes, own.network) == (loaded.view, loaded.classes, loaded.network)
+    assert json.loads((run / "run.json").read_text())["note"] == "told"
+    maps = loaded.classifier.eval().features(pictures()).maps
+    assert torch.equal(back(maps, (64, 64)), masker.eval()(maps, (64, 64)))
+    names = {"classifier.safetensors", "config.json", "model.safetensors", "run.json"}
+    assert {path.name for path in run.iterdir()} == names
+
+
+def test_folders_without_a_run_are_told_from_unfinished_ones(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no run in .*: expected run\.json there"):
+        load_run(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="it is unfinished, go on with `salmask train --resume`"):
+        load_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="it is unfinished"):
+        load_explainer(str(tmp_path), loaded=None)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "{}", '{"format": "other"}', '{"format": "salmask run 1", "network": "resnet18"}']
+)
+def test_a_broken_run_json_is_one_clear_error(run, content) -> None:
+    (run / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json does not describe a salmask run"):
+        load_run(run)
+
+
+@pytest.mark.parametrize("missing", ["classifier.safetensors", "config.json", "model.safetensors"])
+def test_a_run_that_lacks_a_file_names_it(run, missing) -> None:
+    (run / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing.replace(".", r"\.")):
+        load_run(run)
+
+
+# Explainers, recipes, metrics
+
+
+def test_a_run_is_an_explainer_on_its_own_classifier(run, loaded, monkeypatch) -> None:
+    name, method, own = load_explainer(str(run), loaded=None)
+    assert name == "my run" and isinstance(method, Learned)
+    assert own.classifier.fingerprint() == loaded.classifier.fingerprint()
+    monkeypatch.chdir(run)
+    assert load_explainer(".", loaded=None)[0] == "my run"
+
+
+def test_explainers_by_name_take_settings_after_a_colon(loaded) -> None:
+    name, method, own = load_explainer("gradcam", loaded=loaded)
+    assert name == "gradcam" and own is loaded
+    name, method, _ = load_explainer("random:cells=7", loaded=loaded)
+    assert name == "random:cells=7"
+    x = pictures()
+    with loaded.classifier.frozen():
+        assert method(loaded.classifier, x).masks.shape == (2, 1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", r"no explainer 'nothing': expected the folder of a run, or one of ablationcam, "),
+        ("gradcam:layer", r"expected settings as key=value,key=value after the colon, came 'layer'"),
+        ("gradcam:colour=red", r"explainer gradcam does not take 'colour=red'"),
+    ],
+)
+def test_explainers_that_do_not_exist_or_do_not_take_a_setting_are_refused(loaded, name, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_explainer(name, loaded=loaded)
+
+
+def test_every_explainer_by_name_needs_a_classifier() -> None:
+    for name in EXPLAINERS:
+        with pytest.raises(ValueError, match=f"{name} explains a classifier: name one with --classifier"):
+            load_explainer(name, loaded=None)
+
+
+def test_recipes_by_name_with_other_area_weights() -> None:
+    assert load_recipe("ca") is RECIPES["ca"]
+    weights = load_recipe("fix", area_in=0.3, area_out=3.0).settings()["weights"]
+    assert (weights["area_if_kept_right"], weights["area_if_removed_wrong"]) == (0.3, 3.0)
+    with pytest.raises(ValueError, match="no recipe 'best': expected one of auto, "):
+        load_recipe("best")
+    with pytest.raises(ValueError, match="no term 'area_if_kept_right'"):
+        load_recipe("auto", area_in=1.0)
+
+
+def test_metrics_by_name_and_all_of_them() -> None:
+    assert load_metrics(["le", "f1"]) == {"le": METRICS["le"], "f1": METRICS["f1"]}
+    assert load_metrics(["all"]).keys() == {name for name in METRICS if ":" not in name}
+    with pytest.raises(ValueError, match=r"no metric 'pointing_gam': expected `all` or names such as pointing_game"):
+        load_metrics(["pointing_gam"])
+    with pytest.raises(ValueError, match=r"no metric 'qqqqqq': expected `all` or names such as .*le"):
+        load_metrics(["qqqqqq"])
