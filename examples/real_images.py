@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 from PIL import Image, ImageDraw
 
-from salmask.cli import progress_bar
+from salmask.console import progress_bar
 from salmask.data import ImageFolder, Labelled, cached, split_off, subset, training_batches
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from salmask.cli import _COMMANDS, main
+from salmask.cli import main
+from salmask.commands import COMMANDS
 from salmask.synthetic import write_folder
 
 
@@ -73,7 +74,7 @@ def refused(capsys, arguments: list[object], *words: str) -> str:
 # Help
 
 
-@pytest.mark.parametrize("command", [one.__name__.lower() for one in _COMMANDS])
+@pytest.mark.parametrize("command", [one.__name__.lower() for one in COMMANDS])
 def test_every_command_has_a_help_with_its_options(command, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

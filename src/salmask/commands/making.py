@@ -1,0 +1,206 @@
+"""Commands that make something: a classifier, a masker, everything at once on built-in data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from salmask.commands.options import Pictures, Precision
+from salmask.console import print_table, progress_bar, say, typed_command, version
+
+__all__ = ["Classifier", "Demo", "Train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Main job on built-in data: train a classifier and two maskers, explain, compare, report."""
+
+    out: Path = Path("demo")
+    """Folder for everything that is made; open index.html in it."""
+    seed: int = 0
+    """Of the data and of the trainings."""
+    quick: bool = False
+    """Tiny settings, to see that everything runs; the numbers mean nothing."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.demo import run_demo
+
+        summary = run_demo(self.out, seed=self.seed, quick=self.quick, say=say, progress=progress_bar)
+        say(f"report: {self.out / 'index.html'}")
+        print_table(summary, ("le", "f1", "mask_mean", "acc_kept", "acc_removed"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Pictures):
+    """Train or fine-tune a classifier on a folder of pictures, for data that has none."""
+
+    data: Path
+    """Folder with train/<class>/* and, for its accuracy, val/<class>/*."""
+    network: str
+    """timm:NAME, or timm:NAME@FILE to go on from weights."""
+    out: Path
+    """.safetensors file for the weights."""
+    pretrained: bool = False
+    """Begin with timm's pretrained weights."""
+    epochs: float = 12.0
+    """Full passes over the data."""
+    batch_size: int = 64
+    """Pictures a step."""
+    lr: float = 0.1
+    """Top of the one-cycle learning rate."""
+    precision: Precision = "32-true"
+    """32-true, bf16-mixed or 16-mixed."""
+    workers: int = 0
+    """Processes that read pictures."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        import torch
+
+        from salmask.classifier import Classifier
+        from salmask.data import ImageFolder
+        from salmask.files import writable_folder
+        from salmask.fit import FitSettings, accuracy, fit_classifier
+        from salmask.specs import Loaded, View, load_classifier, save_classifier
+
+        writable_folder(self.out.parent)
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"--out names a .safetensors file, came {self.out}")
+        folders = ImageFolder(self.data, "train", transform=None, skip_broken=self.skip_broken)
+        name = self.network.removeprefix("timm:")
+        torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
+        if "@" in name:
+            loaded = load_classifier(self.network, **self.pictures())
+            if loaded.classifier.num_classes != len(folders.classes):
+                raise ValueError(
+                    f"{name} tells {loaded.classifier.num_classes} classes apart, {self.data} has "
+                    f"{len(folders.classes)}: go on from weights for these classes, or begin anew"
+                )
+        else:
+            built = Classifier.from_timm(
+                name, pretrained=self.pretrained, num_classes=len(folders.classes), image_size=self.image_size
+            )
+            loaded = Loaded(built, name, View(built.image_size, self.fit or "crop", self.interpolation or "bilinear"))
+        loaded = replace(loaded, classes=tuple(folders.classes))
+        settings = FitSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            precision=self.precision,
+            seed=self.seed,
+            workers=self.workers,
+        )
+        fit_classifier(
+            loaded.classifier,
+            folders,
+            settings=settings,
+            augment=loaded.view.augmentation(),
+            progress=progress_bar("training"),
+        )
+        save_classifier(self.out, loaded)
+        say(f"classifier: timm:{loaded.network}@{self.out}")
+        if (self.data / "val").is_dir():
+            val = ImageFolder(
+                self.data,
+                "val",
+                transform=loaded.view.transform(),
+                classes=folders.classes,
+                skip_broken=self.skip_broken,
+            )
+            say(f"accuracy on val: {accuracy(loaded.classifier, val):.3f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Pictures):
+    """Train a masker beside a classifier."""
+
+    data: Path
+    """Folder with train/<class>/*."""
+    classifier: str
+    """timm:NAME, timm:NAME@FILE, or the folder of a run."""
+    out: Path
+    """Folder of the run: masker, classifier, metrics, checkpoint."""
+    recipe: str = "auto"
+    """auto, auto_ca, fix, ca, casm_f, casm_l, casm_fl, casm_l100, casm_l1000 or dabkowski_gal."""
+    area_in: float | None = None
+    """Weight of the area on the kept side, for fix and ca."""
+    area_out: float | None = None
+    """Weight of the area on the removed side, for fix, ca and casm."""
+    layers: tuple[int, ...] = (3, 4)
+    """Which of the classifier's maps the masker reads, by index."""
+    upsample: Literal["nearest", "bilinear"] = "nearest"
+    """From the masker's grid to the picture."""
+    per_class: int | None = None
+    """Train on so many pictures a class, drawn with the seed."""
+    epochs: float = 12.0
+    """Full passes over the data."""
+    batch_size: int = 72
+    """Pictures a step."""
+    lr: float = 1e-3
+    """Learning rate of the masker."""
+    classifier_lr: float = 1e-3
+    """Learning rate of a classifier that is trained alongside."""
+    precision: Precision = "32-true"
+    """32-true, bf16-mixed or 16-mixed."""
+    channels_last: bool = True
+    """Lay pictures out by pixel, which most convolutions like."""
+    workers: int = 0
+    """Processes that read pictures."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Go on from the checkpoint in --out."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.data import ImageFolder, subset, training_batches
+        from salmask.jobs import train_run
+        from salmask.specs import load_classifier, load_recipe
+        from salmask.train import Settings
+
+        chosen = load_recipe(self.recipe, area_in=self.area_in, area_out=self.area_out)
+        loaded = load_classifier(self.classifier, **self.pictures())
+        dataset: Any = ImageFolder(
+            self.data, "train", transform=None, classes=loaded.classes, skip_broken=self.skip_broken
+        )
+        if self.per_class is not None:
+            dataset = subset(dataset, per_class=self.per_class, seed=self.seed)
+        settings = Settings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            classifier_lr=self.classifier_lr,
+            precision=self.precision,
+            channels_last=self.channels_last,
+            save_every=self.save_every,
+            seed=self.seed,
+        )
+        train_run(
+            dataset,
+            replace(loaded, classes=loaded.classes or tuple(dataset.classes)),
+            recipe=chosen,
+            settings=settings,
+            masker_options={"layers": self.layers, "upsample": self.upsample},
+            batches=lambda start: training_batches(
+                dataset,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                start=start,
+                augment=loaded.view.augmentation(),
+                workers=self.workers,
+            ),
+            out=self.out,
+            resume=self.resume,
+            facts={
+                "data": str(self.data),
+                "per_class": self.per_class,
+                "command": typed_command(),
+                "version": version(),
+            },
+            progress=progress_bar("training"),
+        )
+        say(f"run: {self.out}")

@@ -1,0 +1,254 @@
+"""Commands that show and measure: explain, evaluate, score, sanity, report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from salmask.commands.options import Normalize, Pictures
+from salmask.console import print_table, progress_bar, say, typed_command, version
+
+__all__ = ["Evaluate", "Explain", "Report", "Sanity", "Score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files."""
+    explainer: str
+    """Folder of a run, or a name such as gradcam or rise:masks=500."""
+    out: Path
+    """Folder for the pictures."""
+    classifier: str | None = None
+    """timm:NAME, timm:NAME@FILE or a run's folder, for explainers by name."""
+    target: str | None = None
+    """Class to explain, by name or index; the predicted one where not given."""
+    normalize: Normalize | None = None
+    """How maps outside [0, 1] are shown."""
+    image_size: int | None = None
+    """Side of the square that the classifier sees; its own where not given."""
+    top: int = 3
+    """How many class probabilities are shown."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.jobs import explain_files
+        from salmask.specs import load_classifier, load_explainer
+
+        loaded = load_classifier(self.classifier, image_size=self.image_size) if self.classifier else None
+        name, method, own = load_explainer(self.explainer, loaded=loaded)
+        written = explain_files(
+            self.images,
+            name,
+            method,
+            own,
+            out=self.out,
+            target=self.target,
+            normalize=self.normalize,
+            top=self.top,
+            progress=progress_bar("explaining"),
+        )
+        for path in written:
+            say(str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Pictures):
+    """Measure explainers on a split: rows, a table with intervals, pictures, a page."""
+
+    data: Path
+    """Folder with <split>/<class>/* and, for localization, <split>_boxes.csv."""
+    explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN|NAME ...")]
+    """Folders of runs, or names such as gradcam, center, rise:masks=500."""
+    out: Path
+    """Folder for rows.jsonl, summary.json and index.html; a killed run goes on there."""
+    split: str = "val"
+    """Which part of the data."""
+    classifier: str | None = None
+    """The explained classifier, for explainers by name; the first run's own where not given."""
+    scoring: str | None = None
+    """SPEC of the classifier that scores; the --classifier where given, else each explainer's own."""
+    metric: tuple[str, ...] = ("le", "om", "f1", "f1_mean", "sm", "mask_mean", "max_box_acc_v2")
+    """Names as in docs/metrics.md; `all` for every one that the data allows."""
+    target: Literal["label", "predicted"] = "label"
+    """The class that is explained and scored."""
+    normalize: Normalize | None = None
+    """How maps come to [0, 1] where an explainer's do not."""
+    batch_size: int = 32
+    """Pictures at once."""
+    limit: int | None = None
+    """Measure only so many pictures, spread over the split."""
+    seed: int = 0
+    """Of scores and explainers that draw."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.data import ImageFolder
+        from salmask.files import writable_folder
+        from salmask.jobs import compare, spread
+        from salmask.measure import Rules
+        from salmask.report import add_training
+        from salmask.specs import load_classifier, load_explainer, load_metrics
+        from salmask.train import METRICS
+
+        base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
+        loaded = {}
+        for spec in self.explainer:
+            name, method, own = load_explainer(spec, loaded=base)
+            if name in loaded:
+                raise ValueError(f"two explainers are named {name}: give their runs' folders different names")
+            loaded[name] = (method, own)
+            base = base or own
+            if (curves := Path(spec) / METRICS).is_file():
+                add_training(writable_folder(self.out), name, curves)
+        if base is None:
+            raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
+        judge = (
+            load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
+        )
+        view = base.view
+        dataset = ImageFolder(
+            self.data, self.split, transform=view.transform(), classes=base.classes, skip_broken=self.skip_broken
+        )
+        rules = Rules(
+            target=self.target,
+            normalize={} if self.normalize is None else self.normalize,
+            scoring=judge.classifier if judge else None,
+            seed=self.seed,
+        )
+        summary = compare(
+            loaded,
+            load_metrics(self.metric),
+            spread(dataset, self.limit),
+            rules=rules,
+            batch_size=self.batch_size,
+            out=self.out,
+            about={
+                "data": f"{self.data.name}, {self.split}",
+                "classifier": self.classifier or self.explainer[0],
+                "command": typed_command(),
+                "version": version(),
+            },
+            progress=progress_bar("measuring"),
+        )
+        say(f"report: {self.out / 'index.html'}")
+        print_table(summary, self.metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score maps that any other tool made."""
+
+    maps: tyro.conf.Positional[Path]
+    """.npz with ids (N,) and maps (N, H, W), or maps.npy with ids.txt or ids.npy beside it."""
+    boxes: Path | None = None
+    """CSV with image,class,x0,y0,x1,y1, in pixels of the maps unless width,height are given."""
+    masks: Path | None = None
+    """Folder of pixel truth, one PNG an id."""
+    out: Path
+    """Folder for rows.jsonl, summary.json and index.html."""
+    labels: Path | None = None
+    """CSV with image,label for scores that need the class."""
+    metric: tuple[str, ...] | None = None
+    """Names as in docs/metrics.md; all that the given truth allows where not given."""
+    normalize: Normalize = "none"
+    """How maps outside [0, 1] come into it."""
+    classifier: str | None = None
+    """SPEC, for scores that need one."""
+    data: Path | None = None
+    """Folder of the pictures, for scores that need them."""
+    processes: int = 1
+    """How many work side by side."""
+    seed: int = 0
+    """Of scores that draw."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.jobs import scoring_from
+        from salmask.score import score
+        from salmask.specs import load_classifier
+
+        if (self.classifier is None) != (self.data is None):
+            raise ValueError("scores that show pictures to a classifier need both: --classifier and --data")
+        scoring = None
+        if self.classifier is not None and self.data is not None:
+            scoring = scoring_from(load_classifier(self.classifier), self.data)
+        summary = score(
+            self.maps,
+            self.boxes,
+            out=self.out,
+            masks_dir=self.masks,
+            labels=self.labels,
+            metrics=self.metric,
+            normalize=self.normalize,
+            scoring=scoring,
+            seed=self.seed,
+            processes=self.processes,
+            progress=progress_bar("scoring"),
+        )
+        say(f"report: {self.out / 'index.html'}")
+        print_table(summary, tuple(dict.fromkeys(name for row in summary.values() for name in row))[:8])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sanity(Pictures):
+    """Do the maps change when the weights do? Randomise layer after layer: rows, a curve, picture strips."""
+
+    data: Path
+    """Folder with <split>/<class>/*."""
+    explainer: str
+    """Folder of a run, or a name such as gradcam."""
+    out: Path
+    """Folder for sanity.csv, curve.png and the strips."""
+    split: str = "val"
+    """Which part of the data."""
+    classifier: str | None = None
+    """SPEC of the classifier, for an explainer by name."""
+    limit: int = 16
+    """How many pictures, spread over the split."""
+    masker: bool = False
+    """Randomise the learned masker's own weights instead of the classifier's."""
+    as_released: bool = False
+    """Draw new weights as the paper's released code does, not as the layers themselves do."""
+    seed: int = 0
+    """Of the weights that are drawn."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.data import ImageFolder
+        from salmask.jobs import check_sanity, spread
+        from salmask.specs import load_classifier, load_explainer
+
+        base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
+        _, explainer, loaded = load_explainer(self.explainer, loaded=base)
+        dataset = ImageFolder(self.data, self.split, transform=loaded.view.transform(), skip_broken=self.skip_broken)
+        written = check_sanity(
+            explainer,
+            loaded,
+            spread(dataset, self.limit),
+            out=self.out,
+            masker=self.masker,
+            released=self.as_released,
+            seed=self.seed,
+            progress=progress_bar("randomising"),
+        )
+        for path in written:
+            say(str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rebuild tables, pictures and index.html of an evaluation from its rows alone."""
+
+    folder: tyro.conf.Positional[Path]
+    """The --out of evaluate or score."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.report import write_report
+
+        write_report(self.folder)
+        say(f"report: {self.folder / 'index.html'}")
