@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from salmask.cli import main
 from salmask.commands import COMMANDS
@@ -171,7 +171,8 @@ def test_a_classifier_and_a_masker_are_trained_on_a_folder(data, tmp_path, capsy
     assert f"timm:test_resnet@{file}" in told and "accuracy on val: 0." in told
     torch.manual_seed(99)
     assert main([*arguments, "--epochs", "1", "--batch-size", "8", "--out", str(tmp_path / "again.safetensors")]) == 0
-    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    first, again = load_file(file), load_file(tmp_path / "again.safetensors")
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
 
     train = ["train", "--data", data, "--classifier", f"timm:test_resnet@{file}", "--out", run, "--recipe", "ca"]
     train = [str(part) for part in [*train, "--epochs", 0.5, "--batch-size", 5, "--per-class", 1, "--save-every", 1]]
