@@ -450,7 +450,7 @@ def test_meaningful_removes_the_quadrant_that_counts() -> None:
 
 @pytest.mark.parametrize("variant", ["sufficient", "destroying"])
 def test_fido_finds_the_quadrant_that_counts(variant: str) -> None:
-    explainer = fido(variant=variant, cells=8, infill=BLACK, iterations=80, lr=0.1, l1=0.03)
+    explainer = fido(variant=variant, stride=2, infill=BLACK, iterations=80, lr=0.1, l1=0.03)
     masks = explainer(toy(Quadrant()), torch.full((1, 3, SIZE, SIZE), 0.8), torch.tensor([0])).masks
     within, without = inside(masks)
     assert within > 0.7 and without < 0.2

@@ -233,7 +233,7 @@ EXTREMAL_VARIANTS = MappingProxyType({"preserve": _sufficient, "delete": _destro
 def fido(
     *,
     variant: str = "sufficient",
-    cells: int = 56,
+    stride: int = 4,
     draws: int = 4,
     temperature: float = 0.1,
     l1: float = 1e-3,
@@ -254,7 +254,7 @@ def fido(
     """
     evidence = _chosen(FIDO_VARIANTS, variant, "variant")(_chosen(SCORES, score, "score"))
     return Optimised(
-        Bernoulli(cells=cells, temperature=temperature),
+        Bernoulli(stride=stride, temperature=temperature),
         Objective(evidence | {"sum": (l1, cells_sum)}),
         infill,
         Schedule(iterations, Adam(lr), rate=linear),

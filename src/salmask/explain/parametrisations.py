@@ -247,7 +247,7 @@ class Bernoulli(Parametrisation):
     a cell and draw, the same for all items. Terms judge p, the pictures show z; the final map is up(p).
     """
 
-    cells: int | None = 56
+    cells: int | None = None
     stride: int = 4
     temperature: float = 0.1
     start: float = 0.5
