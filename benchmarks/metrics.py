@@ -185,8 +185,8 @@ def box_scores_alone(data: tuple) -> dict:
     np.testing.assert_array_equal(le, 1 - slow_hit)
     row = {
         "boxes": int(sum(len(b) for b in boxes)),
-        "published_ms_per_map": 1e3 * slow / len(maps),
-        "ours_ms_per_map": 1e3 * seconds / len(maps),
+        "published_cpu_ms_per_map": 1e3 * slow / len(maps),
+        "ours_cpu_ms_per_map": 1e3 * seconds / len(maps),
         "ratio_one_process": slow / seconds,
     }
     print("boxes alone:", json.dumps(row, indent=1), flush=True)
@@ -228,24 +228,29 @@ def _many(work: Callable, parts: list, pool: ProcessPoolExecutor) -> float:
     return best
 
 
-def compare(name: str, ours: Callable, theirs: Callable, data: tuple, pool: ProcessPoolExecutor, cores: int) -> dict:
+def compare(
+    name: str, ours: Callable, theirs: Callable, data: tuple, pool: ProcessPoolExecutor | None, cores: int
+) -> dict:
     count = len(data[0])
     seconds, _, result = timed(ours, *data)
     slow, wall, expected = timed(theirs, *data, least=0)
     for mine, other in zip(result, expected, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
-    share = [list(range(k, count, 2 * cores)) for k in range(2 * cores)]
-    parts = [(data[0][s], [data[1][i] for i in s], [data[2][i] for i in s]) for s in share]
-    shared = _many(ours, parts, pool)
     row = {
         "maps": count,
-        "published_ms_per_map": 1e3 * slow / count,
-        "ours_ms_per_map": 1e3 * seconds / count,
+        "published_cpu_ms_per_map": 1e3 * slow / count,
+        "ours_cpu_ms_per_map": 1e3 * seconds / count,
         "ratio_one_process": slow / seconds,
-        "published_wall_ms_per_map": 1e3 * wall / count,
-        "ours_all_cores_wall_ms_per_map": 1e3 * shared / count,
-        "ratio_all_cores_wall": wall / shared,
     }
+    if pool is not None:
+        share = [list(range(k, count, 2 * cores)) for k in range(2 * cores)]
+        parts = [(data[0][s], [data[1][i] for i in s], [data[2][i] for i in s]) for s in share]
+        shared = _many(ours, parts, pool)
+        row |= {
+            "published_wall_ms_per_map": 1e3 * wall / count,
+            "ours_all_cores_wall_ms_per_map": 1e3 * shared / count,
+            "ratio_all_cores_wall": wall / shared,
+        }
     for kind_index, kind in enumerate(KINDS):
         chosen = list(range(kind_index, count, len(KINDS)))
         part = (data[0][chosen], [data[1][i] for i in chosen], [data[2][i] for i in chosen])
@@ -289,6 +294,7 @@ def stream(count: int, cores: int) -> dict:
             processes=cores,
         )
         seconds = time.perf_counter() - before
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own, children = (
         resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
@@ -296,6 +302,7 @@ def stream(count: int, cores: int) -> dict:
         "maps": count,
         "seconds": seconds,
         "maps_per_second": count / seconds,
+        "cpu_seconds": sum(one.ru_utime + one.ru_stime for one in spent),
         "peak_gib_main": own,
         "peak_gib_largest_worker": children,
         "peak_gib_bound_on_all": own + cores * children,
@@ -306,30 +313,44 @@ def stream(count: int, cores: int) -> dict:
     return row
 
 
+def ratios(count: int, cores: int, keep: Callable[[str, object], None]) -> None:
+    data = inputs(count)
+    many = tuple(part * 4 if isinstance(part, list) else part.repeat(4, 1, 1, 1) for part in data)
+    pool = ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) if cores > 1 else None
+    try:
+        keep("le_om_f1_after_the_box", box_scores_alone(many))
+        keep("max_box_acc_v2_and_pxap", compare("wsol", ours_wsol, theirs_wsol, data, pool, cores))
+        keep("le_om_f1", compare("boxes", ours_boxes, theirs_boxes, many, pool, cores))
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=40, help="maps to compare on")
     parser.add_argument("--maps", type=int, default=0, help="maps to stream from a file")
     parser.add_argument("--only", choices=["ratios", "stream"], help="do only one of the two")
+    parser.add_argument(
+        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="1: no timing by the clock on the wall"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
     _one_thread()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    results["machine"] = {"cores": cores, "python": platform.python_version(), "opencv": cv2.__version__}
+
+    def keep(name: str, value: object) -> None:
+        results[name] = value
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    keep("machine", {"cores": os.cpu_count(), "python": platform.python_version(), "opencv": cv2.__version__})
     command = " ".join(["python benchmarks/metrics.py", *sys.argv[1:]])
     if args.only != "stream":
-        data = inputs(args.count)
-        with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            results["max_box_acc_v2_and_pxap"] = compare("wsol", ours_wsol, theirs_wsol, data, pool, cores)
-            many = tuple(part * 4 if isinstance(part, list) else part.repeat(4, 1, 1, 1) for part in data)
-            results["le_om_f1_after_the_box"] = box_scores_alone(many)
-            results["le_om_f1"] = compare("boxes", ours_boxes, theirs_boxes, many, pool, cores)
-        results["ratios_command"] = command
+        ratios(args.count, args.processes, keep)
+        keep("ratios_command", command)
     if args.maps:
-        results["stream"] = stream(args.maps, cores) | {"command": command}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
+        keep("stream", stream(args.maps, args.processes) | {"command": command})
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ from salmask.console import progress_bar
 from salmask.data import ImageFolder, Labelled, cached, split_off, subset, training_batches
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
-from salmask.jobs import compare, train_run
+from salmask.jobs import compare, spread, train_run
 from salmask.measure import Rules
 from salmask.metrics import METRICS
 from salmask.report import add_training, table
 from salmask.specs import Loaded, load_classifier, load_recipe, load_run
 from salmask.train import Settings
 
-CONTROLS = ("full", "center", "gaussian", "random", "gradcam", "ground_truth")
+CONTROLS = ("full", "center", "gradcam", "ground_truth")
 METRICS_SHOWN = ("le", "om", "f1", "f1_mean", "sm", "pxap:boxes", "mask_mean", "mask_binarized")
 
 
@@ -91,6 +91,8 @@ class Study:
     """Candidates of the CA area weights."""
     per_class: int = 10
     """Images a class of the few-shot masker."""
+    measured: int | None = None
+    """Measure on so many val images, spread evenly; on all of them where not given."""
 
     def load(self) -> Loaded:
         return load_classifier(self.classifier, image_size=self.image_size, interpolation=self.interpolation)
@@ -199,7 +201,9 @@ def measure(study: Study, jobs: list[Job], loaded: Loaded) -> None:
         fixed_one = own.classifier.fingerprint() == loaded.classifier.fingerprint()
         explainers[job.name] = (Learned(masker), loaded if fixed_one else own)  # one object: its passes are shared
     explainers |= {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}
-    val = ImageFolder(study.data, "val", transform=loaded.view.transform())
+    val = spread(ImageFolder(study.data, "val", transform=loaded.view.transform()), study.measured)
+    facts = {"data": f"{study.data.name}, {len(val)} images of val"}
+    facts |= {"classifier": named(study.classifier), "command": command()}
     for job in jobs:
         add_training(study.out, job.name, study.runs / job.name / "metrics.jsonl")
     compare(
@@ -208,7 +212,11 @@ def measure(study: Study, jobs: list[Job], loaded: Loaded) -> None:
         val,
         rules=Rules(target="label", scoring=loaded.classifier),
         out=study.out,
-        about={"data": f"{study.data.name}, val", "classifier": named(study.classifier), "command": command()},
+        about={
+            "data": f"{study.data.name}, {len(val)} images of val",
+            "classifier": named(study.classifier),
+            "command": command(),
+        },
         batch_size=50,
         progress=progress_bar("measuring"),
     )

@@ -315,3 +315,12 @@ def test_other_settings_in_one_folder_are_refused(saved, tmp_path: Path) -> None
     score(maps, boxes, out=tmp_path / "out", metrics=["le"])
     with pytest.raises(ValueError, match="another setting"):
         score(maps, boxes, out=tmp_path / "out", metrics=["f1"])
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_rows_of_one(saved, tmp_path: Path, monkeypatch) -> None:
+    _, maps, boxes = saved
+    monkeypatch.setattr("salmask.score.CHUNK", 2)
+    score(maps, boxes, out=tmp_path / "one", metrics=BOX_METRICS)
+    score(maps, boxes, out=tmp_path / "two", metrics=BOX_METRICS, processes=2)
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")

@@ -4,6 +4,7 @@ Every command ends with a non-zero exit on bad input, and says where its results
 """
 
 import sys
+import warnings
 from typing import Any
 
 import tyro
@@ -18,10 +19,12 @@ _ABOUT = "Saliency maps by masking: what a classifier's decision rests on."
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for bad input (one clear line), 130 when interrupted."""
     try:
-        command: Any = tyro.extras.subcommand_cli_from_dict(
-            {one.__name__.lower(): one for one in COMMANDS}, args=arguments, prog="salmask", description=_ABOUT
-        )
-        command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            command: Any = tyro.extras.subcommand_cli_from_dict(
+                {one.__name__.lower(): one for one in COMMANDS}, args=arguments, prog="salmask", description=_ABOUT
+            )
+            command()
     except (ValueError, OSError) as error:
         sys.stderr.write(f"salmask: {' '.join(str(error).split())}\n")
         return 1
@@ -29,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("salmask: interrupted; what was finished is kept\n")
         return 130
     return 0
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"salmask: {' '.join(str(message).split())}\n")
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ class Sizes:
     pictures: int = 4000
     measured: int = 500
     side: int = 64
-    classifier_epochs: float = 14.0
-    fixed_epochs: float = 3.0
-    alongside_epochs: float = 2.0
+    classifier_epochs: float = 11.0
+    fixed_epochs: float = 2.5
+    alongside_epochs: float = 1.5
 
 
 QUICK = Sizes(pictures=120, measured=20, classifier_epochs=0.5, fixed_epochs=0.5, alongside_epochs=0.5)

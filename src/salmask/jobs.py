@@ -51,11 +51,7 @@ def train_run(
 
     masker_options: of `Masker`. facts: written to run.json beside the recipe and the settings.
     """
-    if max(dataset.targets) >= loaded.classifier.num_classes:
-        raise ValueError(
-            f"the data has {max(dataset.targets) + 1} classes, the classifier tells "
-            f"{loaded.classifier.num_classes} apart: use a classifier for this data (`salmask classifier`)"
-        )
+    check_classes(dataset, loaded)
     generator = torch.Generator().manual_seed(settings.seed)
     masker = Masker.for_classifier(loaded.classifier, generator=generator, **masker_options)
     train(
@@ -73,6 +69,20 @@ def train_run(
     about = {**facts, "recipe": recipe.settings(), "images": len(dataset), "settings": vars(settings)}
     save_run(out, masker, loaded, about)
     return masker
+
+
+def check_classes(dataset: Labelled, loaded: Loaded) -> None:
+    """Raise ValueError where the data's classes cannot be those of the classifier.
+
+    Folders are numbered in the order of their names. Where a classifier does not carry the names of its classes, the
+    numbers must at least agree: on part of ImageNet, folder k is not class k of a network for all of it.
+    """
+    classes, known = len(dataset.classes), loaded.classifier.num_classes
+    if classes != known:
+        raise ValueError(
+            f"the data has {classes} classes, the classifier tells {known} apart: "
+            "use a classifier for this data (`salmask classifier`)"
+        )
 
 
 def explain_files(
@@ -131,6 +141,8 @@ def compare(
     An explainer that `rules` does not say how to normalise is taken as it is if it makes masks in [0, 1], and by
     minimum and maximum if it makes raw maps; meta.json holds which.
     """
+    for _, loaded in explainers.values():
+        check_classes(dataset, loaded)
     writable_folder(out)
     given = rules.normalize if isinstance(rules.normalize, Mapping) else dict.fromkeys(explainers, rules.normalize)
     known = dict.fromkeys(explainers, "range")

@@ -154,6 +154,10 @@ def score(
 def score_case(case: Case, metrics: Mapping[str, Metric]) -> dict[str, np.ndarray]:
     """Return metric -> (B,) values or (B, ...) counts of one case, and "degenerate": which maps are constant."""
     found = {name: metric(case).detach().cpu().numpy() for name, metric in metrics.items()}
+    if case.size[0] * case.size[1] < 2**16:  # counts of pixels (int32) then take half the memory and the disk
+        found = {
+            name: values.astype(np.uint16) if values.dtype == np.int32 else values for name, values in found.items()
+        }
     return found | {"degenerate": degenerate(case.masks).cpu().numpy().astype(np.float32)}
 
 

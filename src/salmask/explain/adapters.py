@@ -10,7 +10,7 @@ docs/migrating.md holds examples that the tests run.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class CamLike:
         found = self.explainer(self.classifier, images, _targets(chosen, len(images)))
         return normalise(found.masks.relu(), "minmax")[:, 0].cpu().numpy()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "CamLike":
         return self
 
     def __exit__(

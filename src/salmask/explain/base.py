@@ -109,9 +109,7 @@ def check_targets(targets: Targets | None, logits: Logits) -> Targets:
         return logits.detach().argmax(1)
     count, classes = logits.shape
     if targets.shape != (count,) or targets.is_floating_point():
-        raise ValueError(
-            f"expected targets ({count},) of integers, came {tuple(targets.shape)} {targets.dtype}"
-        )
+        raise ValueError(f"expected targets ({count},) of integers, came {tuple(targets.shape)} {targets.dtype}")
     if bool(((targets < 0) | (targets >= classes)).any()):
         raise ValueError(
             f"targets run from {int(targets.min())} to {int(targets.max())}, the classes from 0 to {classes - 1}"

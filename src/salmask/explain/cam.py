@@ -270,18 +270,18 @@ class EigenCAM:
         return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes)
 
 
-def _combined(maps: FeatureMap, weights: Tensor) -> Masks:
+def _combined(maps: FeatureMap, weights: Tensor) -> Tensor:
     return (weights * maps).sum(1, keepdim=True)
 
 
-def _finished(values: Masks, size: tuple[int, int]) -> Masks:
+def _finished(values: Tensor, size: tuple[int, int]) -> Masks:
     """Return relu(values) at the image's size; a map that is constant before carries nothing and becomes zeros."""
     kept = values.relu()
     varied = values.amax((1, 2, 3), keepdim=True) > values.amin((1, 2, 3), keepdim=True)
     return _upsampled(torch.where(varied, kept, torch.zeros_like(kept)), size)
 
 
-def _upsampled(maps: FeatureMap, size: tuple[int, int]) -> FeatureMap:
+def _upsampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 

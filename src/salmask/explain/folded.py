@@ -12,11 +12,11 @@ import logging
 import warnings
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse, optimize_for_inference, use_mkl_length
 
 from salmask.classifier import Classifier
-from salmask.types import Images, Logits
+from salmask.types import Images
 
 __all__ = ["folded"]
 
@@ -55,7 +55,7 @@ def _quick(network: nn.Module, device: torch.device) -> nn.Module:
     return fuse(network).to(memory_format=torch.channels_last)
 
 
-def _close(found: Logits, wanted: Logits) -> bool:
+def _close(found: Tensor, wanted: Tensor) -> bool:
     loose = 1e-4 * float(wanted.abs().max())
     return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-4, atol=loose)
 
