@@ -202,8 +202,6 @@ def measure(study: Study, jobs: list[Job], loaded: Loaded) -> None:
         explainers[job.name] = (Learned(masker), loaded if fixed_one else own)  # one object: its passes are shared
     explainers |= {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}
     val = spread(ImageFolder(study.data, "val", transform=loaded.view.transform()), study.measured)
-    facts = {"data": f"{study.data.name}, {len(val)} images of val"}
-    facts |= {"classifier": named(study.classifier), "command": command()}
     for job in jobs:
         add_training(study.out, job.name, study.runs / job.name / "metrics.jsonl")
     compare(
