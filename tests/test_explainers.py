@@ -35,7 +35,7 @@ CHEAP = {
     "meaningful": {"iterations": 2},
     "extremal": {"iterations": 2},
     "bank_masks": {"iterations": 2, "draws": 2},
-    "fido": {"iterations": 2, "draws": 2, "cells": 8},
+    "fido": {"iterations": 2, "draws": 2, "stride": 8},
 }
 NAMES = sorted(EXPLAINERS)
 OURS = sorted(set(EXPLAINERS) - set(OPTIMISED))

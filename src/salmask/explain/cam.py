@@ -289,7 +289,7 @@ def _has_gradient(tap: Tap) -> Tensor:
     return tap.gradients.flatten(1).any(1)
 
 
-def _without(classifier: Classifier, image: Images, index: int, channels: Tensor, *, call: int) -> Logits:
+def _without(classifier: Classifier, image: Images, index: int, channels: Tensor, *, call: int) -> Tensor:
     """Return the logits of one image without each of the channels, in turn: (n, K)."""
     size = (image.shape[-2], image.shape[-1])
     every = torch.arange(len(channels), device=channels.device)
