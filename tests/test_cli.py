@@ -218,6 +218,7 @@ def _truncate(data: Path, split: str) -> Path:
     return cut
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_a_truncated_picture_stops_the_run_unless_it_is_to_be_skipped(data, spec, tmp_path, capsys) -> None:
     cut = _truncate(data, "train")
     arguments = ["train", "--data", data, *spec, "--epochs", "1", "--batch-size", "7", "--out"]
