@@ -42,6 +42,9 @@ BoxSets = Sequence[Float[Tensor, "_ 4"]]
 
 Rule = Callable[[Masks], Bool[Tensor, "batch 1 height width"]]
 
+IN_CACHE = 8
+"""Masks that are looked at together: few enough to stay in the processor's cache from the first look to the last."""
+
 FLOODS = 12
 """Components that are tried one by one; beyond, labelling all of them at once is faster (see largest_component)."""
 
@@ -120,8 +123,11 @@ def mask_boxes(masks: Masks, *, rule: Rule = above_mean, legacy_box: bool = Fals
     Equal components: the first in raster order. Nothing selected: (0, 0, 0, 0).
     `legacy_box` returns the published boxes (spec 4.2), whose right and bottom edges are one pixel short.
     """
-    selected = rule(masks)[:, 0].detach().cpu().contiguous().numpy().view(np.uint8)
-    boxes = np.array([largest_component(image)[:4] for image in selected], dtype=np.float32).reshape(-1, 4)
+    found: list[tuple[int, int, int, int]] = []
+    for part in masks.detach().split(IN_CACHE):
+        selected = rule(part)[:, 0].cpu().contiguous().numpy().view(np.uint8)
+        found += [largest_component(image)[:4] for image in selected]
+    boxes = np.array(found, dtype=np.float32).reshape(-1, 4)
     if legacy_box:
         boxes[boxes[:, 2] > boxes[:, 0], 2:] -= 1
     return torch.from_numpy(boxes).to(masks.device)

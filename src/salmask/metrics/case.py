@@ -59,7 +59,8 @@ def _extremes(maps: Tensor) -> tuple[Tensor, Tensor]:
     if flat.device.type != "cpu" or flat.dtype == torch.bfloat16:
         return flat.amin(1), flat.amax(1)
     values = flat.numpy()
-    return torch.from_numpy(values.min(1)), torch.from_numpy(values.max(1))
+    ends = np.array([(one.min(), one.max()) for one in values]).reshape(-1, 2)
+    return torch.from_numpy(ends[:, 0]), torch.from_numpy(ends[:, 1])
 
 
 @dataclass(frozen=True)
