@@ -1,6 +1,6 @@
 """Explainers beside the packages that people use for them, in one run, at the same number of passes.
 
-    python benchmarks/explainers.py --out results/benchmarks/explainers.json
+    python benchmarks/explainers.py --out results/benchmarks/explainers.json      (adds a run to the file)
 
 | method | rival | same |
 |---|---|---|
@@ -182,10 +182,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--weights", help="a trained network's file; random weights without")
-    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--passes", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="methods; all without")
     parser.add_argument("--out", type=Path)
@@ -223,7 +223,9 @@ def main() -> None:
         about |= {"trained": given.weights is not None, "torch": torch.__version__, "timm": timm.__version__}
         about |= {"machine": platform.machine(), "python": platform.python_version()}
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({"settings": about, "methods": rows}, indent=1) + "\n")
+        runs = json.loads(given.out.read_text()) if given.out.exists() else {}
+        runs[f"{given.network} at {given.image_size}"] = {"settings": about, "methods": rows}
+        given.out.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import logging
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse, optimize_for_inference, use_mkl_length
 
 from salmask.classifier import Classifier
@@ -36,23 +36,44 @@ def folded(classifier: Classifier, images: Images, *, passes: int) -> Classifier
     full = all(value.dtype == torch.float32 for value in network.parameters())
     if passes < WORTHWHILE or not full or _hooked(network) or type(classifier).logits is not Classifier.logits:
         return classifier
-    try:
-        with warnings.catch_warnings():  # torch's own code for oneDNN's layout warns of an old decorator
-            warnings.simplefilter("ignore", FutureWarning)
-            twin = _with_network(classifier, _quick(network, classifier.device))
-        picture = torch.cat([images[:1], 1 - images[:1].flip(3), images[:1]])
-        found, wanted = twin.logits(picture), [classifier.logits(picture) for _ in range(2)]
-    except Exception as error:  # whatever a network's code makes of being traced
-        _log.info("the network cannot be folded, going on with it as it is: %s", error)
-        return classifier
-    return twin if all(_close(found, answer) for answer in wanted) else classifier  # asked twice: it may have a memory
+    picture = torch.cat([images[:1], 1 - images[:1].flip(3), images[:1]])
+    wanted = [classifier.logits(picture) for _ in range(2)]  # asked twice: it may have a memory
+    for quicken in (_in_onednn_layout, _in_channels_last):
+        try:
+            with warnings.catch_warnings():  # torch's own code for oneDNN's layout warns of an old decorator
+                warnings.simplefilter("ignore", FutureWarning)
+                twin = _with_network(classifier, quicken(network))
+            found = twin.logits(picture)
+        except Exception as error:  # whatever a network's code makes of being traced
+            _log.info("%s does not work for this network: %s", quicken.__name__, error)
+            continue
+        if all(_close(found, answer) for answer in wanted):
+            return twin
+    return classifier
 
 
-def _quick(network: nn.Module, device: torch.device) -> nn.Module:
-    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    if device.type == "cpu" and convolutions and all(one.groups == 1 for one in convolutions):
-        return optimize_for_inference(network, {"mkldnn_layout_optimize": {"heuristic": use_mkl_length}})
-    return fuse(network).to(memory_format=torch.channels_last)
+def _in_onednn_layout(network: nn.Module) -> nn.Module:
+    traced = _without_identities(fx.symbolic_trace(network))
+    if next(network.parameters(), torch.empty(0)).device.type != "cpu":
+        raise ValueError("the layout is the CPU's")
+    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in traced.modules()):
+        raise ValueError("grouped convolutions are slower in it")
+    return optimize_for_inference(traced, {"mkldnn_layout_optimize": {"heuristic": use_mkl_length}})
+
+
+def _in_channels_last(network: nn.Module) -> nn.Module:
+    return fuse(_without_identities(fx.symbolic_trace(network))).to(memory_format=torch.channels_last)
+
+
+def _without_identities(traced: fx.GraphModule) -> fx.GraphModule:
+    """Take out modules that do nothing: a layer of unknown kind breaks the chain of oneDNN's layout."""
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and type(modules[node.target]) in (nn.Identity, nn.Dropout):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
