@@ -317,7 +317,6 @@ def test_other_settings_in_one_folder_are_refused(saved, tmp_path: Path) -> None
         score(maps, boxes, out=tmp_path / "out", metrics=["f1"])
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(saved, tmp_path: Path, monkeypatch) -> None:
     _, maps, boxes = saved
     monkeypatch.setattr("salmask.score.CHUNK", 2)

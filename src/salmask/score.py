@@ -9,47 +9,28 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 
-from salmask.explain.base import NORMALISERS, normalise
-from salmask.metrics import METRICS, Case, Metric, degenerate
+from salmask.chunks import Chunk, Label, Scoring, one_thread, score_case, score_chunk
+from salmask.explain.base import NORMALISERS
+from salmask.metrics import METRICS, Metric
 from salmask.readers import BoxRow, read_boxes, read_pixels
 from salmask.records import agree_on_meta
 from salmask.report import write_report
 from salmask.saved_maps import SavedMaps, open_maps
-from salmask.types import Boxes, Images, Pixels
+from salmask.types import Boxes, Pixels
 from salmask.writer import Writer
 
 __all__ = ["Label", "Scoring", "Truth", "read_labels", "score", "score_case"]
 
 CHUNK = 64
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Label:
-    """What is known of an image's class: the explained class and, if given, the explained model's own top-1."""
-
-    target: int
-    predicted: int | None = None
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """The classifier that scores pictures, and where the pictures are.
-
-    images: ids -> (B, 3, H, W) in [0, 1], of the maps' size.
-    """
-
-    classifier: Any
-    images: Callable[[Sequence[str]], Images]
 
 
 @dataclass(frozen=True)
@@ -65,20 +46,6 @@ class Truth:
         found = {name for name, value in (("boxes", self.boxes), ("pixels", self.masks)) if value is not None}
         known = self.labels is not None and all(label.predicted is not None for label in self.labels.values())
         return found | ({"correct"} if known else set())
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What one chunk needs; travels to another process, so metrics go by name."""
-
-    metrics: list[str]
-    normalize: str
-    seed: int
-    ids: list[str]
-    maps: np.ndarray
-    boxes: list[Float[torch.Tensor, "_ 4"]] | None
-    pixels: list[UInt8[torch.Tensor, "_ _"]] | None
-    labels: list[Label] | None
 
 
 @dataclass
@@ -149,16 +116,6 @@ def score(
                 writer.add(name, image, values, {key: found[key][i] for key in computes})
             writer.flush()
     return write_report(folder)
-
-
-def score_case(case: Case, metrics: Mapping[str, Metric]) -> dict[str, np.ndarray]:
-    """Return metric -> (B,) values or (B, ...) counts of one case, and "degenerate": which maps are constant."""
-    found = {name: metric(case).detach().cpu().numpy() for name, metric in metrics.items()}
-    if case.size[0] * case.size[1] < 2**16:  # counts of pixels (int32) then take half the memory and the disk
-        found = {
-            name: values.astype(np.uint16) if values.dtype == np.int32 else values for name, values in found.items()
-        }
-    return found | {"degenerate": degenerate(case.masks).cpu().numpy().astype(np.float32)}
 
 
 # --- truth ---------------------------------------------------------------------------------------------------------
@@ -283,12 +240,12 @@ def _results(run: _Run, *, skip: Callable[[str], bool]) -> Iterator[tuple[list[s
     jobs = (job for ids, maps in run.maps.chunks(CHUNK) if (job := _job(run, ids, maps, skip)) is not None)
     if run.processes == 1 or run.scoring is not None:
         for job in jobs:
-            yield job.ids, _work(job, run.scoring)
+            yield job.ids, score_chunk(job, run.scoring)
         return
     pending: deque[tuple[list[str], Future]] = deque()
-    with ProcessPoolExecutor(run.processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(run.processes, mp_context=_context(), initializer=one_thread) as pool:
         for job in jobs:
-            pending.append((job.ids, pool.submit(_work, job)))
+            pending.append((job.ids, pool.submit(score_chunk, job)))
             if len(pending) > 2 * run.processes:  # no more chunks in memory than keep everyone busy
                 ids, future = pending.popleft()
                 yield ids, future.result()
@@ -296,17 +253,21 @@ def _results(run: _Run, *, skip: Callable[[str], bool]) -> Iterator[tuple[list[s
             yield ids, future.result()
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+def _context() -> Any:
+    """Return how processes start: from a server that has imported what they need, or anew where there is none."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["salmask.chunks"])
+    return context
 
 
-def _job(run: _Run, ids: list[str], maps: np.ndarray, skip: Callable[[str], bool]) -> _Job | None:
+def _job(run: _Run, ids: list[str], maps: np.ndarray, skip: Callable[[str], bool]) -> Chunk | None:
     left = [i for i, name in enumerate(ids) if not skip(name)]
     if not left:
         return None
     names, truth, size = [ids[i] for i in left], run.truth, (maps.shape[1], maps.shape[2])
-    return _Job(
+    return Chunk(
         metrics=list(run.metrics),
         normalize=run.normalize,
         seed=run.seed,
@@ -316,26 +277,3 @@ def _job(run: _Run, ids: list[str], maps: np.ndarray, skip: Callable[[str], bool
         pixels=None if truth.masks is None else [_pixels(truth.masks, name, size) for name in names],
         labels=None if truth.labels is None else [truth.labels[name] for name in names],
     )
-
-
-def _work(job: _Job, scoring: Scoring | None = None) -> dict[str, np.ndarray]:
-    maps = torch.from_numpy(job.maps)[:, None]
-    finite = torch.isfinite(maps).flatten(1).all(1)
-    if job.normalize != "none" and bool(finite.all()):
-        maps = normalise(maps, job.normalize)
-    labels = job.labels or [Label(0)] * len(job.ids)
-    correct = None
-    if all(label.predicted is not None for label in labels):
-        correct = torch.tensor([label.predicted == label.target for label in labels])
-    case = Case(
-        masks=maps,
-        targets=torch.tensor([label.target for label in labels]),
-        ids=job.ids,
-        seed=job.seed,
-        boxes=job.boxes,
-        pixels=job.pixels,
-        images=None if scoring is None else scoring.images(job.ids),
-        classifier=None if scoring is None else scoring.classifier,
-        correct=correct,
-    )
-    return score_case(case, {name: METRICS[name] for name in job.metrics})

@@ -1,0 +1,93 @@
+"""One chunk of maps: what it needs, and its scores. All that another process has to import.
+
+The import is light on purpose (no classifier, no report): with a fork server, processes share its memory.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from salmask.metrics import METRICS, Case, Metric, degenerate
+from salmask.types import Images
+
+__all__ = ["Chunk", "Label", "Scoring", "one_thread", "score_case", "score_chunk"]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is known of an image's class: the explained class and, if given, the explained model's own top-1."""
+
+    target: int
+    predicted: int | None = None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The classifier that scores pictures, and where the pictures are.
+
+    images: ids -> (B, 3, H, W) in [0, 1], of the maps' size.
+    """
+
+    classifier: Any
+    images: Callable[[Sequence[str]], Images]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one chunk needs; travels to another process, so metrics go by name."""
+
+    metrics: list[str]
+    normalize: str
+    seed: int
+    ids: list[str]
+    maps: np.ndarray
+    boxes: list[Float[torch.Tensor, "_ 4"]] | None
+    pixels: list[UInt8[torch.Tensor, "_ _"]] | None
+    labels: list[Label] | None
+
+
+def score_case(case: Case, metrics: Mapping[str, Metric]) -> dict[str, np.ndarray]:
+    """Return metric -> (B,) values or (B, ...) counts of one case, and "degenerate": which maps are constant."""
+    found = {name: metric(case).detach().cpu().numpy() for name, metric in metrics.items()}
+    if case.size[0] * case.size[1] < 2**16:  # counts of pixels (int32) then take half the memory and the disk
+        found = {
+            name: values.astype(np.uint16) if values.dtype == np.int32 else values for name, values in found.items()
+        }
+    return found | {"degenerate": degenerate(case.masks).cpu().numpy().astype(np.float32)}
+
+
+def one_thread() -> None:
+    """Let this process use one thread, since others work beside it."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def score_chunk(job: Chunk, scoring: Scoring | None = None) -> dict[str, np.ndarray]:
+    """Return metric -> (B,) values or (B, ...) counts of a chunk; errors as of Case."""
+    maps = torch.from_numpy(job.maps)[:, None]
+    finite = torch.isfinite(maps).flatten(1).all(1)
+    if job.normalize != "none" and bool(finite.all()):
+        from salmask.explain.base import normalise  # brings networks along: only where it is asked for
+
+        maps = normalise(maps, job.normalize)
+    labels = job.labels or [Label(0)] * len(job.ids)
+    correct = None
+    if all(label.predicted is not None for label in labels):
+        correct = torch.tensor([label.predicted == label.target for label in labels])
+    case = Case(
+        masks=maps,
+        targets=torch.tensor([label.target for label in labels]),
+        ids=job.ids,
+        seed=job.seed,
+        boxes=job.boxes,
+        pixels=job.pixels,
+        images=None if scoring is None else scoring.images(job.ids),
+        classifier=None if scoring is None else scoring.classifier,
+        correct=correct,
+    )
+    return score_case(case, {name: METRICS[name] for name in job.metrics})
