@@ -1,4 +1,4 @@
-"""The table of recipes, and the laws of the multipliers that find the area weights."""
+"""The table of recipes, and the laws of the price of area that is found in training."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from salmask.objective import Objective, Outcome, area, area_weighted
+from salmask.objective import Objective, Outcome, area, two_sided
 from salmask.recipes import HISTORIES, RECIPES, Balance, Recipe
 
 CPU = torch.device("cpu")
@@ -28,11 +28,11 @@ def played(kept: float, removed: float, *, clean: float = 1.0, count: int = 20, 
     return Outcome(torch.full((count, 1, 4, 4), 0.5), targets, right(clean), right(kept), right(1 - removed))
 
 
-def after(balance: Balance, outcome: Outcome, steps: int, classes: int = K) -> list[float]:
+def after(balance: Balance, outcome: Outcome, steps: int, classes: int = K) -> float:
     state = balance.start(classes, CPU)
     for _ in range(steps):
         state = balance.step(state, outcome)
-    return balance.multipliers(state, classes).tolist()
+    return float(balance.price(state, classes))
 
 
 # The table
@@ -63,10 +63,10 @@ def test_the_published_recipes_have_their_published_settings() -> None:
     ]  # fmt: skip
 
 
-def test_auto_asks_for_no_area_weights() -> None:
+def test_auto_finds_the_weights_of_the_published_objective() -> None:
     for name in ("auto", "auto_ca"):
         assert RECIPES[name].balance is not None
-        assert not {"area_if_kept_right", "area_if_removed_wrong"} & RECIPES[name].objective.terms.keys()
+        assert RECIPES[name].objective.terms.keys() == RECIPES["fix"].objective.terms.keys()
 
 
 def test_weighted_changes_weights_alone() -> None:
@@ -74,8 +74,8 @@ def test_weighted_changes_weights_alone() -> None:
     assert other.objective.terms["area_if_removed_wrong"][0] == 3.0
     assert other.settings()["weights"] == {**RECIPES["ca"].settings()["weights"], "area_if_removed_wrong": 3.0}
     assert (other.fixed, other.history, other.name) == (False, "skip_update", "ca")
-    with pytest.raises(ValueError, match="no term 'area_if_removed_wrong'"):
-        RECIPES["auto"].weighted(area_if_removed_wrong=3.0)
+    with pytest.raises(ValueError, match="no term 'area_root'"):
+        RECIPES["auto"].weighted(area_root=3.0)
 
 
 @pytest.mark.parametrize(
@@ -91,42 +91,39 @@ def test_recipes_that_make_no_sense_are_refused(wrong, message) -> None:
         dataclasses.replace(RECIPES["ca"], **wrong)
 
 
-# The multipliers
+# The price of area
 
 
-def test_the_multipliers_begin_at_one() -> None:
-    balance = Balance()
-    assert balance.multipliers(balance.start(K, CPU), K).tolist() == pytest.approx([1.0, 1.0])
+def test_the_price_begins_as_stated() -> None:
+    balance = Balance(first=0.3)
+    assert float(balance.price(balance.start(K, CPU), K)) == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize(
-    ("kept", "removed", "signs"),
-    [(0.0, 1.0, (1, -1)), (1.0, 0.0, (-1, 1)), (0.0, 0.0, (1, 1)), (1.0, 1.0, (-1, -1))],
-)
-def test_a_multiplier_rises_while_its_constraint_fails_and_falls_while_it_holds(kept, removed, signs) -> None:
+@pytest.mark.parametrize(("kept", "removed", "sign"), [(0.0, 1.0, -1), (1.0, 0.0, -1), (0.0, 0.0, -1), (1.0, 1.0, 1)])
+def test_the_price_falls_while_a_constraint_fails_and_rises_while_both_hold(kept, removed, sign) -> None:
     balance, outcome = Balance(), played(kept, removed)
-    previous = [1.0, 1.0]
+    previous = balance.first
     for steps in (1, 3, 10):
         now = after(balance, outcome, steps)
-        for u, before, sign in zip(now, previous, signs, strict=True):
-            assert sign * (u - before) > 0
+        assert sign * (now - previous) > 0
         previous = now
 
 
-def test_multipliers_stay_within_their_bounds() -> None:
-    balance = Balance(bounds=(0.1, 50.0))
-    assert after(balance, played(0, 0), 500) == pytest.approx([50.0, 50.0])
-    assert after(balance, played(1, 1), 500) == pytest.approx([0.1, 0.1])
+def test_the_harder_constraint_alone_moves_the_price() -> None:
+    balance = Balance()
+    assert after(balance, played(0.2, 1.0), 5) == pytest.approx(after(balance, played(0.2, 0.9), 5))
 
 
-def test_multipliers_come_back_from_their_bounds_at_once() -> None:
+def test_the_price_stays_within_its_bounds_and_comes_back_at_once() -> None:
     balance = Balance(bounds=(0.1, 50.0))
+    assert after(balance, played(0, 0), 500) == pytest.approx(0.1)
+    assert after(balance, played(1, 1), 500) == pytest.approx(50.0)
     state = balance.start(K, CPU)
     for _ in range(500):
-        state = balance.step(state, played(0, 0))
-    for _ in range(30):
         state = balance.step(state, played(1, 1))
-    assert max(balance.multipliers(state, K).tolist()) < 50.0
+    for _ in range(30):
+        state = balance.step(state, played(0, 0))
+    assert float(balance.price(state, K)) < 50.0
 
 
 def test_nothing_moves_where_the_classifier_gets_nothing_right() -> None:
@@ -145,7 +142,7 @@ def test_the_state_stands_still_where_the_shares_are_as_stated() -> None:
     stated = Balance(kept=0.5, removed=0.5)
     chance = 1 / K
     outcome = played(chance + 0.9 * 0.5, 0.9 * 0.5, count=1000)
-    assert after(stated, outcome, 200) == pytest.approx([1.0, 1.0], rel=0.02)
+    assert after(stated, outcome, 200) == pytest.approx(Balance().first, rel=0.02)
 
 
 def test_batches_of_any_size_say_the_same() -> None:
@@ -166,31 +163,31 @@ def test_an_ignorant_classifier_costs_the_same_for_any_number_of_classes(classes
     clean = flat.clone()
     clean[:, 0] = 1
     outcome = Outcome(torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long), clean, flat, flat)
-    weighed = balance.weigh(area_weighted(tv=0.0), balance.start(classes, CPU), classes)
-    assert total(weighed, outcome) == pytest.approx((0.5 + 1 - 1) / 3)
+    weighed = balance.weigh(two_sided(tv=0.0), balance.start(classes, CPU), classes)
+    area_terms = -0.5 * balance.first * balance.inside  # a guess is right on the kept side, and not lost on the other
+    assert total(weighed, outcome) == pytest.approx(1 - 1 + area_terms, abs=1e-5)
     weights = {name: float(weight) for name, (weight, _) in weighed.terms.items()}
-    assert weights["max_class_kept"] * math.log(classes) == pytest.approx(1 / 3)
+    assert weights["max_class_kept"] * math.log(classes) == pytest.approx(1.0)
 
 
-def test_the_weights_sum_to_one_whatever_the_multipliers() -> None:
+def test_both_sides_count_whatever_the_price() -> None:
     balance = Balance()
     for kept, removed in ((0, 0), (1, 0), (1, 1)):
         state = balance.start(K, CPU)
         for _ in range(50):
             state = balance.step(state, played(kept, removed))
-        terms = balance.weigh(area_weighted(), state, K).terms
+        terms = balance.weigh(two_sided(), state, K).terms
         weights = {name: float(weight) for name, (weight, _) in terms.items()}
-        share = (weights["max_class_kept"] + weights["max_entropy_removed"]) * math.log(K) + weights["area"]
-        assert share == pytest.approx(1.0, rel=1e-5)
-        assert weights["total_variation"] == pytest.approx(0.002 * weights["area"], rel=1e-5)
+        assert weights["max_class_kept"] == weights["max_entropy_removed"] == pytest.approx(1 / math.log(K))
+        assert weights["area_if_kept_right"] == pytest.approx(0.1 * weights["area_if_removed_wrong"])
+        assert weights["area_if_removed_wrong"] == pytest.approx(float(balance.price(state, K)))
 
 
 def test_what_is_asked_for_is_corrected_for_chance() -> None:
     """With two classes a removed picture is right by chance in half of the cases, and no more can be asked."""
     balance = Balance(kept=0.8, removed=0.8)
-    rising = after(balance, played(0.85, 0.35, classes=2), 20, classes=2)
-    falling = after(balance, played(0.95, 0.45, classes=2), 20, classes=2)
-    assert rising[0] > 1 > falling[0] and rising[1] > 1 > falling[1]
+    assert after(balance, played(0.85, 0.35, classes=2), 20, classes=2) < balance.first
+    assert after(balance, played(0.95, 0.45, classes=2), 20, classes=2) > balance.first
 
 
 @pytest.mark.parametrize("wrong", [{"kept": 0.0}, {"kept": 1.0}, {"removed": 1.2}, {"removed": -0.1}])

@@ -28,7 +28,7 @@ from salmask.synthetic import Synthetic
 from salmask.train import METRICS as CURVES
 from salmask.train import Settings
 
-__all__ = ["Sizes", "run_demo"]
+__all__ = ["Sizes", "builtin_classifier", "run_demo"]
 
 Bar = Callable[[str], Callable[[Iterable[Any]], Iterable[Any]]]
 
@@ -81,6 +81,16 @@ def run_demo(
         batch_size=50,
         progress=progress("measuring"),
     )
+
+
+def builtin_classifier(path: Path, *, progress: Bar) -> str:
+    """Return the SPEC of the classifier of the built-in pictures, trained and written to `path` if it is not there."""
+    if not path.is_file():
+        writable_folder(path.parent)
+        sizes = Sizes()
+        pictures = cached(Synthetic(sizes.pictures, seed=0, size=sizes.side))
+        save_classifier(path, _classifier(pictures, sizes, 0, progress))
+    return f"timm:{NETWORK}@{path}"
 
 
 def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: Bar) -> Loaded:

@@ -2,7 +2,7 @@
 
 | recipe | objective | classifier |
 |---|---|---|
-| auto | MaxClass (I) + MaxEnt (O), area steered by `Balance` | fixed |
+| auto | MaxClass (I) + MaxEnt (O), price of area steered by `Balance` | fixed |
 | auto_ca | the same | trained alongside |
 | fix, ca | the paper's finals at its area weights (1, 10) and (1, 15) | fixed; alongside, "skip_update" |
 | casm_f, casm_l, casm_fl, casm_l100, casm_l1000 | MaxEnt (O) | fixed, last, first + last, history |
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salmask.objective import OBJECTIVES, Objective, Outcome, area_weighted
+from salmask.objective import OBJECTIVES, Objective, Outcome, two_sided
 
 __all__ = ["HISTORIES", "RECIPES", "Balance", "Recipe"]
 
@@ -29,37 +29,42 @@ HISTORIES = ("off", "skip_update", "sample")
 
 @dataclass(frozen=True)
 class Balance:
-    r"""Multipliers that find the area weights during training, without a box.
+    r"""A price of area that is found during training, without a box.
 
     What the mask must achieve is stated as shares, over the images that the classifier gets right:
 
-        minimise E[mean m] + TV   subject to   P(kept picture right) >= r_in,   P(removed picture wrong) >= r_out,
+        minimise area   subject to   P(kept picture right) >= r_in,   P(removed picture wrong) >= r_out,
 
     with 0 at what a guess among K classes achieves and 1 at always: r_in = 1/K + (1 - 1/K) kept and
     r_out = (1 - 1/K) removed, so that the same settings are feasible, and mean the same, for any K.
-    The Lagrangian is A + u_in (r_in - S_in) + u_out (r_out - S_out), with S the shares. S has no gradient, so
-    the masker descends on smooth stand-ins that fall where S rises (a proxy Lagrangian: Cotter et al., 2019),
-    each divided by log K, their value for a classifier that knows nothing of its K classes:
+    Shares have no gradient, so the masker descends on smooth stand-ins that fall where they rise (a proxy Lagrangian:
+    Cotter et al., 2019), the paper's two terms divided by log K, their value for a classifier that knows nothing.
+    Both constraints are one, min(S_in - r_in, S_out - r_out) >= 0, with one multiplier u. Two multipliers would let
+    the one of the easier constraint fall to nothing, and the mask would be made by one side alone: that was
+    tried, and costs localization. Divided by u, with the price w = 1 / u, the Lagrangian is the paper's objective
 
-        L = [ A + u_in * CE(kept) / log K - u_out * H(removed) / log K ] / (1 + u_in + u_out),
+        L = [ CE(kept) - H(removed) ] / log K + w (inside * A_in + A_out)
 
-    while the multipliers ascend on the true shares: log u = I + gain (r - S), I <- I + rate (r - S). The sum I is
-    exponentiated gradient ascent, which keeps u positive; the term with `gain` answers at once and damps the
-    overshooting of the sum (Stooke, Achiam & Abbeel, 2020). S is a running mean over batches. A constraint that
-    holds lets its multiplier decay, and the mask shrinks until it binds; one that fails grows until it holds.
-    Dividing by the sum of the multipliers bounds the gradient.
+    with its conditional areas, which count only on images for which the mask achieves its end already: an image
+    that needs a larger mask is not pressed into the average. The multiplier ascends, so the price falls while a
+    constraint fails and rises while both hold: log w = I + gain s,  I <- I + rate s,  s = min(S_in - r_in,
+    S_out - r_out). The sum I is exponentiated gradient ascent, which keeps w positive; the term with `gain` answers
+    at once and damps the overshooting of the sum (Stooke, Achiam & Abbeel, 2020). S is a running mean over batches.
     Nothing is asked of the size of objects or their boxes.
 
-    kept, removed: stated shares in (0, 1), corrected for chance. rate, gain: per batch, on the log of a multiplier.
-    memory: of the running shares. bounds: of a multiplier.
+    kept, removed: stated shares in (0, 1), corrected for chance. inside: weight of the kept side's area beside that
+    of the removed side's. rate, gain: per batch, on log w. memory: of the running shares. first: w to begin with.
+    bounds: of w.
     """
 
     kept: float = 0.75
     removed: float = 0.75
+    inside: float = 0.1
     rate: float = 0.1
-    gain: float = 5.0
+    gain: float = 2.0
     memory: float = 0.8
-    bounds: tuple[float, float] = (1e-2, 1e3)
+    first: float = 0.5
+    bounds: tuple[float, float] = (1e-2, 1e2)
 
     def __post_init__(self) -> None:
         for name in ("kept", "removed"):
@@ -67,24 +72,22 @@ class Balance:
                 raise ValueError(f"Balance.{name} is a share in (0, 1), came {getattr(self, name)}")
 
     def start(self, classes: int, device: torch.device) -> Tensor:
-        """Return the state to begin with, (2, 2): the sums I of (in, out), 0, and the shares S, as stated."""
-        return torch.stack([torch.zeros(2), self._stated(classes)]).to(device)
+        """Return the state to begin with, (3,): the sum I and the shares S of (in, out), as stated."""
+        return torch.cat([torch.tensor([math.log(self.first)]), self._stated(classes)]).to(device)
 
-    def multipliers(self, state: Tensor, classes: int) -> Tensor:
-        """Return u of (in, out)."""
-        missing = self._stated(classes).to(state.device) - state[1]
-        return (state[0] + self.gain * missing).clamp(*self._log_bounds).exp()
+    def price(self, state: Tensor, classes: int) -> Tensor:
+        """Return w of a state."""
+        return (state[0] + self.gain * self._slack(state[1:], classes)).clamp(*self._log_bounds).exp()
 
     def weigh(self, objective: Objective, state: Tensor, classes: int) -> Objective:
-        """Return the objective under the multipliers of a state."""
-        inside, outside = self.multipliers(state, classes).unbind()
-        scale = 1 / (1 + inside + outside)
-        tv = objective.terms["total_variation"][0]
+        """Return the objective at the price of a state."""
+        price = self.price(state, classes)
         return objective.with_weights(
-            max_class_kept=inside * scale / math.log(classes),
-            max_entropy_removed=outside * scale / math.log(classes),
-            area=scale,
-            total_variation=tv * scale,
+            max_class_kept=1 / math.log(classes),
+            max_entropy_removed=1 / math.log(classes),
+            area_if_kept_right=self.inside * price,
+            area_if_removed_wrong=price,
+            total_variation=objective.terms["total_variation"][0] / math.log(classes),
         )
 
     @torch.no_grad()
@@ -93,10 +96,12 @@ class Balance:
         right = outcome.clean_right
         count = right.sum().clamp_min(1)
         seen = torch.stack([(outcome.kept_right & right).sum() / count, outcome.removed_wrong.sum() / count])
-        shares = torch.lerp(seen.to(state), state[1], self.memory)
-        missing = self._stated(outcome.clean.shape[1]).to(state) - shares
-        moved = torch.stack([(state[0] + self.rate * missing).clamp(*self._log_bounds), shares])
-        return torch.where(right.any(), moved, state)
+        shares = torch.lerp(seen.to(state), state[1:], self.memory)
+        total = (state[0] + self.rate * self._slack(shares, outcome.clean.shape[1])).clamp(*self._log_bounds)
+        return torch.where(right.any(), torch.cat([total[None], shares]), state)
+
+    def _slack(self, shares: Tensor, classes: int) -> Tensor:
+        return (shares - self._stated(classes).to(shares)).min()
 
     def _stated(self, classes: int) -> Tensor:
         chance = 1 / classes
@@ -120,7 +125,7 @@ class Recipe:
     clean_statistics: a classifier trained alongside remembers the normalisation statistics of clean pictures alone,
         so that in use the masker reads the features that it was trained on; the released code mixes in those of
         kept and removed pictures.
-    balance: steer the area weights; needs the terms of `objective.area_weighted`.
+    balance: steer the area weights; needs the terms of `objective.two_sided`.
     """
 
     objective: Objective
@@ -138,7 +143,7 @@ class Recipe:
             raise ValueError(f"history is one of {', '.join(HISTORIES)}, came {self.history!r}")
         if not 0 <= self.historic <= 1:
             raise ValueError(f"historic is a probability, came {self.historic}")
-        needed = {"max_class_kept", "max_entropy_removed", "area", "total_variation"}
+        needed = set(OBJECTIVES["fix"].terms)
         if self.balance is not None and not needed <= self.objective.terms.keys():
             raise ValueError(f"a balanced recipe needs the terms {', '.join(sorted(needed))}")
 
@@ -167,7 +172,7 @@ _FIRST_ONLY = 10**9  # a pool that never stores again: the first classifier stay
 def _recipes() -> dict[str, Recipe]:
     alongside = {"fixed": False, "historic": 0.5}
     casm = {name: OBJECTIVES[name] for name in OBJECTIVES if name.startswith("casm")}
-    balanced = Recipe(area_weighted(), balance=Balance())
+    balanced = Recipe(two_sided(), balance=Balance())
     table = {
         "auto": balanced,
         "auto_ca": replace(balanced, **alongside, history="skip_update", clean_statistics=True),  # type: ignore[arg-type]

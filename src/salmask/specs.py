@@ -221,6 +221,8 @@ def load_recipe(name: str, *, area_in: float | None = None, area_out: float | No
         raise ValueError(f"no recipe {name!r}: expected one of {', '.join(RECIPES)}")
     given = {"area_if_kept_right": area_in, "area_if_removed_wrong": area_out}
     weights = {term: weight for term, weight in given.items() if weight is not None}
+    if weights and RECIPES[name].balance is not None:
+        raise ValueError(f"recipe {name} finds its area weights itself: leave them out, or use fix or ca")
     return RECIPES[name].weighted(**weights) if weights else RECIPES[name]
 
 

@@ -268,7 +268,7 @@ class _Run:
         return steering.weigh(objective, self.balance, self.classifier.num_classes)
 
     def _numbers(self, score: Score, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
-        """Return what is logged, as tensors, so that no step waits for the device; let the multipliers ascend."""
+        """Return what is logged, as tensors, so that no step waits for the device; let the price of area move."""
         numbers = {"loss": score.total.mean(), "mask_mean": small.mean(), "acc_whole": outcome.clean_right}
         if outcome.kept is not None:
             numbers["acc_kept"] = outcome.kept_right
@@ -278,8 +278,7 @@ class _Run:
         steering = self.recipe.balance
         if steering is not None and self.balance is not None:
             self.balance = self._over_processes(steering.step(self.balance, outcome))
-            inside, outside = steering.multipliers(self.balance, self.classifier.num_classes)
-            numbers |= {"multiplier_kept": inside, "multiplier_removed": outside}
+            numbers |= {"price_of_area": steering.price(self.balance, self.classifier.num_classes)}
         return {name: value.detach().float().mean() for name, value in numbers.items()}
 
     def _placed(self, batch: Batch) -> tuple[Tensor, Tensor]:

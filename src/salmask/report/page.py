@@ -20,6 +20,7 @@ from salmask import statistics
 from salmask.records import FAILURES, file_name, read_counts, read_lines, read_meta, read_rows, write_json
 from salmask.report import charts
 from salmask.report.sentences import describe, p_text
+from salmask.report.study import StudyPart, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
 from salmask.statistics import Interval
 
@@ -47,7 +48,12 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     write_json(folder / "summary.json", summary.as_dict())
     write_json(folder / "differences.json", _differences(summary))
     _write_table(folder, summary)
-    page = _page(folder, summary, meta, failures, title or "Which pixels decide")
+    study = read_study(folder)
+    part = None if study is None else study_part(study, rows, summary)
+    if part is not None:
+        _write_study(folder, part)
+        title = title or str(study["title"])  # type: ignore[index]
+    page = _page(folder, summary, meta, failures, title or "Which pixels decide", part)
     draft = folder / "index.html.part"
     draft.write_text(page, encoding="utf-8")
     draft.replace(folder / "index.html")
@@ -101,7 +107,12 @@ def _null(value: float) -> float | None:
 
 
 def _page(
-    folder: Path, summary: Summary, meta: Mapping[str, Any], failures: Sequence[Mapping[str, Any]], title: str
+    folder: Path,
+    summary: Summary,
+    meta: Mapping[str, Any],
+    failures: Sequence[Mapping[str, Any]],
+    title: str,
+    study: StudyPart | None = None,
 ) -> str:
     environment = Environment(
         loader=PackageLoader("salmask", "templates"),
@@ -115,6 +126,7 @@ def _page(
         title=title,
         about=_about(meta, summary),
         sentences=describe(summary, failures=failures, agreement=agreed),
+        study=None if study is None else _study(study),
         columns=summary.columns,
         scores=_score_rows(summary, meta),
         differences=_difference_rows(summary),
@@ -131,6 +143,37 @@ def _page(
         command=meta.get("command"),
         notes=meta.get("notes", []),
     )
+
+
+def _write_study(folder: Path, part: StudyPart) -> None:
+    """Write study.md and the study's figures as files."""
+    draft = folder / "study.md.part"
+    draft.write_text(part.markdown(), encoding="utf-8")
+    draft.replace(folder / "study.md")
+    for place, (_, figure) in enumerate(part.figures):
+        (folder / f"figure_{place + 1}.png").write_bytes(charts.png(figure))
+
+
+def _study(part: StudyPart) -> dict[str, Any]:
+    """Return what the page's template needs of a study."""
+    rows = [
+        {
+            "name": name,
+            "seeds": part.seeds[name],
+            "cells": [
+                {"text": number(row[c].mean), "spread": spread(row[c]), "value": row[c].mean} for c in part.columns
+            ],
+        }
+        for name, row in part.cells.items()
+    ]
+    figures = [{"caption": caption, "figure": _figure(figure)} for caption, figure in part.figures]
+    return {
+        "columns": part.columns,
+        "rows": rows,
+        "findings": part.findings,
+        "notes": part.notes,
+        "figures": figures,
+    }
 
 
 def _about(meta: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]]:

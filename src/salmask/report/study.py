@@ -1,0 +1,177 @@
+"""A study's own part of the report: the paper's table over seeds, a figure of its axis, area against LE, findings.
+
+Read from study.json (which explainers make a row, what is claimed) and the rows; needs no torch.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from salmask import statistics
+from salmask.records import Rows
+from salmask.report.charts import line_chart, scatter_chart
+from salmask.report.tables import Summary, number, spread, table
+from salmask.statistics import Interval
+
+__all__ = ["StudyPart", "read_study", "study_part"]
+
+FILE = "study.json"
+COLUMNS = ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "acc_kept", "acc_removed")
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """What the page shows of a study. cells: row -> column -> interval; over seeds where there are several."""
+
+    name: str
+    columns: list[str]
+    cells: dict[str, dict[str, Interval]]
+    seeds: dict[str, int]
+    findings: list[str]
+    figures: list[tuple[str, Figure]]
+    notes: list[str]
+
+    def markdown(self) -> str:
+        """Return table, findings and notes as a GitHub text."""
+        lines = [f"| {' | '.join(['row', 'seeds', *self.columns])} |", f"|---|---:|{'---:|' * len(self.columns)}"]
+        for name, row in self.cells.items():
+            texts = [_cell(row[column]) for column in self.columns]
+            lines.append(f"| {' | '.join([name.replace('|', '/'), str(self.seeds[name]), *texts])} |")
+        lines += ["", "[low, high]: 95 %, over trainings where there are several, else over images.", ""]
+        lines += [f"- {text}" for text in (*self.findings, *self.notes)]
+        return "\n".join(lines) + "\n"
+
+
+def read_study(folder: Path) -> dict[str, Any] | None:
+    """Return study.json, None where there is none. Errors: ValueError for a file that is no study."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        if not all(key in study for key in ("name", "rows", "claims")):
+            raise ValueError("name, rows or claims are missing")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected the description of a study, got {error}: run the study again") from error
+    return study  # type: ignore[no-any-return]
+
+
+def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary) -> StudyPart:
+    """Return table, findings and figures of a study."""
+    members = {row["name"]: row["members"] for row in study["rows"]}
+    known = {column.name for column in summary.columns}
+    columns = [name for name in COLUMNS if name in known]
+    scores = {
+        name: {metric: interval.mean for metric, interval in found.items()} for name, found in summary.intervals.items()
+    }
+    cells = table(scores, columns, members)
+    for name, runs in members.items():
+        if len(runs) == 1:  # one training says nothing of others: what is left is the spread over images
+            found = summary.intervals.get(runs[0], {})
+            cells[name] = {column: found.get(column, cells[name][column]) for column in columns}
+    directions = {column.name: column.direction for column in summary.columns}
+    findings = [_finding(claim, members, rows, directions) for claim in study["claims"]]
+    return StudyPart(
+        name=study["name"],
+        columns=columns,
+        cells=cells,
+        seeds={name: len(runs) for name, runs in members.items()},
+        findings=[text for text in findings if text],
+        figures=_figures(study, cells),
+        notes=_notes(study),
+    )
+
+
+def _finding(
+    claim: Mapping[str, str], members: Mapping[str, Sequence[str]], rows: Rows, directions: Mapping[str, str]
+) -> str:
+    """Return what the numbers say of a claim: paired over images, and over trainings where both rows have several."""
+    metric = claim["metric"]
+    first, second = ([rows.values[one][metric] for one in members[claim[side]]] for side in ("row", "against"))
+    paired = statistics.difference(
+        (claim["row"], np.mean(first, axis=0)), (claim["against"], np.mean(second, axis=0))
+    ).interval
+    intervals = [paired]
+    text = f"{number(paired.mean)} {spread(paired)} over {paired.n} images"
+    if min(len(first), len(second)) > 1:
+        ends = _welch([float(np.nanmean(one)) for one in first], [float(np.nanmean(one)) for one in second])
+        intervals.append(ends)
+        text += f", {spread(ends)} over {len(first)} and {len(second)} trainings"
+    else:
+        text += f", {len(first)} and {len(second)} trainings"
+    sign = 1 if directions.get(metric) == "up" else -1
+    if all(sign * (one.low if sign > 0 else one.high) > 0 for one in intervals):
+        verdict = "confirmed"
+    elif all(sign * (one.high if sign > 0 else one.low) < 0 for one in intervals):
+        verdict = "the reverse is seen"
+    else:
+        verdict = "not told apart"
+    means = [float(np.nanmean(np.mean(one, axis=0))) for one in (first, second)]
+    return (
+        f"{claim['text']}: {verdict}. {claim['row']} has {metric} {number(means[0])}, {claim['against']} "
+        f"{number(means[1])}; difference {text}."
+    )
+
+
+def _welch(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Return the difference of two means over trainings with Welch's t interval."""
+    mean = float(np.mean(first) - np.mean(second))
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return Interval(mean, mean, mean, min(len(first), len(second)))
+    ends = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return Interval(mean, float(ends.low), float(ends.high), min(len(first), len(second)))
+
+
+def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, Figure]]:
+    figures = []
+    axis = study.get("axis")
+    lines: dict[str, list[tuple[float, Interval]]] = {}
+    for row in study["rows"]:
+        if row.get("place") is not None and "le" in cells[row["name"]]:
+            lines.setdefault(row.get("line") or "LE", []).append((float(row["place"]), cells[row["name"]]["le"]))
+    if axis and lines:
+        chart = line_chart(
+            {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()},
+            x=axis["x"],
+            y="LE, down is better",
+            log_x=axis["log_x"],
+            reference={name: cells[name]["le"].mean for name in axis["reference"] if name in cells},
+            ticks={float(place): text for place, text in axis["ticks"]} or None,
+        )
+        figures.append(("Localization error along the study's axis. Bands: 95 % intervals.", chart))
+    points = {
+        name: (row["mask_mean"].mean, row["le"])
+        for name, row in cells.items()
+        if {"mask_mean", "le"} <= row.keys() and row["le"].mean > 0 and not math.isnan(row["mask_mean"].mean)
+    }
+    if len(points) > 1:
+        chart = scatter_chart(points, x="mean of the mask", y="LE, down is better", size=(9.6, 6.2))
+        figures.append(("Area against localization error: every row of the table.", chart))
+    return figures
+
+
+def _notes(study: Mapping[str, Any]) -> list[str]:
+    notes = []
+    for name, tried in study.get("tuning", {}).items():
+        told = "; ".join(f"{_weights(one['variant'])}: {number(one['le'])}" for one in tried)
+        notes.append(f"Tuned {name} on boxes of held-out training images, LE by candidate: {told}.")
+    notes += [f"Failed: {name} ({reason})." for name, reason in study.get("failed", {}).items()]
+    return notes
+
+
+def _weights(variant: Mapping[str, Any]) -> str:
+    """Return a candidate by its area weights, which is what candidates differ in."""
+    pairs = [*variant.get("terms", ()), *variant.get("weights", ())]
+    areas = [f"{name} {weight:g}" for name, weight in pairs if name.startswith("area")]
+    return ", ".join(areas) or json.dumps(variant)
+
+
+def _cell(interval: Interval) -> str:
+    return f"{number(interval.mean)} {spread(interval)}".strip()

@@ -1,0 +1,257 @@
+"""From a study to its folder: tune, train and measure what is not there yet, gather the rows, write the report."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from salmask.files import replace_file, writable_folder
+from salmask.records import COUNTS, ROWS, file_name, read_lines, read_meta, write_json
+from salmask.report import add_training, write_report
+from salmask.study.engine import Done, Task
+from salmask.study.settings import Row, Scale, Study, Variant, content
+from salmask.study.work import Job, Place, results
+
+__all__ = ["Engine", "Outcome", "run_study"]
+
+Say = Callable[[str], None]
+
+
+class Engine(Protocol):
+    """Whatever carries out tasks."""
+
+    def run(self, tasks: Sequence[Task], done: Done) -> None:
+        """Carry out all tasks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to: its folder, the jobs that failed with their reasons, the rows that are complete."""
+
+    folder: Path
+    failed: dict[str, str]
+    complete: tuple[str, ...]
+
+
+def run_study(
+    study: Study,
+    place: Place,
+    scale: Scale,
+    *,
+    out: Path,
+    jobs: Path,
+    engine: Engine,
+    say: Say,
+    about: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Do what is missing of a study and write its folder; call it again to retry what failed.
+
+    jobs: folder of all jobs; studies that share it share their maskers. out: folder of this study's rows and report.
+    Rows whose jobs failed are left out of the tables and named. Errors: ValueError where nothing could be measured.
+    """
+    writable_folder(out)
+    writable_folder(jobs)
+    fingerprint = place.fingerprint()
+    desk = _Desk(place, scale, jobs, fingerprint, engine, say)
+    chosen, tuning = desk.tune(study.rows)
+    members = {row.name: desk.members(row, chosen) for row in study.rows}
+    failed = desk.do([task for found in members.values() for task in found.values()])
+    complete = [row for row in study.rows if all(_measured(task, scale) for task in members[row.name].values())]
+    if not complete:
+        raise ValueError(
+            f"study {study.name}: no row could be measured; first reason: {next(iter(failed.values()), '?')}"
+        )
+    _gather(study, complete, members, scale, out, {**(about or {}), "fingerprint": fingerprint})
+    write_json(out / "study.json", _description(study, complete, members, chosen, tuning, scale, failed))
+    write_report(out, title=study.title)
+    return Outcome(out, failed, tuple(row.name for row in complete))
+
+
+@dataclass
+class _Desk:
+    """Turns rows into tasks and hands them out, each content once."""
+
+    place: Place
+    scale: Scale
+    jobs: Path
+    fingerprint: dict[str, Any]
+    engine: Engine
+    say: Say
+
+    def task(self, on: str, name: str, *, variant: Variant | None, explainer: str | None, seed: int) -> Task:
+        job = Job(place=self.place, scale=self.scale, seed=seed, variant=variant, explainer=explainer)
+        folder = job.folder(self.jobs, self.fingerprint)
+        if variant is None:
+            return Task(folder, on, name, 0.05)
+        trained = (folder / "run.json").is_file()
+        return Task(folder, on, name, 0.1 if trained else variant.images, variant.top, variant.area)
+
+    def members(self, row: Row, chosen: Mapping[str, Variant]) -> dict[str, Task]:
+        """Return the tasks of a row by the explainers' names in the tables."""
+        variant = chosen.get(row.name, row.variant)
+        seeds = 1 if variant is None else row.seeds
+        names = [row.name if seeds == 1 else f"{row.name} #{seed}" for seed in range(seeds)]
+        return {
+            name: self.task("val", name, variant=variant, explainer=row.explainer, seed=seed)
+            for seed, name in enumerate(names)
+        }
+
+    def tune(self, rows: Sequence[Row]) -> tuple[dict[str, Variant], dict[str, list[dict[str, Any]]]]:
+        """Return the best candidate of every row that has some, and what was compared.
+
+        Candidates are compared at the study's own length, with seed 0, also where the row trains for longer.
+        """
+        tried = {
+            row.name: [
+                (
+                    one,
+                    self.task(
+                        "tuning", f"{row.name}, tuning", variant=replace(one, images=1.0), explainer=None, seed=0
+                    ),
+                )
+                for one in row.candidates
+            ]
+            for row in rows
+            if row.candidates
+        }
+        self.do([task for found in tried.values() for _, task in found])
+        chosen, said = {}, {}
+        for name, found in tried.items():
+            scores = [(self._le(task), one) for one, task in found]
+            usable = [(score, place) for place, (score, _) in enumerate(scores) if score is not None]
+            said[name] = [{"variant": content(one), "le": score} for score, one in scores]
+            chosen[name] = scores[min(usable)[1] if usable else 0][1]
+        return chosen, said
+
+    def do(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """Carry out what is missing, and say how far it is; return name -> reason of what failed."""
+        missing = {
+            _results(task, self.scale): task
+            for task in tasks
+            if not (_results(task, self.scale) / "summary.json").is_file()
+        }
+        failed: dict[str, str] = {}
+        total, spent, start = sum(task.cost for task in missing.values()), 0.0, time.perf_counter()
+        count = 0
+
+        def done(task: Task, seconds: float, error: str | None) -> None:
+            nonlocal spent, count
+            spent, count = spent + task.cost, count + 1
+            left = (time.perf_counter() - start) * (total - spent) / max(spent, 1e-9)
+            told = f"failed: {error}" if error else f"{seconds:.0f} s"
+            self.say(f"[{count}/{len(missing)}, {left / 60:.0f} min left] {task.name} ({task.folder.name}): {told}")
+            if error:
+                failed[task.name] = error
+
+        if missing:
+            self.engine.run(list(missing.values()), done)
+        return failed
+
+    def _le(self, task: Task) -> float | None:
+        path = _results(task, self.scale) / "summary.json"
+        if not path.is_file():
+            return None
+        (row,) = json.loads(path.read_text()).values()
+        return float(row["le"]["mean"])
+
+
+def _results(task: Task, scale: Scale) -> Path:
+    return results(task.folder, task.on, scale.measured, Variant(top=task.top, area=task.area).reading())
+
+
+def _measured(task: Task, scale: Scale) -> bool:
+    return (_results(task, scale) / "summary.json").is_file()
+
+
+def _gather(
+    study: Study,
+    rows: Sequence[Row],
+    members: Mapping[str, Mapping[str, Task]],
+    scale: Scale,
+    out: Path,
+    about: Mapping[str, Any],
+) -> None:
+    """Bring the jobs' rows, counts, pictures and training curves together, under the names of the tables."""
+    for name in (COUNTS, "pictures", "training"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    explainers: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for row in rows:
+                for name, task in members[row.name].items():
+                    source = _results(task, scale)
+                    for _, _, line in read_lines(source / ROWS):
+                        line["explainer"] = name
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    replace_file(out / ROWS, write)
+    for row in rows:
+        for seed, (name, task) in enumerate(members[row.name].items()):
+            source = _results(task, scale)
+            meta = read_meta(source)
+            (settings,) = meta["explainers"].values()
+            explainers[name] = settings | {"job": task.folder.name}
+            _copy_counts(source, out, name)
+            if seed == 0:
+                _copy_pictures(source, out, name)
+            if (task.folder / "metrics.jsonl").is_file():
+                add_training(out, name, task.folder / "metrics.jsonl")
+    write_json(out / "meta.json", {**meta, **about, "explainers": explainers})
+
+
+def _copy_counts(source: Path, out: Path, name: str) -> None:
+    """Copy set-level scores without their counts by image, which the report does not read."""
+    for path in sorted((source / COUNTS).glob("*/*.npz")):
+        with np.load(path, allow_pickle=False) as file:
+            kept = {key: file[key] for key in file.files if key not in ("counts", "explainer")}
+        target = out / COUNTS / file_name(name) / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(target, explainer=np.array(name), **kept)
+
+
+def _copy_pictures(source: Path, out: Path, name: str) -> None:
+    for folder in (source / "pictures").glob("*"):
+        shutil.copytree(folder, out / "pictures" / file_name(name), dirs_exist_ok=True)
+
+
+def _description(
+    study: Study,
+    rows: Sequence[Row],
+    members: Mapping[str, Mapping[str, Task]],
+    chosen: Mapping[str, Variant],
+    tuning: Mapping[str, Any],
+    scale: Scale,
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what the report is told of a study, as JSON has it."""
+    names = {row.name for row in rows}
+    described = []
+    for row in rows:
+        variant = chosen.get(row.name, row.variant)
+        described.append(
+            {
+                "name": row.name,
+                "members": list(members[row.name]),
+                "variant": None if variant is None else content(variant),
+                "place": row.place,
+                "line": row.line,
+            }
+        )
+    return {
+        "name": study.name,
+        "title": study.title,
+        "scale": asdict(scale),
+        "rows": described,
+        "axis": None if study.axis is None else asdict(study.axis),
+        "claims": [asdict(one) for one in study.claims if {one.row, one.against} <= names],
+        "tuning": dict(tuning),
+        "failed": dict(failed),
+    }

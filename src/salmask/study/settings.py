@@ -1,0 +1,240 @@
+"""The settings of a study: what a masker is (`Variant`), what a row of a table is (`Row`), and how long all takes.
+
+Settings are values. Two jobs of equal content are one job, whatever table asks for them, so a variant is told from
+another by its content alone: fields at their default do not count, and a new field changes no old job.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from salmask import objective as terms
+from salmask.objective import Objective, Outcome, Term, reads
+from salmask.recipes import RECIPES, Recipe
+from salmask.types import Values
+
+__all__ = ["TERMS", "Axis", "Claim", "Row", "Scale", "Study", "Variant", "content"]
+
+
+@reads(terms.REMOVED)
+def divergence_from_uniform(outcome: Outcome) -> Values:
+    """KL(uniform || p) of the removed picture, where the whole one is right: `divergence_from_prior` at 1 / K."""
+    classes = outcome.clean.shape[1]
+    return terms.divergence_from_prior(torch.full((classes,), 1 / classes))(outcome)
+
+
+TERMS: Mapping[str, Term] = MappingProxyType(
+    {
+        "max_class_kept": terms.max_class_kept,
+        "min_entropy_kept": terms.min_entropy_kept,
+        "min_class_removed": terms.min_class_removed,
+        "max_entropy_removed": terms.max_entropy_removed,
+        "divergence_from_uniform": divergence_from_uniform,
+        "area_if_kept_right": terms.area_if_kept_right,
+        "area_if_removed_wrong": terms.area_if_removed_wrong,
+        "area": terms.area,
+        "area_root": terms.area_root,
+        "total_variation": terms.total_variation,
+    }
+)
+"""Terms of an objective, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One masker: everything that decides what it learns and how it is read.
+
+    recipe: of `recipes.RECIPES`. terms: (name, weight) pairs that replace its objective. weights: (name, weight)
+    pairs set anew in it. alongside: True for a classifier that is trained too (CA), None as the recipe has it.
+    history, historic, pool_every, pool_size: of the recipe, where not None.
+    layers: maps that are read; None for the study's own. head: "sigmoid" or "concrete" (Gumbel), with temperature,
+    hard and learnable. area_condition, class_condition: what else the masker is told. area_power: 1 or 2, of
+    abs(mean m - p). infill_kept, infill_removed: names or files as in `specs.load_infill`; remask: as the released
+    infillers do. per_class, classes: size of the training data; shuffled: with random labels.
+    images: shown in training, times the study's own number. lr: times the study's own.
+    top: binary masks of the top share of pixels. area: the target area that a conditioned masker is read with.
+    """
+
+    recipe: str = "fix"
+    terms: tuple[tuple[str, float], ...] = ()
+    weights: tuple[tuple[str, float], ...] = ()
+    alongside: bool | None = None
+    history: str | None = None
+    historic: float | None = None
+    pool_every: int | None = None
+    pool_size: int | None = None
+    layers: tuple[int, ...] | None = None
+    upsample: str = "nearest"
+    head: str = "sigmoid"
+    temperature: float = 0.1
+    hard: bool = True
+    learnable: bool = False
+    area_condition: bool = False
+    area_power: float = 1.0
+    class_condition: bool = False
+    infill_kept: str = "mean"
+    infill_removed: str = "mean"
+    remask: bool = False
+    per_class: int | None = None
+    classes: int | None = None
+    shuffled: bool = False
+    images: float = 1.0
+    lr: float = 1.0
+    top: float | None = None
+    area: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"no recipe {self.recipe!r}: expected one of {', '.join(RECIPES)}")
+        unknown = [name for name, _ in (*self.terms, *self.weights) if name not in TERMS]
+        if unknown:
+            raise ValueError(f"no term {unknown[0]!r}: expected one of {', '.join(TERMS)}")
+        for name in ("terms", "weights"):  # lists, as JSON has them, become values that can be hashed
+            object.__setattr__(self, name, tuple((term, float(weight)) for term, weight in getattr(self, name)))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+
+    def build_recipe(self) -> Recipe:
+        """Return the recipe with everything that the variant sets anew."""
+        recipe = RECIPES[self.recipe]
+        if self.terms:
+            named = {name: (weight, TERMS[name]) for name, weight in self.terms}
+            recipe = replace(recipe, objective=Objective(named), balance=None)
+        if self.weights:
+            recipe = recipe.weighted(**dict(self.weights))
+        if self.area_power != 1.0:
+            recipe = replace(recipe, objective=_powered(recipe.objective, self.area_power))
+        if self.alongside is not None:
+            recipe = replace(recipe, fixed=not self.alongside)
+        given = {name: getattr(self, name) for name in ("history", "historic", "pool_every", "pool_size")}
+        return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+    def trained(self) -> "Variant":
+        """Return the variant without what matters only when it is read: maskers that differ there are one."""
+        return replace(self, top=None, area=None)
+
+    def reading(self) -> str:
+        """Return how it is read, in a word that may be part of a file's name; "" for a plain masker."""
+        top = "" if self.top is None else f"-top{self.top:g}"
+        return top if self.area is None else f"{top}-area{self.area:g}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what differs from the defaults, as JSON has it."""
+        return content(self)
+
+
+def content(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that are not at their default."""
+    return {one.name: getattr(value, one.name) for one in fields(value) if getattr(value, one.name) != one.default}
+
+
+def _powered(objective: Objective, power: float) -> Objective:
+    def raised(term: Callable[..., Any]) -> Term:
+        @reads(*term.sides)  # type: ignore[attr-defined]
+        def measured(outcome: Outcome) -> Values:
+            return term(outcome, power=power)
+
+        return measured
+
+    conditional = {terms.area_if_kept_right, terms.area_if_removed_wrong}
+    return Objective(
+        {name: (w, raised(term) if term in conditional else term) for name, (w, term) in objective.terms.items()}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much every row of a study costs.
+
+    images: training images shown to a masker. final: how many times as many the last rows of table1 are shown.
+    seeds: trainings of headline rows; other_seeds: of the others. held_out: training images a class that are kept
+    aside, for tuning. measured: val images, spread evenly; None for all. layers: of the classifier, for variants
+    that do not say. scale_crop: smallest share of the picture that the augmentation keeps.
+    """
+
+    images: int = 11_000
+    final: float = 3.0
+    batch_size: int = 32
+    lr: float = 3e-3
+    classifier_lr: float = 1e-3
+    decay_at: tuple[float, ...] = (0.7, 0.9)
+    precision: str = "32-true"
+    seeds: int = 3
+    other_seeds: int = 1
+    held_out: int = 10
+    measured: int | None = None
+    layers: tuple[int, ...] = (3, 4)
+    scale_crop: float = 0.08
+
+    def __post_init__(self) -> None:
+        for name in ("images", "final", "batch_size", "lr", "classifier_lr", "seeds", "other_seeds", "held_out"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table: a variant, trained `seeds` times, or an explainer by name.
+
+    candidates: instead of a variant; the one with the lowest LE on the held-out training images is taken.
+    place, line: where the row stands on the study's axis, and the line that it belongs to.
+    """
+
+    name: str
+    variant: Variant | None = None
+    candidates: tuple[Variant, ...] = ()
+    explainer: str | None = None
+    seeds: int = 1
+    place: float | None = None
+    line: str = ""
+
+    def __post_init__(self) -> None:
+        given = [bool(self.variant), bool(self.candidates), bool(self.explainer)]
+        if sum(given) != 1:
+            raise ValueError(f"row {self.name!r} needs one of variant, candidates and explainer, came {sum(given)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement that a study can hold against its numbers: `row` does better than `against` on `metric`."""
+
+    text: str
+    row: str
+    against: str
+    metric: str = "le"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A study's figure: LE of its rows by their places. reference: rows drawn as dashed lines."""
+
+    x: str
+    log_x: bool = False
+    ticks: tuple[tuple[float, str], ...] = ()
+    reference: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A table of the paper: its rows, its figure, and what it is asked."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    axis: Axis | None = None
+    claims: tuple[Claim, ...] = ()
+    checks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        names = [row.name for row in self.rows]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"study {self.name}: two rows are named {name!r}")
+        asked = [one for claim in self.claims for one in (claim.row, claim.against)] + list(self.checks)
+        for name in [*asked, *(self.axis.reference if self.axis else ())]:
+            if name not in names:
+                raise ValueError(f"study {self.name} speaks of row {name!r}, which it does not have")

@@ -1,0 +1,285 @@
+"""The studies of Phang, Park & Geras (2020), each a function Scale -> Study, and how to derive one's own.
+
+    # mine.py:  salmask study mine.py --data DIR --classifier SPEC --out DIR
+    from salmask.study import Row, Study, Variant
+
+    def study(scale):
+        return Study(name="tv", title="Smoother masks", rows=[
+            Row(name=f"tv {w}", variant=Variant(weights=(("total_variation", w),))) for w in (0.002, 0.02)])
+
+Area weights are tuned on boxes of held-out training images, from two candidates a row: the published ones belong to
+ImageNet with its 1,000 classes. Everything is measured on `val` once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from salmask.study.settings import Axis, Claim, Row, Scale, Study, Variant
+
+__all__ = ["STUDIES", "fix", "one_sided", "two_sided"]
+
+NAIVE = ("full", "center", "gradcam")
+TV = 0.001  # once per active side
+CAREFUL = 1 / 3  # of the study's learning rate: a classifier that learns too moves the masker's target
+
+
+def two_sided(kept: str, removed: str, area_in: float, area_out: float, **changes: Any) -> Variant:
+    """Return a variant with one term on each side and its conditional areas."""
+    terms = ((kept, 1), (removed, 1), ("area_if_kept_right", area_in), ("area_if_removed_wrong", area_out))
+    return _made((*terms, ("total_variation", 2 * TV)), changes)
+
+
+def one_sided(term: str, area: float, **changes: Any) -> Variant:
+    """Return a variant with a term on one side alone, and the conditional area of that side."""
+    conditional = "area_if_kept_right" if term.endswith("kept") else "area_if_removed_wrong"
+    return _made(((term, 1), (conditional, area), ("total_variation", TV)), changes)
+
+
+def _made(terms: tuple[tuple[str, float], ...], changes: Mapping[str, Any]) -> Variant:
+    return replace(Variant(terms=terms), **changes)
+
+
+def fix(area_in: float = 0.3, area_out: float = 3.0, **changes: Any) -> Variant:
+    """Return the simple masker beside a fixed classifier, at these area weights."""
+    weights = (("area_if_kept_right", area_in), ("area_if_removed_wrong", area_out))
+    return replace(Variant(weights=weights), **changes)
+
+
+def ca(area_in: float = 1.0, area_out: float = 10.0, **changes: Any) -> Variant:
+    """Return the simple masker beside a classifier that is trained alongside."""
+    return fix(area_in, area_out, recipe="ca", lr=CAREFUL, **changes)
+
+
+def objectives(scale: Scale) -> Study:
+    """Every single objective and every pair of both sides, beside a fixed and a learning classifier."""
+    kept = {"MaxClass(I)": "max_class_kept", "MinEnt(I)": "min_entropy_kept"}
+    removed = {"MinClass(O)": "min_class_removed", "MaxEnt(O)": "max_entropy_removed"}
+    rows = []
+    for kind in ("FIX", "CA"):
+        changes = _beside(kind)
+        for name, term in kept.items():
+            tried = tuple(one_sided(term, area, **changes) for area in (1.0, 3.0))
+            rows.append(Row(name=f"{kind} {name}", candidates=tried, seeds=scale.other_seeds))
+        for name, term in removed.items():
+            tried = tuple(one_sided(term, area, **changes) for area in (3.0, 9.0))
+            rows.append(Row(name=f"{kind} {name}", candidates=tried, seeds=scale.other_seeds))
+        for first in kept:
+            for second in removed:
+                tried = tuple(
+                    two_sided(kept[first], removed[second], *areas, **changes) for areas in _tried_areas(kind)
+                )
+                rows.append(Row(name=f"{kind} {first} + {second}", candidates=tried, seeds=scale.other_seeds))
+    best = "MaxClass(I) + MaxEnt(O)"
+    claims = [
+        Claim(text="Both sides beat one side", row=f"{kind} {best}", against=f"{kind} {one}")
+        for kind in ("FIX", "CA")
+        for one in ("MaxClass(I)", "MaxEnt(O)")
+    ]
+    claims += [Claim(text="CA beats FIX", row=f"CA {best}", against=f"FIX {best}")]
+    return Study(name="objectives", title="What the masker is asked for", rows=(*_naive(), *rows), claims=tuple(claims))
+
+
+def classifier(scale: Scale) -> Study:
+    """A fixed classifier, and ways to train one alongside; a masker that reads the features of another classifier."""
+    rows = [
+        Row(name="FIX", candidates=_candidates("FIX"), seeds=scale.other_seeds),
+        Row(name="CA, pool off", variant=ca(history="off"), seeds=scale.other_seeds),
+        Row(name="CA, skip update", variant=ca(), seeds=scale.other_seeds),
+    ]
+    for size, every in ((30, 100), (30, 10), (5, 10)):
+        pool = ca(history="sample", pool_size=size, pool_every=every)
+        rows.append(Row(name=f"CA, {size} of every {every}", variant=pool, seeds=scale.other_seeds))
+    rows += [Row(name="auto", variant=Variant(recipe="auto"), seeds=scale.other_seeds)]
+    rows += [Row(name="auto, CA", variant=Variant(recipe="auto_ca", lr=CAREFUL), seeds=scale.other_seeds)]
+    claims = (
+        Claim(text="CA beats FIX", row="CA, skip update", against="FIX"),
+        Claim(text="A pool of historic classifiers helps", row="CA, 30 of every 10", against="CA, skip update"),
+    )
+    return Study(name="classifier", title="Fixed or trained alongside", rows=(*_naive(), *rows), claims=claims)
+
+
+def layers(scale: Scale) -> Study:
+    """Which of the classifier's maps the masker reads: each alone, and from the deepest to all."""
+    single = [(k,) for k in range(5)]
+    deeper = [(2, 3, 4), (1, 2, 3, 4), (0, 1, 2, 3, 4)]
+    rows = [Row(name="layers 3, 4", variant=fix(), seeds=scale.other_seeds, place=2, line="from the deepest up")]
+    rows += [
+        Row(
+            name=f"layer {k}" if len(used) == 1 else f"layers {', '.join(map(str, used))}",
+            variant=fix(layers=used),
+            seeds=scale.other_seeds,
+            place=float(k if len(used) == 1 else len(used)),
+            line="one alone" if len(used) == 1 else "from the deepest up",
+        )
+        for used in (*single, *deeper)
+        for k in used[:1]
+    ]
+    axis = Axis(x="index of the layer, or how many from the deepest")
+    claims = (Claim(text="Two deep layers beat the deepest alone", row="layers 3, 4", against="layer 4"),)
+    return Study(name="layers", title="What the masker reads", rows=(*_naive(), *rows), axis=axis, claims=claims)
+
+
+def masks(scale: Scale) -> Study:
+    """Soft, binary, area-conditioned and class-conditioned masks, and masks cut at their top pixels."""
+    concrete: dict[str, Any] = {"head": "concrete"}
+    settings = {
+        "sigmoid": fix(),
+        "Gumbel, hard, 0.1": fix(**concrete),
+        "Gumbel, hard, 0.5": fix(**concrete, temperature=0.5),
+        "Gumbel, soft, 0.1": fix(**concrete, hard=False),
+        "Gumbel, learnable": fix(**concrete, temperature=0.5, learnable=True),
+        "class-conditioned": fix(class_condition=True),
+    }
+    rows = [Row(name=name, variant=one, seeds=scale.other_seeds) for name, one in settings.items()]
+    for share in (0.3, 0.5, 0.7):
+        for power, norm in ((1.0, "l1"), (2.0, "l2")):
+            told = fix(area_condition=True, area_power=power, area=share)
+            line = f"told its area, {norm}"
+            rows.append(Row(name=f"{line}, {share:g}", variant=told, place=share, line=line, seeds=scale.other_seeds))
+        cut = fix(top=share)
+        rows.append(Row(name=f"top {share:g}", variant=cut, place=share, line="top pixels", seeds=scale.other_seeds))
+    claims = (
+        Claim(text="Gumbel masks help", row="Gumbel, hard, 0.1", against="sigmoid"),
+        Claim(text="Being told the class helps", row="class-conditioned", against="sigmoid"),
+        Claim(text="Being told the area beats cutting", row="told its area, l1, 0.5", against="top 0.5"),
+    )
+    axis = Axis(x="area of the mask", reference=("sigmoid",))
+    return Study(name="masks", title="Kinds of masks", rows=(*_naive(), *rows), axis=axis, claims=claims)
+
+
+def infilling(scale: Scale, *, inpainter: str | None = None) -> Study:
+    """What stands in the holes while the masker learns, on both sides or on one."""
+    kinds = {"mean colour": "mean", "blur": "blur", "noise": "noise", "random colour": "colour", "bank": "bank"}
+    if inpainter:
+        kinds["inpainter"] = inpainter
+    rows = [
+        Row(name=name, variant=fix(infill_kept=kind, infill_removed=kind), seeds=scale.other_seeds)
+        for name, kind in kinds.items()
+    ]
+    last, kind = list(kinds.items())[-1] if inpainter else ("blur", "blur")
+    sides = {
+        f"{last}, kept side": fix(infill_kept=kind),
+        f"{last}, removed side": fix(infill_removed=kind),
+        f"{last}, re-masked": fix(infill_kept=kind, infill_removed=kind, remask=True),
+    }
+    rows += [Row(name=name, variant=one, seeds=scale.other_seeds) for name, one in sides.items()]
+    claims = tuple(
+        Claim(text="Counterfactual infilling helps", row=name, against="mean colour")
+        for name in kinds
+        if name != "mean colour"
+    )
+    return Study(name="infilling", title="What stands in the holes", rows=(*_naive(), *rows), claims=claims)
+
+
+def few_shot(scale: Scale) -> Study:
+    """How many images a class the masker needs, at the same number of steps."""
+    counts = (1, 2, 5, 10, 25, 125)
+    line = "examples a class"
+    rows = [
+        Row(name=f"{n} a class", variant=fix(per_class=n), place=n, line=line, seeds=_few(scale, n)) for n in counts
+    ]
+    rows += [Row(name="all", variant=fix(), seeds=scale.seeds)]
+    claims = (Claim(text="All examples beat 10 a class", row="all", against="10 a class"),)
+    axis = Axis(x="examples a class", log_x=True, ticks=tuple((n, str(n)) for n in counts), reference=("all",))
+    rows = [*_naive(), *rows]
+    return Study(name="few_shot", title="How few examples are enough", rows=tuple(rows), axis=axis, claims=claims)
+
+
+def regularisers(scale: Scale) -> Study:
+    """Conditional and plain areas, and total variation, by their weights."""
+    plain = (("max_class_kept", 1), ("max_entropy_removed", 1))
+    smooth = ("total_variation", 2 * TV)
+    settings = {
+        "conditional areas (0.3, 3)": fix(),
+        "conditional areas (0.1, 1)": fix(0.1, 1.0),
+        "conditional areas (1, 10)": fix(1.0, 10.0),
+        "kept side's area alone, 3": Variant(terms=(*plain, ("area_if_kept_right", 3), smooth)),
+        "removed side's area alone, 3": Variant(terms=(*plain, ("area_if_removed_wrong", 3), smooth)),
+        "plain area, 1": Variant(terms=(*plain, ("area", 1), smooth)),
+        "plain area, 3": Variant(terms=(*plain, ("area", 3), smooth)),
+        "no total variation": fix(0.3, 3.0).__class__(
+            weights=(("area_if_kept_right", 0.3), ("area_if_removed_wrong", 3.0), ("total_variation", 0.0))
+        ),
+        "ten times the total variation": Variant(
+            weights=(("area_if_kept_right", 0.3), ("area_if_removed_wrong", 3.0), ("total_variation", 20 * TV))
+        ),
+        "Dabkowski & Gal": Variant(recipe="dabkowski_gal"),
+    }
+    rows = tuple(Row(name=name, variant=one, seeds=scale.other_seeds) for name, one in settings.items())
+    return Study(name="regularisers", title="What keeps masks small and smooth", rows=(*_naive(), *rows))
+
+
+def sanity(scale: Scale) -> Study:
+    """Maps of a masker while its classifier is randomised, and of one that has learned random labels."""
+    rows = [
+        Row(name="FIX", variant=fix(), seeds=2),
+        Row(name="CA", variant=ca()),
+        Row(name="FIX, random labels", variant=fix(shuffled=True)),
+    ]
+    return Study(name="sanity", title="Do the maps depend on what was learned", rows=tuple(rows), checks=("FIX", "CA"))
+
+
+def table1(scale: Scale) -> Study:
+    """The paper's main table: naive boxes and CAM, single objectives, pairs, the best FIX and the best CA."""
+    rows = [Row(name=name, explainer=name) for name in ("full", "center", "ground_truth", "gradcam")]
+    for kind in ("FIX", "CA"):
+        changes = _beside(kind)
+        lone = {"MaxClass(I)": ("max_class_kept", 1.0), "MaxEnt(O)": ("max_entropy_removed", 3.0)}
+        rows += [
+            Row(name=f"{kind} {name}", variant=one_sided(term, area, **changes), seeds=scale.other_seeds)
+            for name, (term, area) in lone.items()
+        ]
+        pair = two_sided("max_class_kept", "min_class_removed", *_tried_areas(kind)[0], **changes)
+        rows.append(Row(name=f"{kind} MaxClass(I) + MinClass(O)", variant=pair, seeds=scale.other_seeds))
+    published = Variant(recipe="fix", images=scale.final)
+    rows += [Row(name="FIX, published weights", variant=published, seeds=scale.seeds)]
+    rows += [Row(name="auto, no boxes", variant=Variant(recipe="auto", images=scale.final), seeds=scale.seeds)]
+    few = Variant(recipe="auto", images=scale.final, per_class=10)
+    rows += [Row(name="auto, 10 a class", variant=few, seeds=scale.seeds)]
+    for kind in ("FIX", "CA"):
+        longer = tuple(replace(one, images=scale.final) for one in _candidates(kind))
+        rows.append(Row(name=f"best {kind}", candidates=longer, seeds=scale.seeds))
+    claims = [Claim(text="Maskers beat Grad-CAM", row=f"best {kind}", against="gradcam") for kind in ("FIX", "CA")]
+    claims += [Claim(text="Maskers beat the centre box", row="best FIX", against="center")]
+    claims += [Claim(text="CA beats FIX", row="best CA", against="best FIX")]
+    claims += [Claim(text="Tuning on boxes beats auto", row="best FIX", against="auto, no boxes")]
+    claims += [Claim(text="All examples beat 10 a class", row="auto, no boxes", against="auto, 10 a class")]
+    return Study(name="table1", title="Maskers and their rivals", rows=tuple(rows), claims=tuple(claims))
+
+
+def _naive() -> tuple[Row, ...]:
+    return tuple(Row(name=name, explainer=name) for name in NAIVE)
+
+
+def _beside(kind: str) -> dict[str, Any]:
+    return {} if kind == "FIX" else {"recipe": "ca", "lr": CAREFUL}
+
+
+def _tried_areas(kind: str) -> tuple[tuple[float, float], ...]:
+    return ((0.3, 3.0), (1.0, 5.0)) if kind == "FIX" else ((1.0, 10.0), (0.5, 5.0))
+
+
+def _candidates(kind: str) -> tuple[Variant, ...]:
+    return tuple((fix if kind == "FIX" else ca)(*areas) for areas in _tried_areas(kind))
+
+
+def _few(scale: Scale, count: int) -> int:
+    return scale.seeds if count == 10 else scale.other_seeds
+
+
+STUDIES: Mapping[str, Callable[[Scale], Study]] = MappingProxyType(
+    {
+        "table1": table1,
+        "objectives": objectives,
+        "classifier": classifier,
+        "layers": layers,
+        "masks": masks,
+        "infilling": infilling,
+        "regularisers": regularisers,
+        "few_shot": few_shot,
+        "sanity": sanity,
+    }
+)
+"""Studies by name."""

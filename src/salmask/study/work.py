@@ -1,0 +1,304 @@
+"""One job: a masker is trained and measured in a folder that is named by the content of its settings.
+
+    python -m salmask.study.work FOLDER tuning|val [READING]
+
+    job.json      {"content": what the folder's name is made of, "place": where data and classifier are found}
+    run.json ...  the trained run;  metrics.jsonl, checkpoint.pt;  seconds.json
+    tuning/, val-N/  rows of the held-out training images, and of N images of val; val-N-top0.5/ and the like: of
+                  other readings of the same masker, as JSON {"top": ..., "area": ...}
+    failed.txt    why the last try failed; the next one begins where it stopped
+
+Only one process at a time works in a folder, also where several machines share it.
+"""
+
+import hashlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from salmask.data import CropFlip, ImageFolder, Labelled, cached, shuffled_labels, split_off, subset, training_batches
+from salmask.explain import EXPLAINERS
+from salmask.explain.base import Explainer
+from salmask.explain.learned import Learned
+from salmask.files import replace_file
+from salmask.jobs import compare, spread, train_run
+from salmask.masker import HEADS
+from salmask.measure import Rules
+from salmask.metrics import METRICS
+from salmask.specs import Loaded, load_classifier, load_run
+from salmask.study.settings import Scale, Variant, content
+from salmask.synthetic import Synthetic
+from salmask.train import Settings
+
+__all__ = ["METRICS_OF", "Job", "Place", "work"]
+
+METRICS_OF = {
+    "tuning": ("le", "f1", "mask_mean"),
+    "val": ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "mask_entropy", "mask_tv"),
+}
+_FORMAT = 1  # of a job's content: raise it where the same settings would give another masker
+_BANK = 256  # images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a study finds its pictures and its classifier. data: a folder, or None for built-in pictures."""
+
+    data: str | None
+    classifier: str
+    image_size: int | None = None
+    interpolation: str | None = None
+
+    def load(self) -> Loaded:
+        """Return the classifier, as it is before any masker."""
+        return load_classifier(self.classifier, image_size=self.image_size, interpolation=self.interpolation)
+
+    def folder(self, split: str, *, transform: Any, classes: Any = None) -> Labelled:
+        """Return the pictures of a split."""
+        if self.data is not None:
+            return ImageFolder(Path(self.data), split, transform=transform, classes=classes)
+        pictures = Synthetic(4000 if split == "train" else 500, seed=int(split != "train"), size=64)
+        return pictures if transform is None else _Seen(pictures, transform)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells data and classifier apart, wherever they lie."""
+        train = self.folder("train", transform=None)
+        told = hashlib.sha256(json.dumps([list(train.ids), list(train.targets)]).encode()).hexdigest()[:16]
+        loaded = self.load()
+        return {
+            "data": told,
+            "classifier": loaded.classifier.fingerprint(),
+            "network": loaded.network,
+            "view": asdict(loaded.view),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A variant with a seed, or an explainer by name, at a scale, somewhere."""
+
+    place: Place
+    scale: Scale
+    seed: int = 0
+    variant: Variant | None = None
+    explainer: str | None = None
+
+    def folder(self, under: Path, fingerprint: dict[str, Any]) -> Path:
+        """Return the job's folder; write job.json there, if it is new."""
+        used = asdict(self.scale)
+        for name in ("seeds", "other_seeds", "measured", "final"):  # of the table, not of the job
+            del used[name]
+        told: dict[str, Any] = {"format": _FORMAT, **fingerprint}
+        if self.variant is None:
+            told |= {"explainer": self.explainer}
+        else:
+            told |= {"variant": content(self.variant.trained()), "scale": used, "seed": self.seed}
+        told = json.loads(json.dumps(told))
+        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        folder = under / name
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"content": told, "place": asdict(self.place), "scale": asdict(self.scale)}
+        replace_file(folder / "job.json", lambda at: at.write_text(json.dumps(facts, indent=1) + "\n"))
+        return folder
+
+
+class _Seen:
+    """A data set seen through a transform."""
+
+    def __init__(self, dataset: Labelled, transform: Any) -> None:
+        self.dataset, self.transform = dataset, transform
+        self.ids, self.targets, self.classes = dataset.ids, dataset.targets, dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.dataset[index])
+
+
+def results(folder: Path, on: str, measured: int | None, reading: str = "") -> Path:
+    """Return where a job's rows lie."""
+    return folder / ((on if on == "tuning" else f"val-{measured or 'all'}") + reading)
+
+
+def work(folder: Path, on: str, top: float | None = None, area: float | None = None) -> None:
+    """Do a job, as far as it is not done: train, then measure on the held-out images or on val.
+
+    top, area: how the masker is read, see `Variant`.
+
+    Errors: whatever goes wrong, after it was written to failed.txt; ValueError where another process is at it.
+    """
+    try:
+        with FileLock(folder / ".lock"):
+            try:
+                _work(folder, on, top, area)
+            except BaseException:
+                (folder / "failed.txt").write_text(traceback.format_exc())
+                raise
+            (folder / "failed.txt").unlink(missing_ok=True)
+    except Timeout:
+        raise ValueError(f"another process works in {folder}") from None
+
+
+def _work(folder: Path, on: str, top: float | None, area: float | None) -> None:
+    facts = json.loads((folder / "job.json").read_text())
+    told, place, scale = facts["content"], Place(**facts["place"]), _scale(facts["scale"])
+    out = results(folder, on, scale.measured, Variant(top=top, area=area).reading())
+    if (out / "summary.json").is_file():
+        return
+    base = place.load()
+    train_set, held_out = _split(place, scale.held_out)
+    if "explainer" in told:
+        explainer: Explainer = EXPLAINERS[told["explainer"]]()
+        loaded, name = base, told["explainer"]
+    else:
+        variant = replace(Variant(**told["variant"]), top=top, area=area)
+        explainer, loaded = _masker(folder, variant, told["seed"], place, scale, train_set)
+        name = folder.name
+    transform = base.view.transform()
+    if on == "tuning":
+        pictures: Labelled = _Seen(held_out, transform)
+    else:
+        pictures = spread(place.folder("val", transform=transform, classes=train_set.classes), scale.measured)
+    compare(
+        {name: (explainer, loaded)},
+        {metric: METRICS[metric] for metric in METRICS_OF[on]},
+        pictures,
+        rules=Rules(target="label", scoring=base.classifier),
+        out=out,
+        about={},
+        batch_size=50,
+        pictures=0 if on == "tuning" else 12,
+    )
+
+
+def _masker(
+    folder: Path, variant: Variant, seed: int, place: Place, scale: Scale, train_set: Labelled
+) -> tuple[Explainer, Loaded]:
+    base = place.load()
+    if not (folder / "run.json").is_file():
+        start = time.perf_counter()
+        _train(folder, variant, seed, base, scale, train_set)
+        (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    masker, own = load_run(folder)
+    untouched = own.classifier.fingerprint() == base.classifier.fingerprint()
+    options: dict[str, Any] = {} if variant.area is None else {"area": variant.area}
+    if variant.top is not None:
+        options["top"] = variant.top
+    return Learned(masker, **options), base if untouched else own
+
+
+def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Scale, train_set: Labelled) -> None:
+    dataset: Labelled = train_set
+    if variant.shuffled:
+        dataset = shuffled_labels(dataset, seed=seed)
+    if variant.per_class is not None or variant.classes is not None:
+        dataset = subset(dataset, per_class=variant.per_class, classes=variant.classes, seed=seed)
+        if variant.classes is not None:
+            dataset = _OldNumbers(dataset, train_set.classes)
+    if variant.images * scale.images > len(dataset):  # pictures that are shown again are decoded once
+        dataset = cached(dataset)
+    settings = Settings(
+        epochs=variant.images * scale.images / len(dataset),
+        batch_size=scale.batch_size,
+        lr=variant.lr * scale.lr,
+        classifier_lr=scale.classifier_lr,
+        decay_at=scale.decay_at,
+        precision=scale.precision,
+        seed=seed,
+        save_every=100,
+    )
+    generator = torch.Generator().manual_seed(7_000_003 + seed)
+    augment = replace(loaded.view.augmentation(), scale=(scale.scale_crop, 1.0))
+    infill = _infills(variant, loaded, generator, train_set)
+    train_run(
+        dataset,
+        replace(loaded, classes=tuple(train_set.classes)),
+        recipe=variant.build_recipe(),
+        settings=settings,
+        masker_options=_masker_options(variant, loaded, scale),
+        **({} if infill is None else {"infill": infill}),
+        batches=_batches(dataset, settings, augment),
+        out=folder,
+        facts={"variant": variant.settings()},
+        resume=(folder / "checkpoint.pt").exists(),
+    )
+
+
+def _masker_options(variant: Variant, loaded: Loaded, scale: Scale) -> dict[str, Any]:
+    head: dict[str, Any] = {}
+    if variant.head != "sigmoid":
+        head = {"temperature": variant.temperature, "hard": variant.hard, "learnable": variant.learnable}
+    return {
+        "layers": variant.layers or scale.layers,
+        "upsample": variant.upsample,
+        "head": HEADS[variant.head](**head),
+        "area_condition": variant.area_condition,
+        "classes": loaded.classifier.num_classes if variant.class_condition else None,
+    }
+
+
+def _infills(variant: Variant, loaded: Loaded, generator: torch.Generator, train_set: Labelled) -> Any:
+    names = {"kept": variant.infill_kept, "removed": variant.infill_removed}
+    if set(names.values()) == {"mean"} and not variant.remask:
+        return None
+    from salmask.specs import load_infill
+
+    bank = None
+    if "bank" in names.values():
+        transform = loaded.view.transform()
+        some = spread(train_set, _BANK)
+        bank = torch.stack([transform(some[k]).image.float() / 255 for k in range(len(some))])
+    made = {
+        name: load_infill(name, classifier=loaded.classifier, generator=generator, bank=bank, remask=variant.remask)
+        for name in dict.fromkeys(names.values())
+    }
+    return {side: made[name] for side, name in names.items()}
+
+
+def _batches(dataset: Labelled, settings: Settings, augment: CropFlip) -> Callable[[int], Any]:
+    def stream(start: int) -> Any:
+        return training_batches(
+            dataset, batch_size=settings.batch_size, seed=settings.seed, start=start, augment=augment
+        )
+
+    return stream
+
+
+class _OldNumbers:
+    """Some classes of a data set, under the numbers that all of them have: the classifier still tells all apart."""
+
+    def __init__(self, chosen: Labelled, classes: list[str]) -> None:
+        number = {name: place for place, name in enumerate(classes)}
+        self.chosen, self.ids, self.classes = chosen, chosen.ids, classes
+        self.targets = [number[chosen.classes[target]] for target in chosen.targets]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Any:
+        return replace(self.chosen[index], target=self.targets[index])
+
+
+@cache
+def _split(place: Place, held_out: int) -> tuple[Labelled, Labelled]:
+    return split_off(place.folder("train", transform=None), per_class=held_out, seed=0)
+
+
+def _scale(values: dict[str, Any]) -> Scale:
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Scale(**{**values, **lists})
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}"))
