@@ -12,26 +12,50 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.utils import save_image
 
 from salmask.classifier import Classifier
-from salmask.data import Labelled, Sample, collate, evaluation_batches, no_boxes, read_image
+from salmask.data import (
+    CropFlip,
+    Labelled,
+    Sample,
+    ShortSide,
+    collate,
+    evaluation_batches,
+    no_boxes,
+    read_image,
+    training_batches,
+)
 from salmask.data import View as Chosen
 from salmask.evaluate import Rules, evaluate
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file, writable_folder
+from salmask.inpainter import Inpainter, fit_inpainter, random_holes, save_inpainter
 from salmask.masker import Masker
-from salmask.masking import keep, remove
+from salmask.masking import Blur, MeanColour, keep, remove
 from salmask.metrics.sanity import Row, as_released, randomisation, reset
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.pictures import picture
 from salmask.recipes import Recipe
 from salmask.score import Scoring
-from salmask.specs import Loaded, save_run
+from salmask.specs import Loaded, load_infill, save_run
 from salmask.train import Batches, Settings, mean_colour, train
+from salmask.types import Infill
 
-__all__ = ["check_sanity", "compare", "explain_files", "scoring_from", "spread", "train_run"]
+__all__ = [
+    "check_sanity",
+    "compare",
+    "explain_files",
+    "load_infills",
+    "scoring_from",
+    "spread",
+    "train_inpainter",
+    "train_run",
+]
 
 Bar = Callable[[Iterable[Any]], Iterable[Any]]
+_BANK = 256  # images that fill holes
+_SHOWN = 64  # pictures that an inpainter is tried on
 
 
 def train_run(
@@ -44,12 +68,13 @@ def train_run(
     out: Path,
     masker_options: Mapping[str, Any],
     facts: Mapping[str, Any],
+    infill: Infill | Mapping[str, Infill] | None = None,
     resume: bool = False,
     progress: Bar = iter,
 ) -> Masker:
     """Train a masker and leave a run's folder: what `load_run` reads.
 
-    masker_options: of `Masker`. facts: written to run.json beside the recipe and the settings.
+    masker_options: of `Masker`. infill: of `train`. facts: written to run.json beside the recipe and the settings.
     """
     check_classes(dataset, loaded)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -62,6 +87,7 @@ def train_run(
         recipe=recipe,
         settings=settings,
         out=out,
+        infill=infill,
         resume=resume,
         progress=progress,
     )
@@ -69,6 +95,73 @@ def train_run(
     about = {**facts, "recipe": recipe.settings(), "images": len(dataset), "settings": vars(settings)}
     save_run(out, masker, loaded, about)
     return masker
+
+
+def load_infills(
+    names: Mapping[str, str], loaded: Loaded, dataset: Labelled, *, seed: int, remask: bool = False
+) -> dict[str, Infill] | None:
+    """Return the infill of each side ("kept", "removed") by name; None where all is the plain mean colour.
+
+    A bank is taken from the data set, spread over it. Both sides of one name draw from one generator.
+    """
+    if set(names.values()) == {"mean"} and not remask:
+        return None
+    bank = None
+    if "bank" in names.values():
+        some, transform = spread(dataset, _BANK), loaded.view.transform()
+        bank = collate([transform(some[place]) for place in range(len(some))]).images
+    generator = torch.Generator().manual_seed(7_000_003 + seed)
+    made = {
+        name: load_infill(name, classifier=loaded.classifier, generator=generator, bank=bank, remask=remask)
+        for name in dict.fromkeys(names.values())
+    }
+    return {side: made[name] for side, name in names.items()}
+
+
+def train_inpainter(
+    dataset: Labelled,
+    *,
+    out: Path,
+    image_size: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    precision: str = "32-true",
+    workers: int = 0,
+    seed: int = 0,
+    progress: Bar = iter,
+) -> dict[str, float]:
+    """Train an inpainter, write it and a picture of what it fills; return errors in the holes of unseen pictures.
+
+    The errors are mean absolute differences in [0, 1] on pictures held out of the training, beside those of the
+    mean colour and of blur.
+    """
+    held = spread(dataset, min(_SHOWN, max(1, len(dataset) // 10)))
+    kept_back = set(held.ids)
+    rest = Chosen(dataset, [place for place, one in enumerate(dataset.ids) if one not in kept_back])
+    torch.manual_seed(seed)
+    inpainter = Inpainter()
+    crop = CropFlip(image_size, scale=(0.3, 1.0))
+    stream = training_batches(rest, batch_size=batch_size, seed=seed, augment=crop, workers=workers)
+    images = (batch.images for batch in stream)
+    fit_inpainter(inpainter, images, steps=steps, lr=lr, precision=precision, seed=seed, progress=progress)
+    see = ShortSide(image_size)
+    whole = collate([see(held[place]) for place in range(len(held))]).images
+    holes = random_holes(len(whole), (image_size, image_size), torch.Generator().manual_seed(seed + 1)).round()
+    fills = {
+        "inpainter": inpainter(whole, holes),
+        "mean colour": MeanColour()(whole, holes),
+        "blur": Blur()(whole, holes),
+    }
+    save_inpainter(out, inpainter)
+    shown = [whole, keep(whole, 1 - holes, MeanColour())] + [
+        torch.lerp(whole, g.expand_as(whole), holes) for g in fills.values()
+    ]
+    replace_file(
+        out.with_suffix(".png"),
+        lambda at: save_image(torch.cat([one[:12] for one in shown]), at, nrow=min(12, len(whole)), format="png"),
+    )
+    return {name: float(((g - whole).abs() * holes).sum() / (3 * holes.sum())) for name, g in fills.items()}
 
 
 def check_classes(dataset: Labelled, loaded: Loaded) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from salmask.types import Images, Infill, Masks
 
-__all__ = ["IMAGENET_MEAN", "Bank", "Blur", "MeanColour", "Noise", "RandomColour", "keep", "remove"]
+__all__ = ["IMAGENET_MEAN", "Bank", "Blur", "MeanColour", "Noise", "RandomColour", "Remasked", "keep", "remove"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -139,6 +139,33 @@ class Bank:
         if drawn.shape[-2:] != images.shape[-2:]:
             drawn = F.interpolate(drawn, images.shape[-2:], mode="bilinear", align_corners=False)
         return drawn
+
+
+@dataclass(frozen=True)
+class Remasked:
+    """An infill whose pictures are masked twice, as the released infillers do it.
+
+    What they return is put together from the picture that was masked already, x' = m x + (1 - m) c, so that
+
+        keep = m x' + (1 - m) g = m x + (1 - m) [g + m (c - x)],
+
+    which is plain keeping with the infill g + (1 - h) (c - x), h = 1 - m. It differs where the mask is soft.
+
+    infill: g. colour: c, what the first masking left. Source: the released code of Phang et al., 2020.
+    """
+
+    infill: Infill
+    colour: tuple[float, float, float] = IMAGENET_MEAN
+
+    @property
+    def generator(self) -> Generator | None:
+        """The generator of g, if it draws."""
+        return getattr(self.infill, "generator", None)
+
+    def __call__(self, images: Images, holes: Masks) -> Images:
+        """Return g + (1 - h) (c - x); gradients flow to the holes."""
+        colour = images.new_tensor(self.colour).view(1, 3, 1, 1)
+        return self.infill(images, holes) + (1 - holes) * (colour - images)
 
 
 def _draw(generator: Generator, shape: tuple[int, ...], like: Tensor) -> Tensor:

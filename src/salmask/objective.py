@@ -118,13 +118,14 @@ def play(
     masks: Masks,
     targets: Targets,
     *,
-    infill: Infill,
+    infill: Infill | Mapping[str, Infill],
     clean: Logits | None = None,
     sides: frozenset[str] = frozenset({KEPT, REMOVED}),
     together: bool = True,
 ) -> Outcome:
     """Show the classifier the kept and the removed pictures.
 
+    infill: what stands in the holes, of both sides or {"kept": ..., "removed": ...}.
     clean: logits of the whole images, where known already; else one more pass without gradient.
     together: both sides go through as one batch. Exact for a network in eval mode; a network in train mode
         mixes the batch in its normalisation layers, so that the sides must go separately.
@@ -132,11 +133,12 @@ def play(
     if clean is None:
         with torch.no_grad():
             clean = classifier.logits(images)
+    fill = infill if isinstance(infill, Mapping) else {KEPT: infill, REMOVED: infill}
     pictures = {}
     if KEPT in sides:
-        pictures[KEPT] = keep(images, masks, infill)
+        pictures[KEPT] = keep(images, masks, fill[KEPT])
     if REMOVED in sides:
-        pictures[REMOVED] = remove(images, masks, infill)
+        pictures[REMOVED] = remove(images, masks, fill[REMOVED])
     if together and len(pictures) == 2:
         said = dict(zip(pictures, classifier.logits(torch.cat([*pictures.values()])).chunk(2), strict=True))
     else:

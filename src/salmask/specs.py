@@ -15,6 +15,7 @@ from typing import Any
 import timm
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode
 
 from salmask.classifier import Classifier
@@ -23,15 +24,20 @@ from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
 from salmask.files import replace_file
+from salmask.inpainter import load_inpainter
 from salmask.masker import Masker
+from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remasked
 from salmask.metrics import METRICS, Metric
 from salmask.recipes import RECIPES, Recipe
+from salmask.train import mean_colour
+from salmask.types import Infill
 
 __all__ = [
     "Loaded",
     "View",
     "load_classifier",
     "load_explainer",
+    "load_infill",
     "load_metrics",
     "load_recipe",
     "load_run",
@@ -224,6 +230,36 @@ def load_recipe(name: str, *, area_in: float | None = None, area_out: float | No
     if weights and RECIPES[name].balance is not None:
         raise ValueError(f"recipe {name} finds its area weights itself: leave them out, or use fix or ca")
     return RECIPES[name].weighted(**weights) if weights else RECIPES[name]
+
+
+INFILLS = ("mean", "blur", "noise", "colour", "bank")
+
+
+def load_infill(
+    name: str, *, classifier: Classifier, generator: Generator, bank: Tensor | None = None, remask: bool = False
+) -> Infill:
+    """Return an infill by name, or the inpainter in a .safetensors file; remask: as the released infillers do.
+
+    bank: images (N, 3, H, W) in [0, 1], for "bank". Errors: ValueError for another name, or no bank.
+    """
+    colour = mean_colour(classifier).colour
+    if name.endswith(".safetensors"):
+        infill: Infill = load_inpainter(Path(name)).to(classifier.device)
+    elif name == "bank":
+        if bank is None:
+            raise ValueError("the infill `bank` needs images to fill with")
+        infill = Bank(bank, generator)
+    elif name in INFILLS:
+        simple: dict[str, Infill] = {
+            "mean": MeanColour(colour),
+            "blur": Blur(border=colour),
+            "noise": Noise(generator),
+            "colour": RandomColour(generator),
+        }
+        infill = simple[name]
+    else:
+        raise ValueError(f"no infill {name!r}: expected {', '.join(INFILLS)}, or the file of an inpainter")
+    return Remasked(infill, colour) if remask else infill
 
 
 def load_metrics(names: Sequence[str]) -> dict[str, Metric]:

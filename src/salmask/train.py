@@ -91,7 +91,7 @@ def train(
     recipe: Recipe,
     settings: Settings,
     out: str | Path,
-    infill: Infill | None = None,
+    infill: Infill | Mapping[str, Infill] | None = None,
     resume: bool = False,
     fabric: Fabric | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -99,7 +99,8 @@ def train(
     """Train a masker beside a classifier, in place, and return it.
 
     batches: k -> the batches from number k on, endless and the same at every call (`data.training_batches`).
-    images: how many one pass has. infill: the classifier's mean colour unless given; its generator is saved too.
+    images: how many one pass has. infill: the classifier's mean colour unless given, or
+    {"kept": ..., "removed": ...}; the generators of random ones are saved too.
     out: folder for metrics.jsonl, TensorBoard events and the checkpoint. resume: go on from the checkpoint there.
     fabric: a launched Lightning Fabric, for devices, precision and several processes; one CPU or GPU if None.
 
@@ -137,7 +138,7 @@ class _Run:
         classifier: Classifier,
         recipe: Recipe,
         settings: Settings,
-        infill: Infill,
+        infill: Infill | Mapping[str, Infill],
         steps: int,
         fabric: Fabric,
     ) -> None:
@@ -155,8 +156,9 @@ class _Run:
         }
         if hasattr(masker.head, "generator"):
             masker.head.generator = self.generators["head"]  # type: ignore[assignment]
-        if isinstance(getattr(infill, "generator", None), torch.Generator):
-            self.generators["infill"] = infill.generator  # type: ignore[attr-defined]
+        for side, one in infill.items() if isinstance(infill, Mapping) else [("infill", infill)]:
+            if isinstance(generator := getattr(one, "generator", None), torch.Generator):
+                self.generators[side] = generator
         self.balance = recipe.balance.start(classifier.num_classes, fabric.device) if recipe.balance else None
         self.pool: ClassifierPool | None = None
         if not recipe.fixed:

@@ -3,10 +3,22 @@
 Heavy imports stand inside the calls, so that `--help` answers at once.
 """
 
-from salmask.commands.making import Classifier, Demo, Train
+from salmask.commands.making import Classifier, Demo, Inpainter, Train
 from salmask.commands.showing import Evaluate, Explain, Report, Sanity, Score
 from salmask.commands.studying import Study
 
-__all__ = ["COMMANDS", "Classifier", "Demo", "Evaluate", "Explain", "Report", "Sanity", "Score", "Study", "Train"]
+__all__ = [
+    "COMMANDS",
+    "Classifier",
+    "Demo",
+    "Evaluate",
+    "Explain",
+    "Inpainter",
+    "Report",
+    "Sanity",
+    "Score",
+    "Study",
+    "Train",
+]
 
-COMMANDS = (Demo, Classifier, Train, Explain, Evaluate, Score, Study, Sanity, Report)
+COMMANDS = (Demo, Classifier, Train, Inpainter, Explain, Evaluate, Score, Study, Sanity, Report)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from salmask.commands.options import Pictures, Precision
 from salmask.console import print_table, progress_bar, say, typed_command, version
 
-__all__ = ["Classifier", "Demo", "Train"]
+__all__ = ["Classifier", "Demo", "Inpainter", "Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,14 @@ class Train(Pictures):
     """Which of the classifier's maps the masker reads, by index."""
     upsample: Literal["nearest", "bilinear"] = "nearest"
     """From the masker's grid to the picture."""
+    infill: str = "mean"
+    """What stands in the holes: mean, blur, noise, colour, bank, or the file of an inpainter."""
+    infill_kept: str | None = None
+    """The same for the kept picture alone."""
+    infill_removed: str | None = None
+    """The same for the removed picture alone."""
+    remask: bool = False
+    """Mask pictures twice, as the released infillers do."""
     per_class: int | None = None
     """Train on so many pictures a class, drawn with the seed."""
     epochs: float = 12.0
@@ -158,7 +166,7 @@ class Train(Pictures):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.data import ImageFolder, subset, training_batches
-        from salmask.jobs import train_run
+        from salmask.jobs import load_infills, train_run
         from salmask.specs import load_classifier, load_recipe
         from salmask.train import Settings
 
@@ -185,6 +193,13 @@ class Train(Pictures):
             recipe=chosen,
             settings=settings,
             masker_options={"layers": self.layers, "upsample": self.upsample},
+            infill=load_infills(
+                {"kept": self.infill_kept or self.infill, "removed": self.infill_removed or self.infill},
+                loaded,
+                dataset,
+                seed=self.seed,
+                remask=self.remask,
+            ),
             batches=lambda start: training_batches(
                 dataset,
                 batch_size=self.batch_size,
@@ -204,3 +219,55 @@ class Train(Pictures):
             progress=progress_bar("training"),
         )
         say(f"run: {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpainter:
+    """Train an inpainter on a folder of pictures: a counterfactual infill for `train --infill FILE`."""
+
+    data: Path
+    """Folder with train/<class>/*."""
+    out: Path
+    """.safetensors file; a picture of what it fills is written beside it."""
+    image_size: int = 128
+    """Side of the square pictures that it learns from; it fills others too."""
+    steps: int = 2000
+    """Batches."""
+    batch_size: int = 16
+    """Pictures a step."""
+    lr: float = 1e-3
+    """Learning rate, which falls along a cosine."""
+    precision: Precision = "32-true"
+    """32-true or bf16-mixed."""
+    workers: int = 0
+    """Processes that read pictures."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    skip_broken: bool = False
+    """Leave out pictures that cannot be decoded, instead of stopping."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.data import ImageFolder
+        from salmask.files import writable_folder
+        from salmask.jobs import train_inpainter
+
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"--out names a .safetensors file, came {self.out}")
+        writable_folder(self.out.parent)
+        pictures = ImageFolder(self.data, "train", transform=None, skip_broken=self.skip_broken)
+        errors = train_inpainter(
+            pictures,
+            out=self.out,
+            image_size=self.image_size,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            precision=self.precision,
+            workers=self.workers,
+            seed=self.seed,
+            progress=progress_bar("inpainter"),
+        )
+        told = ", ".join(f"{name} {value:.4f}" for name, value in errors.items())
+        say(f"mean absolute error in the holes: {told}")
+        say(f"inpainter: {self.out}; what it fills: {self.out.with_suffix('.png')}")

@@ -30,7 +30,7 @@ from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
 from salmask.files import replace_file
-from salmask.jobs import compare, spread, train_run
+from salmask.jobs import compare, load_infills, spread, train_run
 from salmask.masker import HEADS
 from salmask.measure import Rules
 from salmask.metrics import METRICS
@@ -46,7 +46,6 @@ METRICS_OF = {
     "val": ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "mask_entropy", "mask_tv"),
 }
 _FORMAT = 1  # of a job's content: raise it where the same settings would give another masker
-_BANK = 256  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,9 @@ class Place:
 
     def load(self) -> Loaded:
         """Return the classifier, as it is before any masker."""
-        return load_classifier(self.classifier, image_size=self.image_size, interpolation=self.interpolation)
+        loaded = load_classifier(self.classifier, image_size=self.image_size, interpolation=self.interpolation)
+        loaded.classifier.network.to(memory_format=torch.channels_last)  # a third faster on a CPU
+        return loaded
 
     def folder(self, split: str, *, transform: Any, classes: Any = None) -> Labelled:
         """Return the pictures of a split."""
@@ -218,16 +219,20 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         seed=seed,
         save_every=100,
     )
-    generator = torch.Generator().manual_seed(7_000_003 + seed)
     augment = replace(loaded.view.augmentation(), scale=(scale.scale_crop, 1.0))
-    infill = _infills(variant, loaded, generator, train_set)
     train_run(
         dataset,
         replace(loaded, classes=tuple(train_set.classes)),
         recipe=variant.build_recipe(),
         settings=settings,
         masker_options=_masker_options(variant, loaded, scale),
-        **({} if infill is None else {"infill": infill}),
+        infill=load_infills(
+            {"kept": variant.infill_kept, "removed": variant.infill_removed},
+            loaded,
+            train_set,
+            seed=seed,
+            remask=variant.remask,
+        ),
         batches=_batches(dataset, settings, augment),
         out=folder,
         facts={"variant": variant.settings()},
@@ -246,24 +251,6 @@ def _masker_options(variant: Variant, loaded: Loaded, scale: Scale) -> dict[str,
         "area_condition": variant.area_condition,
         "classes": loaded.classifier.num_classes if variant.class_condition else None,
     }
-
-
-def _infills(variant: Variant, loaded: Loaded, generator: torch.Generator, train_set: Labelled) -> Any:
-    names = {"kept": variant.infill_kept, "removed": variant.infill_removed}
-    if set(names.values()) == {"mean"} and not variant.remask:
-        return None
-    from salmask.specs import load_infill
-
-    bank = None
-    if "bank" in names.values():
-        transform = loaded.view.transform()
-        some = spread(train_set, _BANK)
-        bank = torch.stack([transform(some[k]).image.float() / 255 for k in range(len(some))])
-    made = {
-        name: load_infill(name, classifier=loaded.classifier, generator=generator, bank=bank, remask=variant.remask)
-        for name in dict.fromkeys(names.values())
-    }
-    return {side: made[name] for side, name in names.items()}
 
 
 def _batches(dataset: Labelled, settings: Settings, augment: CropFlip) -> Callable[[int], Any]:

@@ -1,0 +1,194 @@
+"""Holes, the inpainter that learns to fill them, and infills by side and by name."""
+
+import itertools
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from salmask.classifier import Classifier
+from salmask.inpainter import Inpainter, fit_inpainter, load_inpainter, random_holes, save_inpainter
+from salmask.masking import Blur, MeanColour, Noise, Remasked, keep, remove
+from salmask.objective import play
+from salmask.specs import load_infill
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Mean(torch.nn.Module):
+    """Two logits: mean red, mean green."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))[:, :2]
+
+
+@pytest.fixture
+def small() -> Inpainter:
+    torch.manual_seed(0)
+    return Inpainter(width=4, depth=2)
+
+
+def two_colours(seed: int = 0):
+    """Endless pictures of one colour each: what is hidden follows from what is seen."""
+    g = generator(seed)
+    while True:
+        yield torch.rand(8, 3, 1, 1, generator=g).expand(-1, -1, 16, 16).contiguous()
+
+
+# Holes
+
+
+def test_holes_cover_from_a_little_to_most_of_the_picture() -> None:
+    holes = random_holes(200, (16, 24), generator())
+    assert holes.shape == (200, 1, 16, 24)
+    assert 0 <= holes.min() and holes.max() <= 1
+    area = holes.mean((1, 2, 3))
+    assert area.min() < 0.2 and area.max() > 0.55
+
+
+def test_holes_follow_their_generator() -> None:
+    first, again, other = (random_holes(4, (8, 8), generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# The inpainter
+
+
+def test_what_is_hidden_is_not_looked_at(small) -> None:
+    """Two pictures that differ in the hole alone are filled alike."""
+    images = torch.rand(1, 3, 16, 16, generator=generator())
+    holes = torch.zeros(1, 1, 16, 16)
+    holes[..., 4:12, 4:12] = 1
+    other = torch.where(holes.bool(), torch.rand(1, 3, 16, 16, generator=generator(5)), images)
+    inpainter = small.frozen()
+    assert torch.allclose(inpainter(images, holes), inpainter(other, holes), atol=1e-6)
+    assert not torch.allclose(inpainter(images, holes), inpainter(images, 0 * holes))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 30), (40, 9)])
+def test_any_size_is_filled_with_colours(small, size) -> None:
+    filled = small.frozen()(torch.rand(2, 3, *size), torch.rand(2, 1, *size))
+    assert filled.shape == (2, 3, *size)
+    assert 0 <= filled.min() and filled.max() <= 1
+
+
+def test_no_gradient_passes_through_its_use(small) -> None:
+    images = torch.rand(1, 3, 16, 16)
+    masks = torch.full((1, 1, 16, 16), 0.5, requires_grad=True)
+    inpainter = small.frozen()
+    keep(images, masks, inpainter).sum().backward()
+    filled = inpainter(images, torch.full((1, 1, 16, 16), 0.5))
+    assert torch.allclose(masks.grad, (images - filled).sum(1, keepdim=True), atol=1e-5)  # dX/dm = x - g
+    assert all(p.grad is None for p in inpainter.parameters())
+
+
+def test_it_learns_to_go_on_with_the_colour_around_the_hole(small) -> None:
+    images = next(two_colours(seed=9))
+    holes = random_holes(8, (16, 16), generator(3)).round()
+
+    def error() -> float:
+        return float(((small(images, holes) - images).abs() * holes).sum() / (3 * holes.sum()))
+
+    before = error()
+    fit_inpainter(small, two_colours(), steps=150, lr=5e-3)
+    mean_colour = float(((MeanColour()(images, holes) - images).abs() * holes).sum() / (3 * holes.sum()))
+    assert error() < 0.5 * before
+    assert error() < 0.6 * mean_colour
+    assert not small.training and not any(p.requires_grad for p in small.parameters())
+
+
+def test_training_follows_its_seed() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(fit_inpainter(Inpainter(width=4, depth=1), two_colours(), steps=3, seed=7))
+    for one, other in zip(made[0].parameters(), made[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(small) -> None:
+    broken = itertools.repeat(torch.full((2, 3, 16, 16), float("nan")))
+    with pytest.raises(ValueError, match="the inpainter's loss is nan at step 0"):
+        fit_inpainter(small, broken, steps=3)
+
+
+def test_saved_and_loaded_it_fills_alike(small, tmp_path) -> None:
+    save_inpainter(tmp_path / "one.safetensors", small)
+    again = load_inpainter(tmp_path / "one.safetensors")
+    images, holes = torch.rand(1, 3, 16, 16), torch.rand(1, 1, 16, 16)
+    assert torch.equal(small.frozen()(images, holes), again(images, holes))
+    assert again.settings() == small.settings()
+
+
+def test_other_files_are_refused(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no inpainter at"):
+        load_inpainter(tmp_path / "none.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds no inpainter"):
+        load_inpainter(tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="holds no inpainter"):
+        load_inpainter(tmp_path / "broken.safetensors")
+
+
+# Infills by side, twice masked, by name
+
+
+def test_remasked_equals_masking_twice() -> None:
+    """m * (m x + (1 - m) c) + (1 - m) g, also in its gradient."""
+    images = torch.rand(2, 3, 8, 8, generator=generator())
+    masks = torch.rand(2, 1, 8, 8, generator=generator(1)).requires_grad_()
+    colour, blur = (0.2, 0.5, 0.7), Blur(sigma=10.0, at=8)
+    c = torch.tensor(colour).view(1, 3, 1, 1)
+    direct = masks * (masks * images + (1 - masks) * c) + (1 - masks) * blur(images, 1 - masks)
+    ours = keep(images, masks, Remasked(blur, colour))
+    assert torch.allclose(ours, direct, atol=1e-6)
+    weights = torch.rand(direct.shape, generator=generator(2))
+    first, second = (torch.autograd.grad((one * weights).sum(), masks)[0] for one in (ours, direct))
+    assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_binary_masks_do_not_mind_being_masked_twice() -> None:
+    images = torch.rand(1, 3, 8, 8)
+    masks = (torch.rand(1, 1, 8, 8) > 0.5).float()
+    plain = MeanColour((0.1, 0.2, 0.3))
+    assert torch.allclose(remove(images, masks, Remasked(plain)), remove(images, masks, plain), atol=1e-6)
+
+
+def test_each_side_may_have_an_infill_of_its_own() -> None:
+    classifier = Classifier(Mean(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), layers=[])
+    images, masks = torch.zeros(1, 3, 4, 4), torch.full((1, 1, 4, 4), 0.25)
+    fills = {"kept": MeanColour((1.0, 0.0, 0.0)), "removed": MeanColour((0.0, 1.0, 0.0))}
+    outcome = play(classifier, images, masks, torch.tensor([0]), infill=fills)
+    assert outcome.kept.tolist() == [[pytest.approx(0.75), 0.0]]
+    assert outcome.removed.tolist() == [[0.0, pytest.approx(0.25)]]
+
+
+@pytest.mark.parametrize("name", ["mean", "blur", "noise", "colour", "bank"])
+@pytest.mark.parametrize("remask", [False, True])
+def test_infills_by_name_fill_pictures(name, remask) -> None:
+    classifier = Classifier(Mean(), mean=(0.3, 0.4, 0.5), std=(1.0, 1.0, 1.0), layers=[])
+    bank = torch.rand(3, 3, 8, 8)
+    infill = load_infill(name, classifier=classifier, generator=generator(), bank=bank, remask=remask)
+    images = torch.rand(2, 3, 8, 8)
+    kept = keep(images, torch.zeros(2, 1, 8, 8), infill)
+    assert kept.shape == images.shape and 0 <= kept.min() and kept.max() <= 1
+    if name == "mean":
+        assert torch.allclose(kept, torch.tensor([0.3, 0.4, 0.5]).view(1, 3, 1, 1).expand_as(kept), atol=1e-6)
+
+
+def test_infills_that_do_not_exist_are_refused() -> None:
+    classifier = Classifier(Mean(), mean=(0.3, 0.4, 0.5), std=(1.0, 1.0, 1.0), layers=[])
+    with pytest.raises(ValueError, match="no infill 'snow': expected mean, blur, noise, colour, bank"):
+        load_infill("snow", classifier=classifier, generator=generator())
+    with pytest.raises(ValueError, match="needs images to fill with"):
+        load_infill("bank", classifier=classifier, generator=generator())
+
+
+def test_remasked_hands_on_the_generator_of_what_it_wraps() -> None:
+    g = generator()
+    assert Remasked(Noise(g)).generator is g
+    assert Remasked(MeanColour()).generator is None
