@@ -43,7 +43,7 @@ def two_colours(seed: int = 0):
 def test_holes_cover_from_a_little_to_most_of_the_picture() -> None:
     holes = random_holes(200, (16, 24), generator())
     assert holes.shape == (200, 1, 16, 24)
-    assert 0 <= holes.min() and holes.max() <= 1
+    assert holes.min() >= 0 and holes.max() <= 1
     area = holes.mean((1, 2, 3))
     assert area.min() < 0.2 and area.max() > 0.55
 
@@ -72,7 +72,7 @@ def test_what_is_hidden_is_not_looked_at(small) -> None:
 def test_any_size_is_filled_with_colours(small, size) -> None:
     filled = small.frozen()(torch.rand(2, 3, *size), torch.rand(2, 1, *size))
     assert filled.shape == (2, 3, *size)
-    assert 0 <= filled.min() and filled.max() <= 1
+    assert filled.min() >= 0 and filled.max() <= 1
 
 
 def test_no_gradient_passes_through_its_use(small) -> None:
@@ -175,7 +175,7 @@ def test_infills_by_name_fill_pictures(name, remask) -> None:
     infill = load_infill(name, classifier=classifier, generator=generator(), bank=bank, remask=remask)
     images = torch.rand(2, 3, 8, 8)
     kept = keep(images, torch.zeros(2, 1, 8, 8), infill)
-    assert kept.shape == images.shape and 0 <= kept.min() and kept.max() <= 1
+    assert kept.shape == images.shape and kept.min() >= 0 and kept.max() <= 1
     if name == "mean":
         assert torch.allclose(kept, torch.tensor([0.3, 0.4, 0.5]).view(1, 3, 1, 1).expand_as(kept), atol=1e-6)
 

@@ -139,7 +139,7 @@ def fit_inpainter(
         loss = (error * (1 + 5 * holes)).mean() + 0.1 * rough
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the inpainter's loss is {float(loss)} at step {step}: take a lower learning rate than {lr}"
+                f"the inpainter's loss is {float(loss.detach())} at step {step}: take a lower learning rate than {lr}"
             )
         optimiser.zero_grad()
         loss.backward()

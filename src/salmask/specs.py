@@ -176,8 +176,16 @@ def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
 def load_explainer(name: str, *, loaded: Loaded | None) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
-    A name may carry settings: `rise:masks=500`; values are read as JSON where they can be.
+    A name may carry settings: `rise:masks=500`; values are read as JSON where they can be. So may a run:
+    `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area.
     """
+    run, colon, options = name.rpartition(":")
+    if colon and (Path(run) / RUN).is_file():
+        masker, own = load_run(run)
+        try:
+            return f"{Path(run).resolve().name}:{options}", Learned(masker, **_options(options)), own
+        except TypeError as error:
+            raise ValueError(f"the masker in {run} does not take {options!r}: {error}") from error
     if (Path(name) / RUN).is_file() or (Path(name) / "checkpoint.pt").is_file():
         masker, own = load_run(name)
         return Path(name).resolve().name, Learned(masker), own

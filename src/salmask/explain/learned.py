@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
@@ -16,6 +17,8 @@ class Learned:
 
     masker: trained beside the classifier that it will be called with; one that does not fit is refused.
     area: target area in [0, 1], for a masker conditioned on areas.
+    top: a binary mask of this share of the cells of the masker's grid, those with the highest logits; of equal ones
+        the first in reading order. How a masker that was told no area is brought to one.
 
     Most maskers are class-agnostic: they read the features, not a class, and the explanation says so in `notes`.
     A masker conditioned on classes explains the targets that it is given.
@@ -23,19 +26,22 @@ class Learned:
 
     normalize = "none"
 
-    def __init__(self, masker: Masker, *, area: float | None = None) -> None:
+    def __init__(self, masker: Masker, *, area: float | None = None, top: float | None = None) -> None:
         if masker.area_condition != (area is not None):
             raise ValueError(
                 "this masker is conditioned on an area: give `area` in [0, 1]"
                 if masker.area_condition
                 else "this masker is not conditioned on an area: leave `area` out"
             )
-        self.masker, self.area = masker, area
+        for name, share in (("area", area), ("top", top)):
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share in [0, 1], came {share}")
+        self.masker, self.area, self.top = masker, area, top
 
     @property
     def settings(self) -> dict[str, object]:
         """What the report says of this explainer."""
-        return {**self.masker.settings(), "weights": self.masker.fingerprint(), "area": self.area}
+        return {**self.masker.settings(), "weights": self.masker.fingerprint(), "area": self.area, "top": self.top}
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Return masks in [0, 1] at the images' size."""
@@ -47,7 +53,12 @@ class Learned:
                 logits, maps = classifier.features(images)
                 chosen = check_targets(targets, logits)
                 size = (images.shape[-2], images.shape[-1])
-                masks = self.masker(maps, size, areas=self._areas(images), targets=self._classes(chosen))
+                told = {"areas": self._areas(images), "targets": self._classes(chosen)}
+                if self.top is None:
+                    masks = self.masker(maps, size, **told)
+                else:
+                    cells = top_cells(self.masker.logits(maps, size, **told), self.top)
+                    masks = F.interpolate(cells, size, mode="nearest")
         finally:
             self.masker.train(training)
         notes = () if self.masker.classes else ("class-agnostic: the map does not depend on the class asked for",)
@@ -58,3 +69,11 @@ class Learned:
 
     def _classes(self, targets: Tensor) -> Tensor | None:
         return targets if self.masker.classes else None
+
+
+def top_cells(logits: Tensor, share: float) -> Tensor:
+    """Return 1 for the round(share * cells) highest logits of each image, else 0; equal ones in reading order."""
+    flat = logits.flatten(1)
+    count = round(share * flat.shape[1])
+    chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(flat).scatter_(1, chosen, 1.0).view_as(logits)

@@ -1,0 +1,296 @@
+"""Studies: settings as values, jobs that are done once, rows that become the paper's tables."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from salmask.cli import main
+from salmask.explain.learned import top_cells
+from salmask.objective import Outcome, divergence_from_prior
+from salmask.report import write_report
+from salmask.study import STUDIES, Claim, Local, Place, Row, Scale, Study, Variant, run_study
+from salmask.study.engine import Task
+from salmask.study.settings import TERMS, content
+from salmask.study.studies import fix, infilling
+from salmask.study.work import work
+from salmask.synthetic import write_folder
+
+TINY = Scale(images=8, batch_size=4, measured=4, held_out=1, layers=(3, 4), scale_crop=0.5, final=1.0, seeds=2)
+
+
+class Here:
+    """An engine of this process; counts what it was asked to do, and fails where it is told to."""
+
+    def __init__(self, fail: str = "") -> None:
+        self.fail, self.asked = fail, []
+
+    def run(self, tasks, done) -> None:
+        for task in tasks:
+            self.asked.append(task.name)
+            if self.fail and self.fail in task.name:
+                done(task, 0.0, "ValueError: told to fail")
+                continue
+            work(task.folder, task.on, task.top, task.area)
+            done(task, 1.0, None)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    root = tmp_path_factory.mktemp("study")
+    write_folder(root / "data", train=40, val=10, seed=3, size=64)
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), root / "plain.safetensors")
+    return Place(data=str(root / "data"), classifier=f"timm:test_resnet@{root / 'plain.safetensors'}", image_size=64)
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+def small_study(**changes) -> Study:
+    rows = (
+        Row(name="center", explainer="center"),
+        Row(name="tuned", candidates=(fix(), fix(1.0, 10.0)), seeds=2),
+        Row(name="auto", variant=Variant(recipe="auto"), seeds=2),
+        Row(name="top", variant=fix(top=0.25), place=0.25),
+    )
+    claims = (
+        Claim(text="Tuning helps", row="tuned", against="auto"),
+        Claim(text="It learns", row="auto", against="center"),
+    )
+    return dataclasses.replace(Study(name="small", title="A small study", rows=rows, claims=claims), **changes)
+
+
+def run(study: Study, place: Place, out: Path, jobs: Path, engine=None, scale: Scale = TINY):
+    return run_study(study, place, scale, out=out, jobs=jobs, engine=engine or Here(), say=lambda text: None)
+
+
+# Settings
+
+
+def test_every_study_of_the_table_is_sound_and_its_variants_build() -> None:
+    for name, make in STUDIES.items():
+        study = make(Scale())
+        assert study.name == name and study.rows
+        for row in study.rows:
+            for variant in (*row.candidates, *([row.variant] if row.variant else [])):
+                recipe = variant.build_recipe()
+                assert recipe.objective.terms
+                again = Variant(**json.loads(json.dumps(content(variant))))
+                assert again == variant
+
+
+def test_the_table_has_the_axes_of_the_paper() -> None:
+    studies = {name: make(Scale()) for name, make in STUDIES.items()}
+    variants = {name: [v for row in s.rows for v in (*row.candidates, row.variant) if v] for name, s in studies.items()}
+    assert len([r for r in studies["objectives"].rows if r.candidates]) == 16  # (4 single + 4 pairs) x (FIX, CA)
+    assert {v.history for v in variants["classifier"]} >= {"off", "sample"}
+    assert {v.layers for v in variants["layers"]} >= {(k,) for k in range(5)}
+    assert {v.head for v in variants["masks"]} == {"sigmoid", "concrete"}
+    assert {v.area_power for v in variants["masks"] if v.area_condition} == {1.0, 2.0}
+    assert any(v.class_condition for v in variants["masks"]) and any(v.top for v in variants["masks"])
+    assert {v.per_class for v in variants["few_shot"]} == {1, 2, 5, 10, 25, 125, None}
+    assert any(v.shuffled for v in variants["sanity"])
+    assert {r.explainer for r in studies["table1"].rows if r.explainer} >= {"full", "center", "gradcam"}
+    assert [r.name for r in studies["table1"].rows][-2:] == ["best FIX", "best CA"]
+    filled = infilling(Scale(), inpainter="x.safetensors")
+    assert {r.variant.infill_kept for r in filled.rows if r.variant} >= {
+        "mean",
+        "blur",
+        "noise",
+        "bank",
+        "x.safetensors",
+    }
+
+
+def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
+    assert content(Variant()) == {}
+    assert content(Variant(layers=[2, 3])) == {"layers": (2, 3)}
+    assert fix(top=0.5).trained() == fix() == fix(area=0.5).trained()
+    assert fix(top=0.5).reading() == "-top0.5" and fix().reading() == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Variant(recipe="best"), "no recipe 'best'"),
+        (lambda: Variant(terms=(("love", 1.0),)), "no term 'love'"),
+        (lambda: Row(name="a"), "needs one of variant, candidates and explainer, came 0"),
+        (lambda: Row(name="a", variant=Variant(), explainer="full"), "came 2"),
+        (lambda: Scale(images=0), "images must be positive"),
+        (
+            lambda: Study(name="s", title="", rows=(Row(name="a", explainer="full"),) * 2),
+            "two rows are named 'a'",
+        ),
+        (
+            lambda: Study(
+                name="s",
+                title="",
+                rows=(Row(name="a", explainer="full"),),
+                claims=(Claim(text="", row="a", against="b"),),
+            ),
+            "speaks of row 'b'",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_the_divergence_from_uniform_is_the_prior_s_at_one_over_k() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    outcome = Outcome(torch.ones(3, 1, 2, 2), logits.argmax(1), logits, logits, logits.flip(1))
+    ours = TERMS["divergence_from_uniform"](outcome)
+    assert torch.allclose(ours, divergence_from_prior(torch.full((5,), 0.2))(outcome))
+    assert (ours > 0).all()
+
+
+# Masks of the top pixels
+
+
+def test_the_top_cells_are_as_many_as_asked_for_and_the_highest() -> None:
+    logits = torch.tensor([[[[3.0, 1.0], [2.0, 0.0]]], [[[5.0, 5.0], [5.0, 5.0]]]])
+    assert top_cells(logits, 0.5)[0].tolist() == [[[1.0, 0.0], [1.0, 0.0]]]
+    assert top_cells(logits, 0.5)[1].tolist() == [[[1.0, 1.0], [0.0, 0.0]]]  # equal ones: in reading order
+    assert top_cells(logits, 0.0).sum() == 0 and top_cells(logits, 1.0).mean() == 1
+
+
+# Running
+
+
+def test_a_study_leaves_rows_table_findings_and_a_page(place, jobs, tmp_path) -> None:
+    outcome = run(small_study(), place, tmp_path / "out", jobs)
+    assert outcome.failed == {} and outcome.complete == ("center", "tuned", "auto", "top")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary) == ["center", "tuned #0", "tuned #1", "auto #0", "auto #1", "top"]
+    assert summary["top"]["mask_mean"]["mean"] == pytest.approx(0.25)
+    assert {"om", "le", "f1", "sm", "pxap:boxes", "mask_mean"} <= summary["auto #0"].keys()
+    text = (tmp_path / "out" / "study.md").read_text()
+    assert "| tuned | 2 |" in text and "Tuning helps: " in text and "over 2 and 2 trainings" in text
+    assert "Tuned tuned on boxes of held-out training images" in text
+    study = json.loads((tmp_path / "out" / "study.json").read_text())
+    scores = [one["le"] for one in study["tuning"]["tuned"]]
+    chosen = next(row["variant"] for row in study["rows"] if row["name"] == "tuned")
+    assert chosen == study["tuning"]["tuned"][int(np.argmin(scores))]["variant"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "A small study" in page and "Tuning helps" in page
+    assert (tmp_path / "out" / "figure_1.png").is_file()
+
+
+def test_the_mean_over_seeds_is_that_of_the_runs(place, jobs, tmp_path) -> None:
+    run(small_study(), place, tmp_path / "out", jobs)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    mean = (summary["auto #0"]["f1"]["mean"] + summary["auto #1"]["f1"]["mean"]) / 2
+    line = next(one for one in (tmp_path / "out" / "study.md").read_text().splitlines() if one.startswith("| auto "))
+    assert f"{mean:.3f}" in line
+
+
+def test_nothing_is_done_twice_and_the_report_is_made_again_from_rows_alone(place, jobs, tmp_path) -> None:
+    run(small_study(), place, tmp_path / "one", jobs)
+    again = Here()
+    run(small_study(name="other"), place, tmp_path / "two", jobs, again)
+    assert again.asked == []
+    text = (tmp_path / "two" / "study.md").read_bytes()
+    for name in ("study.md", "summary.json", "index.html", "figure_1.png"):
+        (tmp_path / "two" / name).unlink()
+    write_report(tmp_path / "two")
+    assert (tmp_path / "two" / "study.md").read_bytes() == text
+
+
+def test_other_settings_are_another_job_and_other_names_are_not(place, jobs, tmp_path) -> None:
+    run(small_study(), place, tmp_path / "one", jobs)
+    engine = Here()
+    renamed = Study(name="r", title="", rows=(Row(name="of another name", variant=fix(), seeds=1),))
+    run(renamed, place, tmp_path / "two", jobs, engine)
+    assert engine.asked == [] or engine.asked == ["of another name"]  # trained already; measured if it was not chosen
+    longer = dataclasses.replace(TINY, lr=1e-3)
+    run(renamed, place, tmp_path / "three", jobs, engine := Here(), scale=longer)
+    assert engine.asked == ["of another name"]
+
+
+def test_a_job_that_fails_is_named_and_tried_again_alone(place, jobs, tmp_path) -> None:
+    study = small_study(rows=(*small_study().rows, Row(name="odd", variant=fix(0.2, 2.0))))
+    outcome = run(study, place, tmp_path / "out", jobs, Here(fail="odd"))
+    assert outcome.failed == {"odd": "ValueError: told to fail"}
+    assert "odd" not in outcome.complete and len(outcome.complete) == 4
+    assert "Failed: odd (ValueError: told to fail)" in (tmp_path / "out" / "study.md").read_text()
+    engine = Here()
+    outcome = run(study, place, tmp_path / "out", jobs, engine)
+    assert engine.asked == ["odd"] and outcome.failed == {} and "odd" in outcome.complete
+
+
+def test_a_study_of_failures_alone_is_an_error(place, tmp_path) -> None:
+    study = Study(name="s", title="", rows=(Row(name="odd", variant=fix()),))
+    with pytest.raises(ValueError, match="no row could be measured; first reason: ValueError: told to fail"):
+        run(study, place, tmp_path / "out", tmp_path / "jobs", Here(fail="odd"))
+
+
+def test_conditions_heads_infills_and_subsets_all_train(place, tmp_path) -> None:
+    variants = {
+        "told its area": fix(area_condition=True, area_power=2.0, area=0.5),
+        "told the class": fix(class_condition=True),
+        "binary": fix(head="concrete", temperature=0.5, learnable=True),
+        "bank": fix(infill_kept="bank", infill_removed="blur", remask=True),
+        "few": fix(per_class=1),
+        "some classes": fix(classes=3),
+        "shuffled": fix(shuffled=True),
+        "alongside": Variant(recipe="ca", history="sample", pool_size=2, pool_every=1, lr=0.5),
+    }
+    rows = tuple(Row(name=name, variant=one) for name, one in variants.items())
+    outcome = run(Study(name="all", title="All", rows=rows), place, tmp_path / "out", tmp_path / "jobs")
+    assert outcome.failed == {} and set(outcome.complete) == set(variants)
+
+
+def test_local_processes_carry_out_tasks_and_say_why_one_failed(tmp_path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "job.json").write_text("{}")
+    told = []
+    Local(workers=1, threads=1).run(
+        [Task(tmp_path / "job", "val", "broken")], lambda task, seconds, error: told.append((task.name, error))
+    )
+    assert told == [("broken", "KeyError: 'content'")]
+    assert "Traceback" in (tmp_path / "job" / "failed.txt").read_text()
+
+
+# The command
+
+
+def test_the_command_runs_a_study_of_one_s_own(place, tmp_path, capsys) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from salmask.study import Row, Study\n"
+        "def study(scale):\n"
+        "    return Study(name='mine', title='Mine', rows=[Row(name='center', explainer='center')])\n"
+    )
+    spec = ["--data", place.data, "--classifier", place.classifier, "--image-size", "64", "--measured", "4"]
+    out = tmp_path / "out"
+    assert main(["study", str(own), *spec, "--out", str(out), "--jobs", str(tmp_path / "jobs")]) == 0
+    assert "| center | 1 |" in (out / "study.md").read_text()
+    assert "report:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tables"], "no study 'tables': expected table1"),
+        (["none.py"], "no file none.py"),
+        (["table1", "--data", "."], "needs --classifier"),
+        (["table1", "--classifier", "timm:resnet18"], "--classifier goes with --data"),
+        (["infilling", "--inpainter", "none.safetensors"], "no inpainter at none.safetensors"),
+        (["table1", "--images", "0"], "images must be positive"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, words, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments, "--out", str(tmp_path / "out")]) == 1
+    assert words in capsys.readouterr().err
+    shutil.rmtree(tmp_path, ignore_errors=True)
