@@ -41,7 +41,8 @@ class Learned:
     @property
     def settings(self) -> dict[str, object]:
         """What the report says of this explainer."""
-        return {**self.masker.settings(), "weights": self.masker.fingerprint(), "area": self.area, "top": self.top}
+        told = {**self.masker.settings(), "weights": self.masker.fingerprint(), "area": self.area}
+        return told if self.top is None else {**told, "top": self.top}
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Return masks in [0, 1] at the images' size."""

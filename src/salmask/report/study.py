@@ -123,7 +123,7 @@ def _finding(
 def _welch(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Return the difference of two means over trainings with Welch's t interval."""
     mean = float(np.mean(first) - np.mean(second))
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
+    if max(np.ptp(first), np.ptp(second)) < 1e-9:
         return Interval(mean, mean, mean, min(len(first), len(second)))
     ends = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
     return Interval(mean, float(ends.low), float(ends.high), min(len(first), len(second)))

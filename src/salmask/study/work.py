@@ -157,11 +157,11 @@ def _work(folder: Path, on: str, top: float | None, area: float | None) -> None:
     if (out / "summary.json").is_file():
         return
     base = place.load()
-    train_set, held_out = _split(place, scale.held_out)
     if "explainer" in told:
         explainer: Explainer = EXPLAINERS[told["explainer"]]()
         loaded, name = base, told["explainer"]
     else:
+        train_set, held_out = _split(place, scale.held_out)
         variant = replace(Variant(**told["variant"]), top=top, area=area)
         explainer, loaded = _masker(folder, variant, told["seed"], place, scale, train_set)
         name = folder.name
@@ -169,7 +169,8 @@ def _work(folder: Path, on: str, top: float | None, area: float | None) -> None:
     if on == "tuning":
         pictures: Labelled = _Seen(held_out, transform)
     else:
-        pictures = spread(place.folder("val", transform=transform, classes=train_set.classes), scale.measured)
+        classes = place.folder("train", transform=None).classes
+        pictures = spread(place.folder("val", transform=transform, classes=classes), scale.measured)
     compare(
         {name: (explainer, loaded)},
         {metric: METRICS[metric] for metric in METRICS_OF[on]},
