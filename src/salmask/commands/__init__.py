@@ -3,7 +3,7 @@
 Heavy imports stand inside the calls, so that `--help` answers at once.
 """
 
-from salmask.commands.making import Classifier, Demo, Inpainter, Train
+from salmask.commands.making import Classifier, Convert, Demo, Inpainter, Train
 from salmask.commands.showing import Evaluate, Explain, Report, Sanity, Score
 from salmask.commands.studying import Study
 
@@ -21,4 +21,4 @@ __all__ = [
     "Train",
 ]
 
-COMMANDS = (Demo, Classifier, Train, Inpainter, Explain, Evaluate, Score, Study, Sanity, Report)
+COMMANDS = (Demo, Classifier, Train, Inpainter, Explain, Evaluate, Score, Study, Sanity, Report, Convert)

@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from salmask.commands.options import Pictures, Precision
 from salmask.console import print_table, progress_bar, say, typed_command, version
 
-__all__ = ["Classifier", "Demo", "Inpainter", "Train"]
+__all__ = ["Classifier", "Convert", "Demo", "Inpainter", "Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,8 @@ class Train(Pictures):
     """timm:NAME, timm:NAME@FILE, or the folder of a run."""
     out: Path
     """Folder of the run: masker, classifier, metrics, checkpoint."""
+    as_released: bool = False
+    """Train as the paper's released code does where it differs from its description; see docs/as-released.md."""
     recipe: str = "auto"
     """auto, auto_ca, fix, ca, casm_f, casm_l, casm_fl, casm_l100, casm_l1000 or dabkowski_gal."""
     area_in: float | None = None
@@ -167,10 +171,13 @@ class Train(Pictures):
         """Run the command."""
         from salmask.data import ImageFolder, subset, training_batches
         from salmask.jobs import load_infills, train_run
+        from salmask.released import as_released
         from salmask.specs import load_classifier, load_recipe
         from salmask.train import Settings
 
         chosen = load_recipe(self.recipe, area_in=self.area_in, area_out=self.area_out)
+        if self.as_released:
+            chosen = as_released(chosen)
         loaded = load_classifier(self.classifier, **self.pictures())
         dataset: Any = ImageFolder(
             self.data, "train", transform=None, classes=loaded.classes, skip_broken=self.skip_broken
@@ -271,3 +278,24 @@ class Inpainter:
         told = ", ".join(f"{name} {value:.4f}" for name, value in errors.items())
         say(f"mean absolute error in the holes: {told}")
         say(f"inpainter: {self.out}; what it fills: {self.out.with_suffix('.png')}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Make a run of a checkpoint that the paper's released code (or CASM's) has written."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Its .chk file."""
+    out: Path
+    """Folder of the run, for `explain` and `evaluate`."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.files import writable_folder
+        from salmask.released import load_released
+        from salmask.specs import Loaded, View, save_run
+
+        masker, classifier, network = load_released(self.checkpoint)
+        facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": version()}
+        save_run(writable_folder(self.out), masker, Loaded(classifier, network, View(224)), facts)
+        say(f"run: {self.out}")
