@@ -126,7 +126,7 @@ def test_other_files_are_refused_with_what_they_lack(tmp_path, capsys) -> None:
     content = torch.load(tmp_path / "epoch.chk", weights_only=False)
     del content["state_dict_masker"]["conv1x1_3.1.running_var"]
     torch.save(content, tmp_path / "part.chk")
-    with pytest.raises(ValueError, match="1 tensors are missing .projections.3.1.running_var"):
+    with pytest.raises(ValueError, match=r"1 tensors are missing .projections.3.1.running_var"):
         load_released(tmp_path / "part.chk")
     assert main(["convert", str(tmp_path / "other.chk"), "--out", str(tmp_path / "run")]) == 1
     assert "is no released checkpoint" in capsys.readouterr().err

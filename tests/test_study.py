@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from salmask.cli import main
@@ -184,6 +185,8 @@ def test_a_study_leaves_rows_table_findings_and_a_page(place, jobs, tmp_path) ->
     page = (tmp_path / "out" / "index.html").read_text()
     assert "A small study" in page and "Tuning helps" in page
     assert (tmp_path / "out" / "figure_1.png").is_file()
+    with Image.open(tmp_path / "out" / "strip.jpg") as sheet:  # image and four rows, a head and four pictures
+        assert sheet.size == (5 * 72, 5 * 72)
 
 
 def test_the_mean_over_seeds_is_that_of_the_runs(place, jobs, tmp_path) -> None:

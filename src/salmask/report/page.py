@@ -20,7 +20,7 @@ from salmask import statistics
 from salmask.records import FAILURES, file_name, read_counts, read_lines, read_meta, read_rows, write_json
 from salmask.report import charts
 from salmask.report.sentences import describe, p_text
-from salmask.report.study import StudyPart, read_study, study_part
+from salmask.report.study import StudyPart, picture_strip, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
 from salmask.statistics import Interval
 
@@ -52,6 +52,8 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     part = None if study is None else study_part(study, rows, summary)
     if part is not None:
         _write_study(folder, part)
+        if (sheet := picture_strip(folder, study or {})) is not None:
+            sheet.save(folder / "strip.jpg", quality=88)
         title = title or str(study["title"])  # type: ignore[index]
     page = _page(folder, summary, meta, failures, title or "Which pixels decide", part)
     draft = folder / "index.html.part"

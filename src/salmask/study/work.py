@@ -179,7 +179,7 @@ def _work(folder: Path, on: str, top: float | None, area: float | None) -> None:
         out=out,
         about={},
         batch_size=50,
-        pictures=0 if on == "tuning" else 12,
+        pictures=0 if on == "tuning" else 24,
     )
 
 
