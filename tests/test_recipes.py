@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from salmask.objective import Objective, Outcome, area, two_sided
+from salmask.objective import Objective, Outcome, area, area_weighted
 from salmask.recipes import HISTORIES, RECIPES, Balance, Recipe
 
 CPU = torch.device("cpu")
@@ -63,10 +63,10 @@ def test_the_published_recipes_have_their_published_settings() -> None:
     ]  # fmt: skip
 
 
-def test_auto_finds_the_weights_of_the_published_objective() -> None:
+def test_auto_asks_for_no_area_weights() -> None:
     for name in ("auto", "auto_ca"):
         assert RECIPES[name].balance is not None
-        assert RECIPES[name].objective.terms.keys() == RECIPES["fix"].objective.terms.keys()
+        assert not {"area_if_kept_right", "area_if_removed_wrong"} & RECIPES[name].objective.terms.keys()
 
 
 def test_weighted_changes_weights_alone() -> None:
@@ -74,8 +74,8 @@ def test_weighted_changes_weights_alone() -> None:
     assert other.objective.terms["area_if_removed_wrong"][0] == 3.0
     assert other.settings()["weights"] == {**RECIPES["ca"].settings()["weights"], "area_if_removed_wrong": 3.0}
     assert (other.fixed, other.history, other.name) == (False, "skip_update", "ca")
-    with pytest.raises(ValueError, match="no term 'area_root'"):
-        RECIPES["auto"].weighted(area_root=3.0)
+    with pytest.raises(ValueError, match="no term 'area_if_removed_wrong'"):
+        RECIPES["auto"].weighted(area_if_removed_wrong=3.0)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,8 @@ def test_an_ignorant_classifier_costs_the_same_for_any_number_of_classes(classes
     clean = flat.clone()
     clean[:, 0] = 1
     outcome = Outcome(torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long), clean, flat, flat)
-    weighed = balance.weigh(two_sided(tv=0.0), balance.start(classes, CPU), classes)
-    area_terms = -0.5 * balance.first * balance.inside  # a guess is right on the kept side, and not lost on the other
-    assert total(weighed, outcome) == pytest.approx(1 - 1 + area_terms, abs=1e-5)
+    weighed = balance.weigh(area_weighted(tv=0.0), balance.start(classes, CPU), classes)
+    assert total(weighed, outcome) == pytest.approx(1 - 1 + 0.5 * balance.first, abs=1e-5)
     weights = {name: float(weight) for name, (weight, _) in weighed.terms.items()}
     assert weights["max_class_kept"] * math.log(classes) == pytest.approx(1.0)
 
@@ -176,11 +175,11 @@ def test_both_sides_count_whatever_the_price() -> None:
         state = balance.start(K, CPU)
         for _ in range(50):
             state = balance.step(state, played(kept, removed))
-        terms = balance.weigh(two_sided(), state, K).terms
+        terms = balance.weigh(area_weighted(), state, K).terms
         weights = {name: float(weight) for name, (weight, _) in terms.items()}
         assert weights["max_class_kept"] == weights["max_entropy_removed"] == pytest.approx(1 / math.log(K))
-        assert weights["area_if_kept_right"] == pytest.approx(0.1 * weights["area_if_removed_wrong"])
-        assert weights["area_if_removed_wrong"] == pytest.approx(float(balance.price(state, K)))
+        assert weights["area"] == pytest.approx(float(balance.price(state, K)))
+        assert weights["total_variation"] == pytest.approx(0.002 * weights["area"], rel=1e-5)
 
 
 def test_what_is_asked_for_is_corrected_for_chance() -> None:

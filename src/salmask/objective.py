@@ -48,6 +48,7 @@ __all__ = [
     "area_if_removed_wrong",
     "area_root",
     "area_to",
+    "area_weighted",
     "casm_objective",
     "dabkowski_gal",
     "divergence_from_prior",
@@ -360,6 +361,18 @@ def two_sided(*, area_in: float = 1.0, area_out: float = 10.0, tv: float = 0.001
             "max_entropy_removed": (1.0, max_entropy_removed),
             "area_if_kept_right": (area_in, area_if_kept_right),
             "area_if_removed_wrong": (area_out, area_if_removed_wrong),
+            "total_variation": (2 * tv, total_variation),
+        }
+    )
+
+
+def area_weighted(*, area_weight: float = 1.0, tv: float = 0.001) -> Objective:
+    """MaxClass (I) + MaxEnt (O) with the plain area, which counts on every image: what `auto` puts a price on."""
+    return Objective(
+        {
+            "max_class_kept": (1.0, max_class_kept),
+            "max_entropy_removed": (1.0, max_entropy_removed),
+            "area": (area_weight, area),
             "total_variation": (2 * tv, total_variation),
         }
     )

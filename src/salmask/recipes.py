@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salmask.objective import OBJECTIVES, Objective, Outcome, two_sided
+from salmask.objective import OBJECTIVES, Objective, Outcome, area_weighted
 
 __all__ = ["HISTORIES", "RECIPES", "Balance", "Recipe"]
 
@@ -41,29 +41,29 @@ class Balance:
     Cotter et al., 2019), the paper's two terms divided by log K, their value for a classifier that knows nothing.
     Both constraints are one, min(S_in - r_in, S_out - r_out) >= 0, with one multiplier u. Two multipliers would let
     the one of the easier constraint fall to nothing, and the mask would be made by one side alone: that was
-    tried, and costs localization. Divided by u, with the price w = 1 / u, the Lagrangian is the paper's objective
+    tried, and costs localization. Divided by u, with the price w = 1 / u, the Lagrangian is
 
-        L = [ CE(kept) - H(removed) ] / log K + w (inside * A_in + A_out)
+        L = [ CE(kept) - H(removed) ] / log K + w (A + TV).
 
-    with its conditional areas, which count only on images for which the mask achieves its end already: an image
-    that needs a larger mask is not pressed into the average. The multiplier ascends, so the price falls while a
-    constraint fails and rises while both hold: log w = I + gain s,  I <- I + rate s,  s = min(S_in - r_in,
-    S_out - r_out). The sum I is exponentiated gradient ascent, which keeps w positive; the term with `gain` answers
-    at once and damps the overshooting of the sum (Stooke, Achiam & Abbeel, 2020). S is a running mean over batches.
+    The multiplier ascends, so the price falls while a constraint fails and rises while both hold:
+
+        log w = I + gain s,   I <- I + rate s,   s = min(S_in - r_in, S_out - r_out).
+
+    The sum I is exponentiated gradient ascent, which keeps w positive; the term with `gain` answers at once and damps
+    the overshooting of the sum (Stooke, Achiam & Abbeel, 2020). S is a running mean over batches. The area counts on
+    every image: conditional areas, as in the published objective, leave a mask that has saturated at ones for good.
     Nothing is asked of the size of objects or their boxes.
 
-    kept, removed: stated shares in (0, 1), corrected for chance. inside: weight of the kept side's area beside that
-    of the removed side's. rate, gain: per batch, on log w. memory: of the running shares. first: w to begin with.
-    bounds: of w.
+    kept, removed: stated shares in (0, 1), corrected for chance. rate, gain: per batch, on log w. memory: of the
+    running shares. first: w to begin with. bounds: of w.
     """
 
-    kept: float = 0.75
+    kept: float = 0.7
     removed: float = 0.75
-    inside: float = 0.1
-    rate: float = 0.1
-    gain: float = 2.0
+    rate: float = 0.3
+    gain: float = 5.0
     memory: float = 0.8
-    first: float = 0.5
+    first: float = 1.0
     bounds: tuple[float, float] = (1e-2, 1e2)
 
     def __post_init__(self) -> None:
@@ -85,9 +85,8 @@ class Balance:
         return objective.with_weights(
             max_class_kept=1 / math.log(classes),
             max_entropy_removed=1 / math.log(classes),
-            area_if_kept_right=self.inside * price,
-            area_if_removed_wrong=price,
-            total_variation=objective.terms["total_variation"][0] / math.log(classes),
+            area=price,
+            total_variation=objective.terms["total_variation"][0] * price,
         )
 
     @torch.no_grad()
@@ -125,7 +124,7 @@ class Recipe:
     clean_statistics: a classifier trained alongside remembers the normalisation statistics of clean pictures alone,
         so that in use the masker reads the features that it was trained on; the released code mixes in those of
         kept and removed pictures.
-    balance: steer the area weights; needs the terms of `objective.two_sided`.
+    balance: steer the area weights; needs the terms of `objective.area_weighted`.
     """
 
     objective: Objective
@@ -143,7 +142,7 @@ class Recipe:
             raise ValueError(f"history is one of {', '.join(HISTORIES)}, came {self.history!r}")
         if not 0 <= self.historic <= 1:
             raise ValueError(f"historic is a probability, came {self.historic}")
-        needed = set(OBJECTIVES["fix"].terms)
+        needed = set(area_weighted().terms)
         if self.balance is not None and not needed <= self.objective.terms.keys():
             raise ValueError(f"a balanced recipe needs the terms {', '.join(sorted(needed))}")
 
@@ -172,7 +171,7 @@ _FIRST_ONLY = 10**9  # a pool that never stores again: the first classifier stay
 def _recipes() -> dict[str, Recipe]:
     alongside = {"fixed": False, "historic": 0.5}
     casm = {name: OBJECTIVES[name] for name in OBJECTIVES if name.startswith("casm")}
-    balanced = Recipe(two_sided(), balance=Balance())
+    balanced = Recipe(area_weighted(), balance=Balance())
     table = {
         "auto": balanced,
         "auto_ca": replace(balanced, **alongside, history="skip_update", clean_statistics=True),  # type: ignore[arg-type]
