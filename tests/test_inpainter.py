@@ -1,16 +1,21 @@
 """Holes, the inpainter that learns to fill them, and infills by side and by name."""
 
 import itertools
+import json
 
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from salmask.classifier import Classifier
+from salmask.cli import main
 from salmask.inpainter import Inpainter, fit_inpainter, load_inpainter, random_holes, save_inpainter
 from salmask.masking import Blur, MeanColour, Noise, Remasked, keep, remove
 from salmask.objective import play
 from salmask.specs import load_infill
+from salmask.synthetic import write_folder
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -192,3 +197,40 @@ def test_remasked_hands_on_the_generator_of_what_it_wraps() -> None:
     g = generator()
     assert Remasked(Noise(g)).generator is g
     assert Remasked(MeanColour()).generator is None
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inpainter") / "data"
+    write_folder(root, train=20, val=10, seed=3, size=64)
+    return root
+
+
+def test_an_inpainter_is_trained_shown_and_used_in_training(data, tmp_path, capsys) -> None:
+    out = tmp_path / "fill.safetensors"
+    assert main(["inpainter", "--data", str(data), "--out", str(out), "--image-size", "32", "--steps", "2"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("inpainter", "mean colour", "blur"))
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.height > 5 * 32  # whole, with holes, and three ways to fill them
+    torch.manual_seed(0)
+    weights = tmp_path / "plain.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), weights)
+    train = ["train", "--data", str(data), "--classifier", f"timm:test_resnet@{weights}", "--image-size", "64"]
+    train += ["--epochs", "0.2", "--batch-size", "4", "--infill-kept", str(out), "--infill", "blur", "--remask"]
+    assert main([*train, "--out", str(tmp_path / "run")]) == 0
+    evaluate = ["evaluate", "--data", str(data), "--explainer", f"{tmp_path / 'run'}:top=0.25", "--metric", "mask_mean"]
+    assert main([*evaluate, "--out", str(tmp_path / "scores")]) == 0
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert summary["run:top=0.25"]["mask_mean"]["mean"] == pytest.approx(0.25)
+
+
+def test_bad_input_is_one_clear_line(data, tmp_path, capsys) -> None:
+    assert main(["inpainter", "--data", str(data), "--out", str(tmp_path / "fill.pt")]) == 1
+    assert "--out names a .safetensors file" in capsys.readouterr().err
+    assert main(["inpainter", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "fill.safetensors")]) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
