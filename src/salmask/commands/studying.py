@@ -42,6 +42,8 @@ class Study:
     """Trainings of headline rows (3; 1 on built-in pictures)."""
     other_seeds: int | None = None
     """Trainings of the other rows (1)."""
+    candidates: int | None = None
+    """Area weights tried a row that is tuned (2); 1 takes the first, and trains once."""
     batch_size: int | None = None
     """Pictures a step."""
     lr: float | None = None
@@ -113,7 +115,7 @@ class Study:
             scale = Scale(
                 images=3000, final=2.0, batch_size=50, seeds=1, measured=300, layers=(1, 2, 3, 4), scale_crop=0.5
             )
-        names = ("images", "final", "seeds", "other_seeds", "batch_size", "lr", "precision", "measured")
+        names = ("images", "final", "seeds", "other_seeds", "candidates", "batch_size", "lr", "precision", "measured")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(scale, **given)
 

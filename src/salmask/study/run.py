@@ -106,7 +106,10 @@ class _Desk:
         """Return the best candidate of every row that has some, and what was compared.
 
         Candidates are compared at the study's own length, with seed 0, also where the row trains for longer.
+        One candidate alone is taken as it is.
         """
+        few = self.scale.candidates
+        chosen = {row.name: row.candidates[0] for row in rows if row.candidates and len(row.candidates[:few]) == 1}
         tried = {
             row.name: [
                 (
@@ -115,13 +118,13 @@ class _Desk:
                         "tuning", f"{row.name}, tuning", variant=replace(one, images=1.0), explainer=None, seed=0
                     ),
                 )
-                for one in row.candidates
+                for one in row.candidates[:few]
             ]
             for row in rows
-            if row.candidates
+            if row.candidates and row.name not in chosen
         }
         self.do([task for found in tried.values() for _, task in found])
-        chosen, said = {}, {}
+        said = {}
         for name, found in tried.items():
             scores = [(self._le(task), one) for one, task in found]
             usable = [(score, place) for place, (score, _) in enumerate(scores) if score is not None]

@@ -151,8 +151,9 @@ class Scale:
 
     images: training images shown to a masker. final: how many times as many the last rows of table1 are shown.
     seeds: trainings of headline rows; other_seeds: of the others. held_out: training images a class that are kept
-    aside, for tuning. measured: val images, spread evenly; None for all. layers: of the classifier, for variants
-    that do not say. scale_crop: smallest share of the picture that the augmentation keeps.
+    aside, for tuning. candidates: how many area weights are tried a row that is tuned; with 1 its first are taken.
+    measured: val images, spread evenly; None for all. layers: of the classifier, for variants that do not say.
+    scale_crop: smallest share of the picture that the augmentation keeps.
     """
 
     images: int = 11_000
@@ -165,12 +166,14 @@ class Scale:
     seeds: int = 3
     other_seeds: int = 1
     held_out: int = 10
+    candidates: int = 2
     measured: int | None = None
     layers: tuple[int, ...] = (3, 4)
     scale_crop: float = 0.08
 
     def __post_init__(self) -> None:
-        for name in ("images", "final", "batch_size", "lr", "classifier_lr", "seeds", "other_seeds", "held_out"):
+        counts = ("batch_size", "seeds", "other_seeds", "held_out", "candidates")
+        for name in ("images", "final", "lr", "classifier_lr", *counts):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
 

@@ -96,7 +96,7 @@ class Job:
     def folder(self, under: Path, fingerprint: dict[str, Any]) -> Path:
         """Return the job's folder; write job.json there, if it is new."""
         used = asdict(self.scale)
-        for name in ("seeds", "other_seeds", "measured", "final"):  # of the table, not of the job
+        for name in ("seeds", "other_seeds", "candidates", "measured", "final"):  # of the table, not of the job
             del used[name]
         told: dict[str, Any] = {"format": _FORMAT, **fingerprint}
         if self.variant is None:
