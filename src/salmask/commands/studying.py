@@ -48,6 +48,12 @@ class Study:
     """Pictures a step."""
     lr: float | None = None
     """Learning rate of the maskers."""
+    scale_crop: float | None = None
+    """Smallest share of the picture that a training crop keeps (0.5)."""
+    scale_most: float | None = None
+    """Largest share (1)."""
+    train_size: int | None = None
+    """Side of the pictures in training; the classifier's own where not given."""
     precision: Precision | None = None
     """32-true, bf16-mixed or 16-mixed."""
     measured: int | None = None
@@ -112,10 +118,9 @@ class Study:
 
         scale = Scale()
         if self.data is None:
-            scale = Scale(
-                images=3000, final=2.0, batch_size=50, seeds=1, measured=300, layers=(1, 2, 3, 4), scale_crop=0.5
-            )
+            scale = Scale(images=3000, final=2.0, batch_size=50, seeds=1, measured=300, layers=(1, 2, 3, 4))
         names = ("images", "final", "seeds", "other_seeds", "candidates", "batch_size", "lr", "precision", "measured")
+        names += ("scale_crop", "scale_most", "train_size")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(scale, **given)
 

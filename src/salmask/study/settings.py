@@ -153,7 +153,9 @@ class Scale:
     seeds: trainings of headline rows; other_seeds: of the others. held_out: training images a class that are kept
     aside, for tuning. candidates: how many area weights are tried a row that is tuned; with 1 its first are taken.
     measured: val images, spread evenly; None for all. layers: of the classifier, for variants that do not say.
-    scale_crop: smallest share of the picture that the augmentation keeps.
+    scale_crop, scale_most: smallest and largest share of the picture that the augmentation keeps.
+    train_size: side of the pictures in training, the classifier's own where None; with crops of that share they keep
+    the scale that they have in use, at a cost that falls with the square of the side.
     """
 
     images: int = 11_000
@@ -169,7 +171,9 @@ class Scale:
     candidates: int = 2
     measured: int | None = None
     layers: tuple[int, ...] = (3, 4)
-    scale_crop: float = 0.08
+    scale_crop: float = 0.5
+    scale_most: float = 1.0
+    train_size: int | None = None
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "seeds", "other_seeds", "held_out", "candidates")

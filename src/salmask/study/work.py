@@ -220,7 +220,11 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         seed=seed,
         save_every=100,
     )
-    augment = replace(loaded.view.augmentation(), scale=(scale.scale_crop, 1.0))
+    augment = replace(
+        loaded.view.augmentation(),
+        size=scale.train_size or loaded.view.image_size,
+        scale=(scale.scale_crop, scale.scale_most),
+    )
     train_run(
         dataset,
         replace(loaded, classes=tuple(train_set.classes)),
