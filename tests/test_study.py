@@ -16,6 +16,7 @@ from salmask.cli import main
 from salmask.explain.learned import top_cells
 from salmask.objective import Outcome, divergence_from_prior
 from salmask.report import write_report
+from salmask.report.checks import Checks, checks_part
 from salmask.study import STUDIES, Claim, Local, Place, Row, Scale, Study, Variant, run_study
 from salmask.study.engine import Task
 from salmask.study.settings import TERMS, content
@@ -38,7 +39,7 @@ class Here:
             if self.fail and self.fail in task.name:
                 done(task, 0.0, "ValueError: told to fail")
                 continue
-            work(task.folder, task.on, task.top, task.area)
+            work(task.folder, task.on, **task.options())
             done(task, 1.0, None)
 
 
@@ -262,6 +263,70 @@ def test_local_processes_carry_out_tasks_and_say_why_one_failed(tmp_path) -> Non
     )
     assert told == [("broken", "KeyError: 'content'")]
     assert "Traceback" in (tmp_path / "job" / "failed.txt").read_text()
+
+
+# Checks of maps
+
+
+def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_alone(place, jobs, tmp_path) -> None:
+    rows = (
+        Row(name="gradcam", explainer="gradcam"),
+        Row(name="FIX", variant=fix(), seeds=2),
+        Row(name="random labels", variant=fix(shuffled=True)),
+    )
+    study = Study(
+        name="s", title="S", rows=rows, checks=("FIX", "gradcam"), pairs=(("FIX", "random labels"),), checked=4
+    )
+    out = tmp_path / "out"
+    assert run(study, place, out, jobs).failed == {}
+    found = json.loads((out / "checks.json").read_text())
+    assert len(found["images"]) == 4
+    asked = {(row["explainer"], row["check"]) for row in found["rows"]}
+    parts = {"classifier, cascading", "classifier, independent", "masker, cascading", "masker, independent"}
+    assert asked >= {("FIX #0", one) for one in parts}
+    assert ("gradcam", "classifier, cascading") in asked and ("gradcam", "masker, cascading") not in asked
+    compared = {(row["explainer"], row["step"]) for row in found["rows"] if row["check"] == "maps"}
+    assert compared >= {("FIX #0", "FIX #1"), ("FIX #0", "random labels"), ("FIX #0", "random labels, another picture")}
+    text = (out / "study.md").read_text()
+    assert "| FIX #0 and random labels |" in text and "| FIX #0, all of its classifier randomised |" in text
+    assert "Similarity falls as the classifier is randomised: " in text
+    assert "than two trainings of FIX: difference" in text
+    page = (out / "index.html").read_text()
+    assert "How alike the maps are" in page and "FIX #0, masker, cascading" in page
+    for name in ("study.md", "index.html"):
+        (out / name).unlink()
+    shutil.rmtree(jobs / "none", ignore_errors=True)
+    write_report(out)
+    assert (out / "study.md").read_text() == text and (out / "index.html").read_text() == page
+    again = Here()
+    run(study, place, out, jobs, again)
+    assert again.asked == []
+
+
+def made_checks(**values) -> Checks:
+    """Four images; spearman by "explainer/check/step"."""
+    return Checks({(*name.split("/"), "spearman"): np.array(column) for name, column in values.items()})
+
+
+def test_a_check_says_falls_only_where_the_curve_does() -> None:
+    falling = {f"a/masker, cascading/{k}": [1 - 0.2 * k - 0.01 * i for i in range(4)] for k in range(1, 5)}
+    level = {f"a/masker, cascading/{k}": [1.0] * 4 for k in range(1, 5)}
+    gone = falling | {"a/masker, cascading/4": [float("nan")] * 4}
+    assert "randomised: confirmed for a" in checks_part(made_checks(**falling)).findings[0]
+    assert "below one half from 3 on (module 3)" in checks_part(made_checks(**falling)).findings[0]
+    assert "randomised: not told apart for a" in checks_part(made_checks(**level)).findings[0]
+    assert "4 of 4 maps are constant at the end" in checks_part(made_checks(**gone)).findings[0]
+
+
+def test_pairs_are_held_against_maps_of_other_pictures_and_other_trainings() -> None:
+    alike = {"a #0/maps/a #1": [0.9, 0.8, 0.9, 0.8], "a #0/maps/a #1, another picture": [0.1, 0.2, 0.1, 0.3]}
+    apart = {"a #0/maps/b": [0.1, 0.3, 0.2, 0.2], "a #0/maps/b, another picture": [0.3, 0.1, 0.2, 0.2]}
+    first, second = checks_part(made_checks(**alike, **apart)).findings
+    assert first.startswith("Maps of a #0 and a #1 are alike: Spearman 0.850")
+    assert "b are not told from unrelated maps" in second
+    assert "surely less alike than two trainings of a: difference −0.650" in second
+    empty = {name: [float("nan")] * 4 for name in apart}
+    assert "those of one of them are constant" in checks_part(made_checks(**empty)).findings[0]
 
 
 # The command

@@ -23,7 +23,10 @@ Done = Callable[["Task", float, str | None], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A job's folder, what is asked of it, its name in words, its cost beside others, and how its masker is read."""
+    """A job's folder, what is asked of it, its name in words, its cost beside others, and how its masker is read.
+
+    on: "tuning", "val", or, for so many `pictures` of val, "maps" and "checks". top, area: as in `Variant`.
+    """
 
     folder: Path
     on: str
@@ -31,6 +34,12 @@ class Task:
     cost: float = 1.0
     top: float | None = None
     area: float | None = None
+    pictures: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return what `work` is told beside folder and phase."""
+        told = {"top": self.top, "area": self.area, "pictures": self.pictures}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,8 @@ class Local:
                 environment["CUDA_VISIBLE_DEVICES"] = device
             try:
                 with (task.folder / "log.txt").open("ab") as log:
-                    read = json.dumps({"top": task.top, "area": task.area})
-                    call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, read]
+                    told = json.dumps(task.options())
+                    call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, told]
                     code = subprocess.run(call, stdout=log, stderr=log, env=environment, check=False).returncode
             finally:
                 free.put(device)
@@ -86,7 +95,7 @@ class Slurm:
         executor.update_parameters(slurm_array_parallelism=self.at_once, **dict(self.options))
         start = time.perf_counter()
         with executor.batch():
-            jobs = {executor.submit(work, task.folder, task.on, task.top, task.area): task for task in tasks}
+            jobs = {executor.submit(work, task.folder, task.on, **task.options()): task for task in tasks}
         for job in submitit.helpers.as_completed(list(jobs)):
             error = job.exception()
             done(jobs[job], time.perf_counter() - start, None if error is None else str(error).splitlines()[-1])

@@ -219,7 +219,12 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A table of the paper: its rows, its figure, and what it is asked."""
+    """A table of the paper: its rows, its figure, and what it is asked.
+
+    checks: rows whose maps are compared while weights are randomised, layer by layer: the classifier's, and the
+    masker's own. pairs: rows whose maps of the same pictures are compared, and with another training of their own.
+    checked: val pictures that the maps are compared on, spread evenly.
+    """
 
     name: str
     title: str
@@ -227,6 +232,8 @@ class Study:
     axis: Axis | None = None
     claims: tuple[Claim, ...] = ()
     checks: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    checked: int = 48
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
@@ -234,7 +241,8 @@ class Study:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"study {self.name}: two rows are named {name!r}")
-        asked = [one for claim in self.claims for one in (claim.row, claim.against)] + list(self.checks)
+        asked = [one for claim in self.claims for one in (claim.row, claim.against)]
+        asked += [*self.checks, *(one for pair in self.pairs for one in pair)]
         for name in [*asked, *(self.axis.reference if self.axis else ())]:
             if name not in names:
                 raise ValueError(f"study {self.name} speaks of row {name!r}, which it does not have")

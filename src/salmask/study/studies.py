@@ -212,13 +212,21 @@ def regularisers(scale: Scale) -> Study:
 
 
 def sanity(scale: Scale) -> Study:
-    """Maps of a masker while its classifier is randomised, and of one that has learned random labels."""
+    """Maps while weights are randomised, and maps of maskers that have learned random labels.
+
+    A sound method's maps change with the weights of the classifier that it explains, and those learned from random
+    labels are no more like the others than maps of other pictures are; two trainings of one setting are alike.
+    """
     rows = [
+        Row(name="gradcam", explainer="gradcam"),
         Row(name="FIX", variant=fix(), seeds=2),
-        Row(name="CA", variant=ca()),
         Row(name="FIX, random labels", variant=fix(shuffled=True)),
+        Row(name="CA", variant=ca()),
+        Row(name="CA, random labels", variant=ca(shuffled=True)),
     ]
-    return Study(name="sanity", title="Do the maps depend on what was learned", rows=tuple(rows), checks=("FIX", "CA"))
+    pairs = (("FIX", "FIX, random labels"), ("CA", "CA, random labels"), ("FIX", "CA"))
+    title = "Do the maps depend on what was learned"
+    return Study(name="sanity", title=title, rows=tuple(rows), checks=("FIX", "CA", "gradcam"), pairs=pairs)
 
 
 def table1(scale: Scale) -> Study:
