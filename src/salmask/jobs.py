@@ -3,6 +3,7 @@
 Everything comes as objects; the look-ups by name are in `specs`.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -190,11 +191,13 @@ def explain_files(
     target: str | None = None,
     normalize: str | None = None,
     top: int = 3,
+    skip_broken: bool = False,
     progress: Bar = iter,
 ) -> list[Path]:
     """Explain picture files one by one; return the PNGs written. The raw map stands beside each as .npy.
 
-    All files are read before the first is explained, so that a broken one loses no work.
+    All files are read before the first is explained, so that a broken one loses no work; skip_broken leaves those
+    that cannot be decoded out, with a warning that names them.
     """
     names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
     chosen = None if target is None else torch.tensor([_class_index(target, names)])
@@ -202,8 +205,16 @@ def explain_files(
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
     files = _distinct(paths)
     transform = loaded.view.transform()
-    for path in files.values():
-        read_image(path)
+    for stem, path in list(files.items()):
+        try:
+            read_image(path)
+        except ValueError as error:
+            if not skip_broken:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            del files[stem]
+    if not files:
+        raise ValueError("none of the pictures can be decoded")
     writable_folder(out)
     written = []
     for stem, path in progress(list(files.items())):
