@@ -15,7 +15,7 @@ from salmask.records import COUNTS, ROWS, file_name, read_lines, read_meta, writ
 from salmask.report import add_training, write_report
 from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task
-from salmask.study.settings import Row, Scale, Study, Variant, content
+from salmask.study.settings import Reading, Row, Scale, Study, Variant, content
 from salmask.study.work import Job, Place, finished, results
 
 __all__ = ["Engine", "Outcome", "run_study"]
@@ -94,7 +94,7 @@ class _Desk:
         if variant is None:
             return Task(folder, on, name, 0.05)
         trained = (folder / "run.json").is_file()
-        return Task(folder, on, name, 0.1 if trained else variant.images, variant.top, variant.area)
+        return Task(folder, on, name, 0.1 if trained else variant.images, *variant.reading())
 
     def members(self, row: Row, chosen: Mapping[str, Variant]) -> dict[str, Task]:
         """Return the tasks of a row by the explainers' names in the tables."""
@@ -185,12 +185,12 @@ def _checked(tasks: Sequence[Task], scale: Scale) -> dict[str, Checked]:
 
 def _results(task: Task, scale: Scale) -> Path:
     count = scale.measured if task.pictures is None else task.pictures
-    return results(task.folder, task.on, count, Variant(top=task.top, area=task.area).reading())
+    return results(task.folder, task.on, count, Reading(task.top, task.area, task.reads).word())
 
 
 def _done(task: Task, scale: Scale) -> bool:
     count = scale.measured if task.pictures is None else task.pictures
-    return finished(task.folder, task.on, count, Variant(top=task.top, area=task.area).reading()).is_file()
+    return finished(task.folder, task.on, count, Reading(task.top, task.area, task.reads).word()).is_file()
 
 
 def _gather(
