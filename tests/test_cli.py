@@ -238,6 +238,59 @@ def test_explain_writes_nothing_where_one_of_its_files_is_broken(data, spec, tmp
     assert not out.exists()
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_explain_leaves_a_broken_file_out_where_it_is_told_to(data, spec, tmp_path, capsys) -> None:
+    cut, out = _truncate(data, "val"), tmp_path / "explained"
+    arguments = ["explain", first(data), cut, "--explainer", "center", *spec, "--out", out, "--skip-broken"]
+    assert main([str(part) for part in arguments]) == 0
+    assert str(cut) in capsys.readouterr().err
+    assert {path.suffix for path in out.iterdir()} == {".png", ".npy"} and len(list(out.iterdir())) == 2
+    assert main([str(part) for part in ["explain", cut, *arguments[3:]]]) == 1
+    assert "none of the pictures can be decoded" in capsys.readouterr().err
+
+
+def test_any_setting_of_a_variant_can_be_trained(data, spec, tmp_path, capsys) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--data", data, *spec, "--epochs", "0.5", "--batch-size", "5", "--recipe", "ca", "--out", out]
+    settings = ["head=concrete", "hard=false", "class_condition=true", "history=sample", "pool_size=2", "tv_border=0"]
+    assert main([str(part) for part in [*arguments, "--setting", *settings, "weights.area_if_kept_right=3"]]) == 0
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["recipe"]["history"], facts["recipe"]["pool_size"]) == ("sample", 2)
+    assert facts["recipe"]["weights"]["area_if_kept_right"] == 3
+    config = json.loads((out / "config.json").read_text())
+    assert (config["head"], config["hard"], config["classes"]) == ("concrete", False, 10)
+    refused(capsys, [*arguments, "--setting", "upsample=bilinear"], "--setting upsample", "option of its own")
+    refused(capsys, [*arguments, "--setting", "heads=concrete"], "KEY of recipe", "heads=concrete")
+
+
+def test_a_run_is_read_with_another_classifier(demo, data, tmp_path, capsys) -> None:
+    other = tmp_path / "other.safetensors"
+    classifier = [
+        "classifier",
+        "--data",
+        data,
+        "--network",
+        "timm:test_resnet",
+        "--image-size",
+        "64",
+        "--epochs",
+        "0.3",
+    ]
+    assert main([str(part) for part in [*classifier, "--batch-size", "8", "--out", other]]) == 0  # two steps are enough
+    run, out = demo / "fix", tmp_path / "out"
+    reads = f"{run}:reads=timm:test_resnet@{other}"
+    explain = ["explain", first(data), "--out", out, "--explainer"]
+    assert main([str(part) for part in [*explain, run]]) == 0
+    own = np.load(next(out.glob("*.npy")))
+    assert main([str(part) for part in [*explain, reads]]) == 0
+    assert not np.array_equal(own, np.load(next(out.glob("*.npy"))))
+    assert main([str(part) for part in [*explain, f"{run}:reads={run}"]]) == 0
+    assert np.array_equal(own, np.load(next(out.glob("*.npy"))))
+    evaluate = ["evaluate", "--data", data, "--explainer", run, reads, "--metric", "le", "--out", tmp_path / "e"]
+    assert main([str(part) for part in evaluate]) == 0
+    refused(capsys, [*explain, f"{run}:paints=1"], "only top, area and reads")
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -319,6 +372,7 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(data, spec, tmp_
     refused(capsys, [*evaluate, "gradcan"], "no explainer 'gradcan'", "gradcam")
     refused(capsys, [*evaluate, "center", "--metric", "f2"], "no metric 'f2'", "f1")
     refused(capsys, [*evaluate, "center", "--split", "test"], "no split 'test'", "train, ")
+    assert not out.exists()
     refused(capsys, [*evaluate, "center", "center"], "two explainers are named center")
     refused(capsys, ["train", "--data", data, *spec, "--out", out, "--recipe", "best"], "no recipe 'best'", "auto")
     refused(capsys, ["evaluate", "--data", data, "--explainer", "center", "--out", out], "--classifier")

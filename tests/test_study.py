@@ -1,9 +1,12 @@
 """Studies: settings as values, jobs that are done once, rows that become the paper's tables."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ from salmask.cli import main
 from salmask.explain.learned import top_cells
 from salmask.objective import Outcome, divergence_from_prior
 from salmask.report import write_report
-from salmask.study import STUDIES, Claim, Local, Place, Row, Scale, Study, Variant, run_study
+from salmask.report.checks import Checks, checks_part
+from salmask.study import STUDIES, Claim, Local, Place, Row, Scale, Slurm, Study, Variant, run_study
 from salmask.study.engine import Task
-from salmask.study.settings import TERMS, content
+from salmask.study.settings import TERMS, content, read_settings
 from salmask.study.studies import fix, infilling
 from salmask.study.work import work
 from salmask.synthetic import write_folder
@@ -38,7 +42,7 @@ class Here:
             if self.fail and self.fail in task.name:
                 done(task, 0.0, "ValueError: told to fail")
                 continue
-            work(task.folder, task.on, task.top, task.area)
+            work(task.folder, task.on, **task.options())
             done(task, 1.0, None)
 
 
@@ -115,8 +119,12 @@ def test_the_table_has_the_axes_of_the_paper() -> None:
 def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
     assert content(Variant()) == {}
     assert content(Variant(layers=[2, 3])) == {"layers": (2, 3)}
-    assert fix(top=0.5).trained() == fix() == fix(area=0.5).trained()
-    assert fix(top=0.5).reading() == "-top0.5" and fix().reading() == ""
+    assert fix(top=0.5).trained() == fix() == fix(reads="original").trained()
+    told = fix(area_condition=True, area=0.5)
+    assert told.trained() == fix(area_condition=True)
+    assert fix(top=0.5).reading().word() == "-top0.5" and fix().reading().word() == ""
+    assert told.reading().word() == "-area0.5" and fix(reads="original").reading().word() == "-original"
+    assert len(fix(reads="timm:resnet18@a/b.pt").reading().word()) == 9
 
 
 @pytest.mark.parametrize(
@@ -124,6 +132,10 @@ def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
     [
         (lambda: Variant(recipe="best"), "no recipe 'best'"),
         (lambda: Variant(terms=(("love", 1.0),)), "no term 'love'"),
+        (lambda: Variant(weights=(("area", 1.0),)), "no term 'area'; the objective has"),
+        (lambda: Variant(head="softmax"), "no head 'softmax'"),
+        (lambda: Variant(area=0.5), "set both"),
+        (lambda: Local(workers=0), "workers must be at least 1"),
         (lambda: Row(name="a"), "needs one of variant, candidates and explainer, came 0"),
         (lambda: Row(name="a", variant=Variant(), explainer="full"), "came 2"),
         (lambda: Scale(images=0), "images must be positive"),
@@ -145,6 +157,37 @@ def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong, message) -> None:
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+def test_settings_are_read_as_they_are_typed() -> None:
+    texts = ["head=concrete", "temperature=0.5", "hard=false", "pool_size=5", "terms.area=2", "terms.max_class_kept=1"]
+    assert Variant(**read_settings(texts)) == Variant(
+        head="concrete",
+        temperature=0.5,
+        hard=False,
+        pool_size=5,
+        terms=(("area", 2.0), ("max_class_kept", 1.0)),
+    )
+    for wrong, words in {
+        "heads=concrete": "KEY of recipe",
+        "head": "came 'head'",
+        "terms=1": "came 'terms=1'",
+        "head.x=1": "came 'head.x=1'",
+        "hard=maybe": "hard is true or false",
+        "temperature=hot": "temperature is a number",
+        "terms.area=big": "terms.area is a number",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            read_settings([wrong])
+
+
+def test_the_border_counts_in_total_variation_only_where_it_is_asked_for() -> None:
+    logits = torch.zeros(1, 3)
+    outcome = Outcome(torch.ones(1, 1, 4, 4), torch.zeros(1, dtype=torch.long), logits, logits, logits)
+    plain, bare = (
+        one.build_recipe().objective(outcome).terms["total_variation"] for one in (fix(), fix(tv_border=0.0))
+    )
+    assert float(plain) == pytest.approx(0.3 * 16 / 2) and float(bare) == 0.0
 
 
 def test_the_divergence_from_uniform_is_the_prior_s_at_one_over_k() -> None:
@@ -253,6 +296,82 @@ def test_conditions_heads_infills_and_subsets_all_train(place, tmp_path) -> None
     assert outcome.failed == {} and set(outcome.complete) == set(variants)
 
 
+def test_a_masker_is_read_with_another_classifier_and_is_trained_once(place, tmp_path) -> None:
+    rows = (
+        Row(name="own", variant=Variant(recipe="ca")),
+        Row(name="original", variant=Variant(recipe="ca", reads="original")),
+        Row(name="by name", variant=Variant(recipe="ca", reads=place.classifier)),
+    )
+    outcome = run(Study(name="r", title="R", rows=rows), place, tmp_path / "out", tmp_path / "jobs")
+    assert outcome.failed == {} and len(list((tmp_path / "jobs").glob("*/run.json"))) == 1
+    lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    means = {}
+    for line in map(json.loads, lines):
+        if line["metric"] == "mask_mean":
+            means.setdefault(line["explainer"], []).append(line["value"])
+    assert means["original"] == pytest.approx(means["by name"], abs=1e-5)
+    assert means["original"] != pytest.approx(means["own"], abs=1e-5)
+
+
+class Faked:
+    """What `Slurm` uses of submitit: jobs that run at once, in this process."""
+
+    def __init__(self) -> None:
+        self.settings, self.started, self.helpers = {}, 0, self
+
+    def AutoExecutor(self, folder):  # noqa: N802
+        self.folder = folder
+        return self
+
+    def update_parameters(self, **settings):
+        self.settings = settings
+
+    def batch(self):
+        return contextlib.nullcontext()
+
+    def submit(self, function, *arguments, **options):
+        self.started += 1
+        try:
+            function(*arguments, **options)
+            wrong = None
+        except Exception as error:
+            wrong = error
+        job = MagicMock()
+        job.exception.return_value = wrong
+        return job
+
+    def as_completed(self, jobs):
+        return jobs
+
+
+def test_a_cluster_is_given_the_jobs_and_its_failures_are_told(place, tmp_path, monkeypatch) -> None:
+    faked = Faked()
+    monkeypatch.setitem(sys.modules, "submitit", faked)
+    engine = Slurm(tmp_path / "logs", at_once=3, options=(("slurm_partition", "gpu"), ("timeout_min", 120)))
+    study = Study(
+        name="s", title="S", rows=(Row(name="center", explainer="center"), Row(name="cut", variant=fix(top=0.5)))
+    )
+    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", engine)
+    assert outcome.failed == {} and faked.started == 2
+    assert faked.settings == {"slurm_array_parallelism": 3, "slurm_partition": "gpu", "timeout_min": 120}
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "job.json").write_text("{}")
+    told = []
+    engine.run([Task(broken, "val", "broken")], lambda task, seconds, error: told.append((task.name, error)))
+    assert told == [("broken", "'content'")]
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"install salmask\[cluster\]"):
+        engine.run([Task(broken, "val", "broken")], lambda *told: None)
+
+
+def test_several_local_processes_work_at_once(place, tmp_path) -> None:
+    rows = tuple(Row(name=name, explainer=name) for name in ("center", "full"))
+    study = Study(name="s", title="S", rows=rows)
+    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", Local(workers=2, threads=1))
+    assert outcome.failed == {} and set(outcome.complete) == {"center", "full"}
+
+
 def test_local_processes_carry_out_tasks_and_say_why_one_failed(tmp_path) -> None:
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "job.json").write_text("{}")
@@ -262,6 +381,70 @@ def test_local_processes_carry_out_tasks_and_say_why_one_failed(tmp_path) -> Non
     )
     assert told == [("broken", "KeyError: 'content'")]
     assert "Traceback" in (tmp_path / "job" / "failed.txt").read_text()
+
+
+# Checks of maps
+
+
+def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_alone(place, jobs, tmp_path) -> None:
+    rows = (
+        Row(name="gradcam", explainer="gradcam"),
+        Row(name="FIX", variant=fix(), seeds=2),
+        Row(name="random labels", variant=fix(shuffled=True)),
+    )
+    study = Study(
+        name="s", title="S", rows=rows, checks=("FIX", "gradcam"), pairs=(("FIX", "random labels"),), checked=4
+    )
+    out = tmp_path / "out"
+    assert run(study, place, out, jobs).failed == {}
+    found = json.loads((out / "checks.json").read_text())
+    assert len(found["images"]) == 4
+    asked = {(row["explainer"], row["check"]) for row in found["rows"]}
+    parts = {"classifier, cascading", "classifier, independent", "masker, cascading", "masker, independent"}
+    assert asked >= {("FIX #0", one) for one in parts}
+    assert ("gradcam", "classifier, cascading") in asked and ("gradcam", "masker, cascading") not in asked
+    compared = {(row["explainer"], row["step"]) for row in found["rows"] if row["check"] == "maps"}
+    assert compared >= {("FIX #0", "FIX #1"), ("FIX #0", "random labels"), ("FIX #0", "random labels, another picture")}
+    text = (out / "study.md").read_text()
+    assert "| FIX #0 and random labels |" in text and "| FIX #0, all of its classifier randomised |" in text
+    assert "Similarity falls as the classifier is randomised: " in text
+    assert "than two trainings of FIX: difference" in text
+    page = (out / "index.html").read_text()
+    assert "How alike the maps are" in page and "FIX #0, masker, cascading" in page
+    for name in ("study.md", "index.html"):
+        (out / name).unlink()
+    shutil.rmtree(jobs / "none", ignore_errors=True)
+    write_report(out)
+    assert (out / "study.md").read_text() == text and (out / "index.html").read_text() == page
+    again = Here()
+    run(study, place, out, jobs, again)
+    assert again.asked == []
+
+
+def made_checks(**values) -> Checks:
+    """Four images; spearman by "explainer/check/step"."""
+    return Checks({(*name.split("/"), "spearman"): np.array(column) for name, column in values.items()})
+
+
+def test_a_check_says_falls_only_where_the_curve_does() -> None:
+    falling = {f"a/masker, cascading/{k}": [1 - 0.2 * k - 0.01 * i for i in range(4)] for k in range(1, 5)}
+    level = {f"a/masker, cascading/{k}": [1.0] * 4 for k in range(1, 5)}
+    gone = falling | {"a/masker, cascading/4": [float("nan")] * 4}
+    assert "randomised: confirmed for a" in checks_part(made_checks(**falling)).findings[0]
+    assert "below one half from 3 on (module 3)" in checks_part(made_checks(**falling)).findings[0]
+    assert "randomised: not told apart for a" in checks_part(made_checks(**level)).findings[0]
+    assert "4 of 4 maps are constant at the end" in checks_part(made_checks(**gone)).findings[0]
+
+
+def test_pairs_are_held_against_maps_of_other_pictures_and_other_trainings() -> None:
+    alike = {"a #0/maps/a #1": [0.9, 0.8, 0.9, 0.8], "a #0/maps/a #1, another picture": [0.1, 0.2, 0.1, 0.3]}
+    apart = {"a #0/maps/b": [0.1, 0.3, 0.2, 0.2], "a #0/maps/b, another picture": [0.3, 0.1, 0.2, 0.2]}
+    first, second = checks_part(made_checks(**alike, **apart)).findings
+    assert first.startswith("Maps of a #0 and a #1 are alike: Spearman 0.850")
+    assert "b are not told from unrelated maps" in second
+    assert "surely less alike than two trainings of a: difference −0.650" in second
+    empty = {name: [float("nan")] * 4 for name in apart}
+    assert "those of one of them are constant" in checks_part(made_checks(**empty)).findings[0]
 
 
 # The command

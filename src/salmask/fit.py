@@ -33,6 +33,11 @@ class FitSettings:
     seed: int = 0
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
+
 
 def fit_classifier(
     classifier: Classifier,
@@ -57,7 +62,8 @@ def fit_classifier(
     optimiser = torch.optim.SGD(
         _groups(network, settings.weight_decay), lr=settings.lr, momentum=settings.momentum, nesterov=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=steps + 1, pct_start=0.25)
+    planned = max(steps + 1, 5)  # a rise of a quarter of fewer steps would take none, and divide by it
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=planned, pct_start=0.25)
     wrapped: Any = fabric.setup_optimizers(optimiser)
     stream = training_batches(
         dataset, batch_size=settings.batch_size, seed=settings.seed, augment=augment, workers=settings.workers

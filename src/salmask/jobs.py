@@ -3,6 +3,7 @@
 Everything comes as objects; the look-ups by name are in `specs`.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,8 +34,9 @@ from salmask.files import replace_file, writable_folder
 from salmask.inpainter import Inpainter, fit_inpainter, random_holes, save_inpainter
 from salmask.masker import Masker
 from salmask.masking import Blur, MeanColour, keep, remove
-from salmask.metrics.sanity import Row, as_released, randomisation, reset
+from salmask.metrics.sanity import Row, SanityCheck, as_released, randomisation, reset
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
+from salmask.metrics.similarity import SIMILARITIES, Similarity
 from salmask.pictures import picture
 from salmask.recipes import Recipe
 from salmask.score import Scoring
@@ -47,6 +49,7 @@ __all__ = [
     "compare",
     "explain_files",
     "load_infills",
+    "randomise",
     "scoring_from",
     "spread",
     "train_inpainter",
@@ -188,11 +191,13 @@ def explain_files(
     target: str | None = None,
     normalize: str | None = None,
     top: int = 3,
+    skip_broken: bool = False,
     progress: Bar = iter,
 ) -> list[Path]:
     """Explain picture files one by one; return the PNGs written. The raw map stands beside each as .npy.
 
-    All files are read before the first is explained, so that a broken one loses no work.
+    All files are read before the first is explained, so that a broken one loses no work; skip_broken leaves those
+    that cannot be decoded out, with a warning that names them.
     """
     names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
     chosen = None if target is None else torch.tensor([_class_index(target, names)])
@@ -200,8 +205,16 @@ def explain_files(
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
     files = _distinct(paths)
     transform = loaded.view.transform()
-    for path in files.values():
-        read_image(path)
+    for stem, path in list(files.items()):
+        try:
+            read_image(path)
+        except ValueError as error:
+            if not skip_broken:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            del files[stem]
+    if not files:
+        raise ValueError("none of the pictures can be decoded")
     writable_folder(out)
     written = []
     for stem, path in progress(list(files.items())):
@@ -252,6 +265,42 @@ def compare(
     )
 
 
+def randomise(
+    explainer: Explainer,
+    loaded: Loaded,
+    dataset: Labelled,
+    *,
+    masker: bool = False,
+    released: bool = False,
+    seed: int = 0,
+    similarities: Mapping[str, Similarity] = SIMILARITIES,
+    progress: Bar = iter,
+) -> list[SanityCheck]:
+    """Randomise weights, cascading and one module at a time, and compare the maps of all pictures of a data set.
+
+    masker: randomise the learned masker's weights instead of the classifier's. released: draw new weights as the
+    paper's released code does, which is no network's own initialisation.
+    Errors: ValueError where `masker` is asked of an explainer that has none.
+    """
+    network = getattr(explainer, "masker", None) if masker else None
+    if masker and network is None:
+        raise ValueError("only a learned masker has weights of its own: name the folder of a run")
+    batch = collate([dataset[index] for index in range(len(dataset))])
+    options: dict[str, Any] = {"rule": as_released if released else reset, "network": network, "seed": seed}
+    return [
+        randomisation(
+            explainer,
+            loaded.classifier,
+            batch.images.to(loaded.classifier.device),
+            ids=batch.ids,
+            cascading=kind,
+            similarities=similarities,
+            **options,
+        )
+        for kind in progress([True, False])
+    ]
+
+
 def check_sanity(
     explainer: Explainer,
     loaded: Loaded,
@@ -263,28 +312,9 @@ def check_sanity(
     seed: int = 0,
     progress: Bar = iter,
 ) -> list[Path]:
-    """Randomise weights, cascading and one module at a time; write rows, curve and picture strips; return the files.
-
-    masker: randomise the learned masker's weights instead of the classifier's. released: draw new weights as the
-    paper's released code does, which is no network's own initialisation.
-    """
+    """Write the rows, curve and picture strips of `randomise` into a folder; return the files."""
     writable_folder(out)
-    network = getattr(explainer, "masker", None) if masker else None
-    if masker and network is None:
-        raise ValueError("only a learned masker has weights of its own: name the folder of a run")
-    batch = collate([dataset[index] for index in range(len(dataset))])
-    options: dict[str, Any] = {"rule": as_released if released else reset, "network": network, "seed": seed}
-    checks = [
-        randomisation(
-            explainer,
-            loaded.classifier,
-            batch.images.to(loaded.classifier.device),
-            ids=batch.ids,
-            cascading=kind,
-            **options,
-        )
-        for kind in progress([True, False])
-    ]
+    checks = randomise(explainer, loaded, dataset, masker=masker, released=released, seed=seed, progress=progress)
     lines = [",".join(("check", *Row._fields))]
     lines += [",".join(map(str, (check.kind, *row))) for check in checks for row in check.rows]
     replace_file(out / "sanity.csv", lambda at: at.write_text("\n".join(lines) + "\n"))

@@ -61,6 +61,7 @@ __all__ = [
     "reads",
     "removed_confidence",
     "total_variation",
+    "total_variation_bordered",
     "two_sided",
     "variation",
 ]
@@ -295,6 +296,16 @@ def area_root(outcome: Outcome) -> Values:
 def total_variation(outcome: Outcome) -> Values:
     """Half of [summed squared differences of neighbours + 0.3 * squared values on the four borders]."""
     return variation(outcome.masks, border=0.3) * outcome.zoom
+
+
+def total_variation_bordered(border: float) -> Term:
+    """`total_variation` with another weight of the borders; 0: neighbours alone, so that masks may touch the border."""
+
+    @reads()
+    def term(outcome: Outcome) -> Values:
+        return variation(outcome.masks, border=border) * outcome.zoom
+
+    return term
 
 
 def variation(masks: Masks, *, border: float = 0.3, power: float = 2.0) -> Values:

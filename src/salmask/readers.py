@@ -72,7 +72,8 @@ def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
         raise
     except BROKEN as error:
         raise ValueError(
-            f"{path} cannot be decoded ({error}): repair or remove the file, or leave broken files out (skip_broken)"
+            f"{path} cannot be decoded ({error}): repair or remove the file, or leave broken files out "
+            "(skip_broken, --skip-broken)"
         ) from error
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
@@ -155,11 +156,11 @@ class ImageFolder(Dataset[Sample]):
     ) -> None:
         self.root, self.split, self.transform = Path(root), split, transform
         folders = class_folders(self.root, split)
+        found = [(folder, list_images(folder)) for folder in folders]
         self.classes = _pinned(folders, classes, where=self.root / split)
         self.ids: list[str] = []
         self.targets: list[int] = []
-        for folder in folders:
-            names = list_images(folder)
+        for folder, names in found:
             self.ids += [f"{split}/{folder.name}/{name}" for name in names]
             self.targets += [self.classes.index(folder.name)] * len(names)
         self._table = self.root / f"{split}_boxes.csv"

@@ -177,18 +177,20 @@ def load_explainer(name: str, *, loaded: Loaded | None) -> tuple[str, Explainer,
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
     A name may carry settings: `rise:masks=500`; values are read as JSON where they can be. So may a run:
-    `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area.
+    `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area,
+    `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
     """
-    run, colon, options = name.rpartition(":")
-    if colon and (Path(run) / RUN).is_file():
+    run, options = _run(name)
+    if run is not None:
         masker, own = load_run(run)
+        given = _options(options)
+        if (spec := given.pop("reads", None)) is not None:
+            own = _read_by(masker, str(spec), own)
+        title = Path(run).resolve().name + (f":{options}" if options else "")
         try:
-            return f"{Path(run).resolve().name}:{options}", Learned(masker, **_options(options)), own
+            return title, Learned(masker, **given), own
         except TypeError as error:
-            raise ValueError(f"the masker in {run} does not take {options!r}: {error}") from error
-    if (Path(name) / RUN).is_file() or (Path(name) / "checkpoint.pt").is_file():
-        masker, own = load_run(name)
-        return Path(name).resolve().name, Learned(masker), own
+            raise ValueError(f"the masker in {run} does not take {options!r}, only top, area and reads") from error
     plain, _, options = name.partition(":")
     if plain not in EXPLAINERS:
         raise ValueError(
@@ -200,6 +202,23 @@ def load_explainer(name: str, *, loaded: Loaded | None) -> tuple[str, Explainer,
         return name, EXPLAINERS[plain](**_options(options)), loaded
     except TypeError as error:
         raise ValueError(f"explainer {plain} does not take {options!r}: {error}") from error
+
+
+def _run(name: str) -> tuple[str | None, str]:
+    """Split RUN:OPTIONS, whose options may hold colons; (None, "") where no run is named."""
+    if (Path(name) / RUN).is_file() or (Path(name) / "checkpoint.pt").is_file():
+        return name, ""
+    for place, letter in enumerate(name):
+        if letter == ":" and (Path(name[:place]) / RUN).is_file():
+            return name[:place], name[place + 1 :]
+    return None, ""
+
+
+def _read_by(masker: Masker, spec: str, own: Loaded) -> Loaded:
+    """Return the classifier of a SPEC in place of a run's own, with the run's view. Errors: ValueError if unfit."""
+    other = load_classifier(spec, **asdict(own.view))
+    masker.fits(other.classifier)
+    return replace(other, classes=other.classes or own.classes)
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from salmask.commands.options import Pictures, Precision
 from salmask.console import print_table, progress_bar, say, typed_command, version
+
+if TYPE_CHECKING:
+    from salmask.study.settings import Variant
 
 __all__ = ["Classifier", "Convert", "Demo", "Inpainter", "Train"]
 
@@ -146,6 +149,9 @@ class Train(Pictures):
     """Mask pictures twice, as the released infillers do."""
     per_class: int | None = None
     """Train on so many pictures a class, drawn with the seed."""
+    setting: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Any other setting of a study's Variant, see docs/studies.md: head=concrete temperature=0.5, class_condition=true,
+    history=sample pool_size=5, terms.max_class_kept=1 terms.area=2, weights.area_if_kept_right=3, classes=10."""
     epochs: float = 12.0
     """Full passes over the data."""
     batch_size: int = 72
@@ -169,21 +175,18 @@ class Train(Pictures):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.data import ImageFolder, subset, training_batches
+        from salmask.data import ImageFolder, training_batches
         from salmask.jobs import load_infills, train_run
         from salmask.released import as_released
-        from salmask.specs import load_classifier, load_recipe
+        from salmask.specs import load_classifier
+        from salmask.study.work import chosen_data, masker_options
         from salmask.train import Settings
 
-        chosen = load_recipe(self.recipe, area_in=self.area_in, area_out=self.area_out)
-        if self.as_released:
-            chosen = as_released(chosen)
+        variant = self._variant()
+        recipe = variant.build_recipe()
         loaded = load_classifier(self.classifier, **self.pictures())
-        dataset: Any = ImageFolder(
-            self.data, "train", transform=None, classes=loaded.classes, skip_broken=self.skip_broken
-        )
-        if self.per_class is not None:
-            dataset = subset(dataset, per_class=self.per_class, seed=self.seed)
+        pictures = ImageFolder(self.data, "train", transform=None, classes=loaded.classes, skip_broken=self.skip_broken)
+        dataset = chosen_data(variant, pictures, self.seed)
         settings = Settings(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -196,16 +199,16 @@ class Train(Pictures):
         )
         train_run(
             dataset,
-            replace(loaded, classes=loaded.classes or tuple(dataset.classes)),
-            recipe=chosen,
+            replace(loaded, classes=loaded.classes or tuple(pictures.classes)),
+            recipe=as_released(recipe) if self.as_released else recipe,
             settings=settings,
-            masker_options={"layers": self.layers, "upsample": self.upsample},
+            masker_options=masker_options(variant, loaded, self.layers),
             infill=load_infills(
-                {"kept": self.infill_kept or self.infill, "removed": self.infill_removed or self.infill},
+                {"kept": variant.infill_kept, "removed": variant.infill_removed},
                 loaded,
                 dataset,
                 seed=self.seed,
-                remask=self.remask,
+                remask=variant.remask,
             ),
             batches=lambda start: training_batches(
                 dataset,
@@ -220,12 +223,35 @@ class Train(Pictures):
             facts={
                 "data": str(self.data),
                 "per_class": self.per_class,
+                "variant": variant.settings(),
                 "command": typed_command(),
                 "version": version(),
             },
             progress=progress_bar("training"),
         )
         say(f"run: {self.out}")
+
+    def _variant(self) -> "Variant":
+        """Return what the options say of the masker, as a study has it."""
+        from salmask.specs import load_recipe
+        from salmask.study.settings import Variant, read_settings
+
+        load_recipe(self.recipe, area_in=self.area_in, area_out=self.area_out)  # for its clear errors
+        given = {"area_if_kept_right": self.area_in, "area_if_removed_wrong": self.area_out}
+        own: dict[str, Any] = {
+            "recipe": self.recipe,
+            "upsample": self.upsample,
+            "infill_kept": self.infill_kept or self.infill,
+            "infill_removed": self.infill_removed or self.infill,
+            "remask": self.remask,
+            "per_class": self.per_class,
+        }
+        more = read_settings(self.setting)
+        elsewhere = {*own, "layers", "images", "lr", "top", "area", "reads"}
+        for name in elsewhere & more.keys():
+            raise ValueError(f"--setting {name}=... has an option of its own, or is no part of a training")
+        weights = [(term, weight) for term, weight in given.items() if weight is not None]
+        return Variant(**own, **{**more, "weights": (*more.get("weights", ()), *weights)})
 
 
 @dataclass(frozen=True, kw_only=True)

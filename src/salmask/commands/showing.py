@@ -32,6 +32,8 @@ class Explain:
     """Side of the square that the classifier sees; its own where not given."""
     top: int = 3
     """How many class probabilities are shown."""
+    skip_broken: bool = False
+    """Leave out pictures that cannot be decoded, instead of stopping."""
 
     def __call__(self) -> None:
         """Run the command."""
@@ -49,6 +51,7 @@ class Explain:
             target=self.target,
             normalize=self.normalize,
             top=self.top,
+            skip_broken=self.skip_broken,
             progress=progress_bar("explaining"),
         )
         for path in written:
@@ -95,15 +98,15 @@ class Evaluate(Pictures):
         from salmask.train import METRICS
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
-        loaded = {}
+        loaded, curves = {}, {}
         for spec in self.explainer:
             name, method, own = load_explainer(spec, loaded=base)
             if name in loaded:
                 raise ValueError(f"two explainers are named {name}: give their runs' folders different names")
             loaded[name] = (method, own)
             base = base or own
-            if (curves := Path(spec) / METRICS).is_file():
-                add_training(writable_folder(self.out), name, curves)
+            if (lines := Path(spec) / METRICS).is_file():
+                curves[name] = lines
         if base is None:
             raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
         judge = (
@@ -119,9 +122,13 @@ class Evaluate(Pictures):
             scoring=judge.classifier if judge else None,
             seed=self.seed,
         )
+        metrics = load_metrics(self.metric)
+        writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
+        for name, lines in curves.items():
+            add_training(self.out, name, lines)
         summary = compare(
             loaded,
-            load_metrics(self.metric),
+            metrics,
             spread(dataset, self.limit),
             rules=rules,
             batch_size=self.batch_size,

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from salmask.statistics import Interval
 
-__all__ = ["agreement_chart", "cost_chart", "curves_chart", "line_chart", "png", "scatter_chart", "svg"]
+__all__ = ["agreement_chart", "cost_chart", "curves_chart", "line_chart", "png", "scatter_chart", "steps_chart", "svg"]
 
 _COLOURS = (
     "#2f5d8a", "#c2562d", "#3b8a5a", "#8a4f9e", "#b8902a", "#4aa0b5",
@@ -160,6 +160,29 @@ def line_chart(
     axes.set_xlabel(x, fontsize=9.5, color=_INK)
     axes.set_ylabel(y, fontsize=9.5, color=_INK)
     axes.legend(fontsize=8.5, frameon=False)
+    return figure
+
+
+def steps_chart(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[Interval], float]]], *, steps: Sequence[str], y: str
+) -> Figure:
+    """Return one panel a quantity: per name a line along named steps with its band, and a dashed yardstick (or NaN)."""
+    figure = Figure(figsize=(max(3.0, 0.24 * len(steps) + 1.2) * len(panels), 3.9), layout="constrained")
+    for place, (title, series) in enumerate(panels.items()):
+        axes = _axes(figure, 1, len(panels), place + 1)
+        axes.set_title(title, fontsize=9, loc="left", color=_INK)
+        for number, (name, (points, yardstick)) in enumerate(series.items()):
+            colour = _COLOURS[number % len(_COLOURS)]
+            mean, low, high = (np.array([getattr(one, end) for one in points]) for end in ("mean", "low", "high"))
+            axes.plot(range(len(steps)), mean, "o-", color=colour, lw=1.4, ms=3.5, label=name)
+            axes.fill_between(range(len(steps)), low, high, color=colour, alpha=0.16, lw=0)
+            if not math.isnan(yardstick):
+                axes.axhline(yardstick, color=colour, ls="--", lw=0.9)
+        axes.set_xticks(range(len(steps)), steps, rotation=90, fontsize=7.5)
+        axes.set_ylim(-0.55, 1.05)
+        if place == 0:
+            axes.set_ylabel(y, fontsize=9, color=_INK)
+            axes.legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from salmask import statistics
 from salmask.records import FAILURES, file_name, read_counts, read_lines, read_meta, read_rows, write_json
 from salmask.report import charts
+from salmask.report.checks import ChecksPart, read_checks
 from salmask.report.sentences import describe, p_text
 from salmask.report.study import StudyPart, picture_strip, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
@@ -49,7 +50,7 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     write_json(folder / "differences.json", _differences(summary))
     _write_table(folder, summary)
     study = read_study(folder)
-    part = None if study is None else study_part(study, rows, summary)
+    part = None if study is None else study_part(study, rows, summary, read_checks(folder))
     if part is not None:
         _write_study(folder, part)
         if (sheet := picture_strip(folder, study or {})) is not None:
@@ -159,23 +160,37 @@ def _write_study(folder: Path, part: StudyPart) -> None:
 def _study(part: StudyPart) -> dict[str, Any]:
     """Return what the page's template needs of a study."""
     rows = [
-        {
-            "name": name,
-            "seeds": part.seeds[name],
-            "cells": [
-                {"text": number(row[c].mean), "spread": spread(row[c]), "value": row[c].mean} for c in part.columns
-            ],
-        }
+        {"name": name, "seeds": part.seeds[name], "cells": _study_cells(row, part.columns)}
         for name, row in part.cells.items()
     ]
-    figures = [{"caption": caption, "figure": _figure(figure)} for caption, figure in part.figures]
     return {
         "columns": part.columns,
         "rows": rows,
         "findings": part.findings,
         "notes": part.notes,
-        "figures": figures,
+        "figures": [{"caption": caption, "figure": _figure(figure)} for caption, figure in part.figures],
+        "checks": None if part.checks is None else _checks(part.checks),
     }
+
+
+def _checks(part: ChecksPart) -> dict[str, Any]:
+    """Return what the page's template needs of a study's sanity checks."""
+    return {
+        "columns": part.columns,
+        "rows": [{"name": name, "cells": _study_cells(row, part.columns)} for name, row in part.cells.items()],
+        "strips": [{"caption": caption, "data": _whole(path)} for caption, path in part.strips],
+    }
+
+
+def _study_cells(row: Mapping[str, Interval], columns: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": number(row[column].mean),
+            "spread": spread(row[column]),
+            "value": "" if math.isnan(row[column].mean) else row[column].mean,
+        }
+        for column in columns
+    ]
 
 
 def _about(meta: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]]:
@@ -343,6 +358,15 @@ def _strip(path: Path) -> tuple[Image.Image, Image.Image]:
     image = whole.crop((0, 0, side, height)).resize(size, Image.Resampling.LANCZOS)
     rest = whole.crop((side, 0, 4 * side, height)).resize((3 * size[0], size[1]), Image.Resampling.LANCZOS)
     return image, rest
+
+
+def _whole(path: Path) -> str:
+    """Return a picture as it is, embedded. Errors: ValueError for a broken file."""
+    try:
+        with Image.open(path) as file:
+            return _embed(file.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error}): run the study again") from error
 
 
 def _embed(image: Image.Image) -> str:

@@ -19,6 +19,7 @@ from scipy import stats
 from salmask import statistics
 from salmask.records import Rows, file_name
 from salmask.report.charts import line_chart, scatter_chart
+from salmask.report.checks import Checks, ChecksPart, checks_part
 from salmask.report.tables import Summary, number, spread, table
 from salmask.statistics import Interval
 
@@ -40,16 +41,18 @@ class StudyPart:
     findings: list[str]
     figures: list[tuple[str, Figure]]
     notes: list[str]
+    checks: ChecksPart | None = None
 
     def markdown(self) -> str:
-        """Return table, findings and notes as a GitHub text."""
+        """Return table, findings, checks and notes as a GitHub text."""
         lines = [f"| {' | '.join(['row', 'seeds', *self.columns])} |", f"|---|---:|{'---:|' * len(self.columns)}"]
         for name, row in self.cells.items():
             texts = [_cell(row[column]) for column in self.columns]
             lines.append(f"| {' | '.join([name.replace('|', '/'), str(self.seeds[name]), *texts])} |")
         lines += ["", "[low, high]: 95 %, over trainings where there are several, else over images.", ""]
         lines += [f"- {text}" for text in (*self.findings, *self.notes)]
-        return "\n".join(lines) + "\n"
+        text = "\n".join(lines) + "\n"
+        return text if self.checks is None else f"{text}\n{self.checks.markdown()}"
 
 
 def read_study(folder: Path) -> dict[str, Any] | None:
@@ -66,8 +69,8 @@ def read_study(folder: Path) -> dict[str, Any] | None:
     return study  # type: ignore[no-any-return]
 
 
-def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary) -> StudyPart:
-    """Return table, findings and figures of a study."""
+def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary, checks: Checks | None = None) -> StudyPart:
+    """Return table, findings, figures and checks of a study."""
     members = {row["name"]: row["members"] for row in study["rows"]}
     known = {column.name for column in summary.columns}
     columns = [name for name in COLUMNS if name in known]
@@ -81,14 +84,16 @@ def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary) -> StudyP
             cells[name] = {column: found.get(column, cells[name][column]) for column in columns}
     directions = {column.name: column.direction for column in summary.columns}
     findings = [_finding(claim, members, rows, directions) for claim in study["claims"]]
+    checked = None if checks is None else checks_part(checks)
     return StudyPart(
         name=study["name"],
         columns=columns,
         cells=cells,
         seeds={name: len(runs) for name, runs in members.items()},
-        findings=[text for text in findings if text],
-        figures=_figures(study, cells),
+        findings=[*(text for text in findings if text), *(checked.findings if checked else ())],
+        figures=[*_figures(study, cells), *(checked.figures if checked else ())],
         notes=_notes(study),
+        checks=checked,
     )
 
 

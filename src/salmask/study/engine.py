@@ -23,7 +23,10 @@ Done = Callable[["Task", float, str | None], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A job's folder, what is asked of it, its name in words, its cost beside others, and how its masker is read."""
+    """A job's folder, what is asked of it, its name in words, its cost beside others, and how its masker is read.
+
+    on: "tuning", "val", or, for so many `pictures` of val, "maps" and "checks". top, area, reads: as in `Variant`.
+    """
 
     folder: Path
     on: str
@@ -31,6 +34,13 @@ class Task:
     cost: float = 1.0
     top: float | None = None
     area: float | None = None
+    reads: str | None = None
+    pictures: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return what `work` is told beside folder and phase."""
+        told = {"top": self.top, "area": self.area, "reads": self.reads, "pictures": self.pictures}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,12 @@ class Local:
     workers: int = 1
     threads: int | None = None
     devices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise ValueError(f"{name} must be at least 1, came {given}")
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
         """Carry out all tasks; done(task, seconds, error or None) is called as they end."""
@@ -55,8 +71,8 @@ class Local:
                 environment["CUDA_VISIBLE_DEVICES"] = device
             try:
                 with (task.folder / "log.txt").open("ab") as log:
-                    read = json.dumps({"top": task.top, "area": task.area})
-                    call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, read]
+                    told = json.dumps(task.options())
+                    call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, told]
                     code = subprocess.run(call, stdout=log, stderr=log, env=environment, check=False).returncode
             finally:
                 free.put(device)
@@ -78,7 +94,10 @@ class Slurm:
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
         """Carry out all tasks; done(task, seconds, error or None) is called as they end."""
-        import submitit
+        try:
+            import submitit
+        except ModuleNotFoundError as error:
+            raise ValueError("Slurm needs submitit: install salmask[cluster]") from error
 
         from salmask.study.work import work
 
@@ -86,10 +105,10 @@ class Slurm:
         executor.update_parameters(slurm_array_parallelism=self.at_once, **dict(self.options))
         start = time.perf_counter()
         with executor.batch():
-            jobs = {executor.submit(work, task.folder, task.on, task.top, task.area): task for task in tasks}
+            jobs = {executor.submit(work, task.folder, task.on, **task.options()): task for task in tasks}
         for job in submitit.helpers.as_completed(list(jobs)):
-            error = job.exception()
-            done(jobs[job], time.perf_counter() - start, None if error is None else str(error).splitlines()[-1])
+            wrong = job.exception()
+            done(jobs[job], time.perf_counter() - start, None if wrong is None else str(wrong).splitlines()[-1])
 
 
 def _reason(folder: Path, code: int) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 from salmask.files import replace_file, writable_folder
 from salmask.records import COUNTS, ROWS, file_name, read_lines, read_meta, write_json
 from salmask.report import add_training, write_report
+from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task
-from salmask.study.settings import Row, Scale, Study, Variant, content
-from salmask.study.work import Job, Place, results
+from salmask.study.settings import Reading, Row, Scale, Study, Variant, content
+from salmask.study.work import Job, Place, finished, results
 
 __all__ = ["Engine", "Outcome", "run_study"]
 
@@ -62,12 +63,15 @@ def run_study(
     chosen, tuning = desk.tune(study.rows)
     members = {row.name: desk.members(row, chosen) for row in study.rows}
     failed = desk.do([task for found in members.values() for task in found.values()])
-    complete = [row for row in study.rows if all(_measured(task, scale) for task in members[row.name].values())]
+    complete = [row for row in study.rows if all(_done(task, scale) for task in members[row.name].values())]
     if not complete:
         raise ValueError(
             f"study {study.name}: no row could be measured; first reason: {next(iter(failed.values()), '?')}"
         )
+    checks = _checks(study, {row.name: members[row.name] for row in complete})
+    failed |= desk.do(checks)
     _gather(study, complete, members, scale, out, {**(about or {}), "fingerprint": fingerprint})
+    gather(_checked(checks, scale), {row.name: list(members[row.name]) for row in complete}, study.pairs, out)
     write_json(out / "study.json", _description(study, complete, members, chosen, tuning, scale, failed))
     write_report(out, title=study.title)
     return Outcome(out, failed, tuple(row.name for row in complete))
@@ -90,7 +94,7 @@ class _Desk:
         if variant is None:
             return Task(folder, on, name, 0.05)
         trained = (folder / "run.json").is_file()
-        return Task(folder, on, name, 0.1 if trained else variant.images, variant.top, variant.area)
+        return Task(folder, on, name, 0.1 if trained else variant.images, *variant.reading())
 
     def members(self, row: Row, chosen: Mapping[str, Variant]) -> dict[str, Task]:
         """Return the tasks of a row by the explainers' names in the tables."""
@@ -134,11 +138,7 @@ class _Desk:
 
     def do(self, tasks: Sequence[Task]) -> dict[str, str]:
         """Carry out what is missing, and say how far it is; return name -> reason of what failed."""
-        missing = {
-            _results(task, self.scale): task
-            for task in tasks
-            if not (_results(task, self.scale) / "summary.json").is_file()
-        }
+        missing = {_results(task, self.scale): task for task in tasks if not _done(task, self.scale)}
         failed: dict[str, str] = {}
         total, spent, start = sum(task.cost for task in missing.values()), 0.0, time.perf_counter()
         count = 0
@@ -148,9 +148,10 @@ class _Desk:
             spent, count = spent + task.cost, count + 1
             left = (time.perf_counter() - start) * (total - spent) / max(spent, 1e-9)
             told = f"failed: {error}" if error else f"{seconds:.0f} s"
-            self.say(f"[{count}/{len(missing)}, {left / 60:.0f} min left] {task.name} ({task.folder.name}): {told}")
+            name = task.name if task.on in ("tuning", "val") else f"{task.name}, {task.on}"
+            self.say(f"[{count}/{len(missing)}, {left / 60:.0f} min left] {name} ({task.folder.name}): {told}")
             if error:
-                failed[task.name] = error
+                failed[name] = error
 
         if missing:
             self.engine.run(list(missing.values()), done)
@@ -164,12 +165,35 @@ class _Desk:
         return float(row["le"]["mean"])
 
 
+def _checks(study: Study, members: Mapping[str, Mapping[str, Task]]) -> list[Task]:
+    """Return the tasks that look at the maps of rows: randomised for the first training, compared for two of each."""
+    tasks = []
+    for row, found in members.items():
+        trainings = list(found.items())
+        if row in study.checks:
+            name, task = trainings[0]
+            tasks.append(replace(task, on="checks", name=name, cost=0.2, pictures=study.checked))
+        if row in study.checks or any(row in pair for pair in study.pairs):
+            for name, task in trainings[:2]:
+                tasks.append(replace(task, on="maps", name=name, cost=0.05, pictures=study.checked))
+    return tasks
+
+
+def _checked(tasks: Sequence[Task], scale: Scale) -> dict[str, Checked]:
+    """Return where the maps and checks of each explainer lie."""
+    folders = {(task.name, task.on): _results(task, scale) for task in tasks}
+    names = dict.fromkeys(task.name for task in tasks)
+    return {name: Checked(folders[name, "maps"], folders.get((name, "checks"))) for name in names}
+
+
 def _results(task: Task, scale: Scale) -> Path:
-    return results(task.folder, task.on, scale.measured, Variant(top=task.top, area=task.area).reading())
+    count = scale.measured if task.pictures is None else task.pictures
+    return results(task.folder, task.on, count, Reading(task.top, task.area, task.reads).word())
 
 
-def _measured(task: Task, scale: Scale) -> bool:
-    return (_results(task, scale) / "summary.json").is_file()
+def _done(task: Task, scale: Scale) -> bool:
+    count = scale.measured if task.pictures is None else task.pictures
+    return finished(task.folder, task.on, count, Reading(task.top, task.area, task.reads).word()).is_file()
 
 
 def _gather(

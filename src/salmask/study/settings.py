@@ -4,19 +4,34 @@ Settings are values. Two jobs of equal content are one job, whatever table asks 
 another by its content alone: fields at their default do not count, and a new field changes no old job.
 """
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from salmask import objective as terms
+from salmask.masker import HEADS
 from salmask.objective import Objective, Outcome, Term, reads
 from salmask.recipes import RECIPES, Recipe
 from salmask.types import Values
 
-__all__ = ["TERMS", "Axis", "Claim", "Row", "Scale", "Study", "Variant", "content"]
+__all__ = [
+    "ORIGINAL",
+    "TERMS",
+    "Axis",
+    "Claim",
+    "Reading",
+    "Row",
+    "Scale",
+    "Study",
+    "Variant",
+    "content",
+    "read_settings",
+]
 
 
 @reads(terms.REMOVED)
@@ -43,6 +58,25 @@ TERMS: Mapping[str, Term] = MappingProxyType(
 """Terms of an objective, by name."""
 
 
+ORIGINAL = "original"
+
+
+class Reading(NamedTuple):
+    """How a trained masker is read: see `Variant`."""
+
+    top: float | None = None
+    area: float | None = None
+    reads: str | None = None
+
+    def word(self) -> str:
+        """Return a word that may be part of a file's name; "" for a plain masker."""
+        words = [] if self.top is None else [f"top{self.top:g}"]
+        words += [] if self.area is None else [f"area{self.area:g}"]
+        if self.reads is not None:
+            words += [self.reads if self.reads == ORIGINAL else hashlib.sha256(self.reads.encode()).hexdigest()[:8]]
+        return "".join(f"-{word}" for word in words)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One masker: everything that decides what it learns and how it is read.
@@ -54,8 +88,11 @@ class Variant:
     hard and learnable. area_condition, class_condition: what else the masker is told. area_power: 1 or 2, of
     abs(mean m - p). infill_kept, infill_removed: names or files as in `specs.load_infill`; remask: as the released
     infillers do. per_class, classes: size of the training data; shuffled: with random labels.
+    tv_border: weight of the borders in the total variation; 0 for neighbours alone.
     images: shown in training, times the study's own number. lr: times the study's own.
     top: binary masks of the top share of pixels. area: the target area that a conditioned masker is read with.
+    reads: the classifier whose maps are read, where it is not the one of the training: "original", the study's own
+    as it was before a training alongside, or a SPEC.
     """
 
     recipe: str = "fix"
@@ -81,10 +118,12 @@ class Variant:
     per_class: int | None = None
     classes: int | None = None
     shuffled: bool = False
+    tv_border: float = 0.3
     images: float = 1.0
     lr: float = 1.0
     top: float | None = None
     area: float | None = None
+    reads: str | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -96,6 +135,11 @@ class Variant:
             object.__setattr__(self, name, tuple((term, float(weight)) for term, weight in getattr(self, name)))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
+        if self.head not in HEADS:
+            raise ValueError(f"no head {self.head!r}: expected one of {', '.join(HEADS)}")
+        if (self.area is not None) and not self.area_condition:
+            raise ValueError("area is how a masker with area_condition is read: set both")
+        self.build_recipe()  # a weight of a term that the recipe does not have is an error now, not in every job
 
     def build_recipe(self) -> Recipe:
         """Return the recipe with everything that the variant sets anew."""
@@ -107,6 +151,8 @@ class Variant:
             recipe = recipe.weighted(**dict(self.weights))
         if self.area_power != 1.0:
             recipe = replace(recipe, objective=_powered(recipe.objective, self.area_power))
+        if self.tv_border != 0.3:
+            recipe = replace(recipe, objective=_bordered(recipe.objective, self.tv_border))
         if self.alongside is not None:
             recipe = replace(recipe, fixed=not self.alongside)
         given = {name: getattr(self, name) for name in ("history", "historic", "pool_every", "pool_size")}
@@ -114,16 +160,49 @@ class Variant:
 
     def trained(self) -> "Variant":
         """Return the variant without what matters only when it is read: maskers that differ there are one."""
-        return replace(self, top=None, area=None)
+        return replace(self, top=None, area=None, reads=None)
 
-    def reading(self) -> str:
-        """Return how it is read, in a word that may be part of a file's name; "" for a plain masker."""
-        top = "" if self.top is None else f"-top{self.top:g}"
-        return top if self.area is None else f"{top}-area{self.area:g}"
+    def reading(self) -> "Reading":
+        """Return how it is read."""
+        return Reading(self.top, self.area, self.reads)
 
     def settings(self) -> dict[str, Any]:
         """Return what differs from the defaults, as JSON has it."""
         return content(self)
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Return keyword arguments of `Variant` of texts KEY=VALUE, whose values are JSON where they can be.
+
+    terms.NAME=WEIGHT and weights.NAME=WEIGHT gather. Errors: ValueError for another key or form.
+    """
+    known = [one.name for one in fields(Variant)]
+    given: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        name, dot, term = key.partition(".")
+        if not equals or name not in known or bool(dot) != (name in ("terms", "weights")):
+            raise ValueError(f"expected settings KEY=VALUE, KEY of {', '.join(known)}, came {text!r}")
+        try:
+            read = json.loads(value)
+        except json.JSONDecodeError:
+            read = value
+        wanted = float if dot else _KINDS.get(type(getattr(Variant, name)))
+        if wanted is not None and not _is(read, wanted):
+            raise ValueError(f"{key} is {_KIND_NAMES[wanted]}, came {value!r}")
+        if dot:
+            given.setdefault(name, []).append((term, read))
+        else:
+            given[name] = read
+    return given
+
+
+_KINDS: Mapping[type, type] = MappingProxyType({bool: bool, float: float, str: str})  # other defaults are None
+_KIND_NAMES: Mapping[type, str] = MappingProxyType({bool: "true or false", float: "a number", str: "a word"})
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) or (kind is float and isinstance(value, int) and not isinstance(value, bool))
 
 
 def content(value: Any) -> dict[str, Any]:
@@ -142,6 +221,13 @@ def _powered(objective: Objective, power: float) -> Objective:
     conditional = {terms.area_if_kept_right, terms.area_if_removed_wrong}
     return Objective(
         {name: (w, raised(term) if term in conditional else term) for name, (w, term) in objective.terms.items()}
+    )
+
+
+def _bordered(objective: Objective, border: float) -> Objective:
+    term = terms.total_variation_bordered(border)
+    return Objective(
+        {name: (w, term if old is terms.total_variation else old) for name, (w, old) in objective.terms.items()}
     )
 
 
@@ -226,7 +312,12 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A table of the paper: its rows, its figure, and what it is asked."""
+    """A table of the paper: its rows, its figure, and what it is asked.
+
+    checks: rows whose maps are compared while weights are randomised, layer by layer: the classifier's, and the
+    masker's own. pairs: rows whose maps of the same pictures are compared, and with another training of their own.
+    checked: val pictures that the maps are compared on, spread evenly.
+    """
 
     name: str
     title: str
@@ -234,6 +325,8 @@ class Study:
     axis: Axis | None = None
     claims: tuple[Claim, ...] = ()
     checks: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    checked: int = 48
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
@@ -241,7 +334,8 @@ class Study:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"study {self.name}: two rows are named {name!r}")
-        asked = [one for claim in self.claims for one in (claim.row, claim.against)] + list(self.checks)
+        asked = [one for claim in self.claims for one in (claim.row, claim.against)]
+        asked += [*self.checks, *(one for pair in self.pairs for one in pair)]
         for name in [*asked, *(self.axis.reference if self.axis else ())]:
             if name not in names:
                 raise ValueError(f"study {self.name} speaks of row {name!r}, which it does not have")

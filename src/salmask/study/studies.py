@@ -16,7 +16,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from salmask.study.settings import Axis, Claim, Row, Scale, Study, Variant
+from salmask.study.settings import ORIGINAL, Axis, Claim, Row, Scale, Study, Variant
 
 __all__ = ["STUDIES", "fix", "one_sided", "two_sided"]
 
@@ -87,6 +87,7 @@ def classifier(scale: Scale) -> Study:
         Row(name="FIX", candidates=_candidates("FIX"), seeds=scale.other_seeds),
         Row(name="CA, pool off", variant=ca(history="off"), seeds=scale.other_seeds),
         Row(name="CA, skip update", variant=ca(), seeds=scale.other_seeds),
+        Row(name="CA, read with the original", variant=ca(reads=ORIGINAL), seeds=scale.other_seeds),
     ]
     for size, every in ((30, 100), (30, 10), (5, 10)):
         pool = ca(history="sample", pool_size=size, pool_every=every)
@@ -96,6 +97,9 @@ def classifier(scale: Scale) -> Study:
     claims = (
         Claim(text="CA beats FIX", row="CA, skip update", against="FIX"),
         Claim(text="A pool of historic classifiers helps", row="CA, 30 of every 10", against="CA, skip update"),
+        Claim(
+            text="Its own classifier suits a masker better", row="CA, skip update", against="CA, read with the original"
+        ),
     )
     return Study(name="classifier", title="Fixed or trained alongside", rows=(*_naive(), *rows), claims=claims)
 
@@ -199,12 +203,13 @@ def regularisers(scale: Scale) -> Study:
         "removed side's area alone, 3": Variant(terms=(*plain, ("area_if_removed_wrong", 3), smooth)),
         "plain area, 1": Variant(terms=(*plain, ("area", 1), smooth)),
         "plain area, 3": Variant(terms=(*plain, ("area", 3), smooth)),
-        "no total variation": fix(0.3, 3.0).__class__(
+        "no total variation": Variant(
             weights=(("area_if_kept_right", 0.3), ("area_if_removed_wrong", 3.0), ("total_variation", 0.0))
         ),
         "ten times the total variation": Variant(
             weights=(("area_if_kept_right", 0.3), ("area_if_removed_wrong", 3.0), ("total_variation", 20 * TV))
         ),
+        "total variation without border": fix(tv_border=0.0),
         "Dabkowski & Gal": Variant(recipe="dabkowski_gal"),
     }
     rows = tuple(Row(name=name, variant=one, seeds=scale.other_seeds) for name, one in settings.items())
@@ -212,13 +217,21 @@ def regularisers(scale: Scale) -> Study:
 
 
 def sanity(scale: Scale) -> Study:
-    """Maps of a masker while its classifier is randomised, and of one that has learned random labels."""
+    """Maps while weights are randomised, and maps of maskers that have learned random labels.
+
+    A sound method's maps change with the weights of the classifier that it explains, and those learned from random
+    labels are no more like the others than maps of other pictures are; two trainings of one setting are alike.
+    """
     rows = [
+        Row(name="gradcam", explainer="gradcam"),
         Row(name="FIX", variant=fix(), seeds=2),
-        Row(name="CA", variant=ca()),
         Row(name="FIX, random labels", variant=fix(shuffled=True)),
+        Row(name="CA", variant=ca()),
+        Row(name="CA, random labels", variant=ca(shuffled=True)),
     ]
-    return Study(name="sanity", title="Do the maps depend on what was learned", rows=tuple(rows), checks=("FIX", "CA"))
+    pairs = (("FIX", "FIX, random labels"), ("CA", "CA, random labels"), ("FIX", "CA"))
+    title = "Do the maps depend on what was learned"
+    return Study(name="sanity", title=title, rows=tuple(rows), checks=("FIX", "CA", "gradcam"), pairs=pairs)
 
 
 def table1(scale: Scale) -> Study:

@@ -1,11 +1,12 @@
 """One job: a masker is trained and measured in a folder that is named by the content of its settings.
 
-    python -m salmask.study.work FOLDER tuning|val [READING]
+    python -m salmask.study.work FOLDER tuning|val|maps|checks [OPTIONS]
 
     job.json      {"content": what the folder's name is made of, "place": where data and classifier are found}
     run.json ...  the trained run;  metrics.jsonl, checkpoint.pt;  seconds.json
     tuning/, val-N/  rows of the held-out training images, and of N images of val; val-N-top0.5/ and the like: of
-                  other readings of the same masker, as JSON {"top": ..., "area": ...}
+                  other readings of the same masker; OPTIONS: JSON {"top": ..., "area": ..., "pictures": N}
+    maps-N/, checks-N/  maps of N images of val, and what randomised weights do to them (`checking`)
     failed.txt    why the last try failed; the next one begins where it stopped
 
 Only one process at a time works in a folder, also where several machines share it.
@@ -16,7 +17,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -35,11 +36,12 @@ from salmask.masker import HEADS
 from salmask.measure import Rules
 from salmask.metrics import METRICS
 from salmask.specs import Loaded, load_classifier, load_run
-from salmask.study.settings import Scale, Variant, content
+from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
+from salmask.study.settings import ORIGINAL, Reading, Scale, Variant, content
 from salmask.synthetic import Synthetic
 from salmask.train import Settings
 
-__all__ = ["METRICS_OF", "Job", "Place", "work"]
+__all__ = ["METRICS_OF", "Job", "Place", "chosen_data", "finished", "masker_options", "results", "work"]
 
 METRICS_OF = {
     "tuning": ("le", "f1", "mask_mean"),
@@ -126,22 +128,34 @@ class _Seen:
         return self.transform(self.dataset[index])
 
 
-def results(folder: Path, on: str, measured: int | None, reading: str = "") -> Path:
-    """Return where a job's rows lie."""
-    return folder / ((on if on == "tuning" else f"val-{measured or 'all'}") + reading)
+def results(folder: Path, on: str, count: int | None, reading: str = "") -> Path:
+    """Return where what a job found lies; count: of pictures, None for all."""
+    return folder / ((on if on == "tuning" else f"{on}-{count or 'all'}") + reading)
 
 
-def work(folder: Path, on: str, top: float | None = None, area: float | None = None) -> None:
-    """Do a job, as far as it is not done: train, then measure on the held-out images or on val.
+def finished(folder: Path, on: str, count: int | None, reading: str = "") -> Path:
+    """Return the file that is there once a job is done."""
+    return results(folder, on, count, reading) / {"maps": MAPS, "checks": CHECKS}.get(on, "summary.json")
 
-    top, area: how the masker is read, see `Variant`.
+
+def work(
+    folder: Path,
+    on: str,
+    top: float | None = None,
+    area: float | None = None,
+    reads: str | None = None,
+    pictures: int | None = None,
+) -> None:
+    """Do a job, as far as it is not done: train, then measure on the held-out images or on val, or check the maps.
+
+    top, area, reads: how the masker is read, see `Variant`. pictures: of val, for "maps" and "checks".
 
     Errors: whatever goes wrong, after it was written to failed.txt; ValueError where another process is at it.
     """
     try:
         with FileLock(folder / ".lock"):
             try:
-                _work(folder, on, top, area)
+                _work(folder, on, Reading(top, area, reads), pictures)
             except BaseException:
                 (folder / "failed.txt").write_text(traceback.format_exc())
                 raise
@@ -150,64 +164,70 @@ def work(folder: Path, on: str, top: float | None = None, area: float | None = N
         raise ValueError(f"another process works in {folder}") from None
 
 
-def _work(folder: Path, on: str, top: float | None, area: float | None) -> None:
+def _work(folder: Path, on: str, read: Reading, pictures: int | None) -> None:
     facts = json.loads((folder / "job.json").read_text())
     told, place, scale = facts["content"], Place(**facts["place"]), _scale(facts["scale"])
-    out = results(folder, on, scale.measured, Variant(top=top, area=area).reading())
-    if (out / "summary.json").is_file():
+    count = scale.measured if on == "val" else pictures
+    if finished(folder, on, count, read.word()).is_file():
         return
+    out = results(folder, on, count, read.word())
     base = place.load()
     if "explainer" in told:
         explainer: Explainer = EXPLAINERS[told["explainer"]]()
         loaded, name = base, told["explainer"]
     else:
-        train_set, held_out = _split(place, scale.held_out)
-        variant = replace(Variant(**told["variant"]), top=top, area=area)
-        explainer, loaded = _masker(folder, variant, told["seed"], place, scale, train_set)
+        explainer, loaded = _masker(folder, Variant(**told["variant"]), read, told["seed"], place, scale)
         name = folder.name
-    transform = base.view.transform()
-    if on == "tuning":
-        pictures: Labelled = _Seen(held_out, transform)
+    seen = _pictures(place, on, count, scale, base.view.transform())
+    if on == "maps":
+        write_maps(explainer, loaded, seen, out)
+    elif on == "checks":
+        write_checks(explainer, loaded, seen, out)
     else:
-        classes = place.folder("train", transform=None).classes
-        pictures = spread(place.folder("val", transform=transform, classes=classes), scale.measured)
-    compare(
-        {name: (explainer, loaded)},
-        {metric: METRICS[metric] for metric in METRICS_OF[on]},
-        pictures,
-        rules=Rules(target="label", scoring=base.classifier),
-        out=out,
-        about={},
-        batch_size=50,
-        pictures=0 if on == "tuning" else 24,
-    )
+        compare(
+            {name: (explainer, loaded)},
+            {metric: METRICS[metric] for metric in METRICS_OF[on]},
+            seen,
+            rules=Rules(target="label", scoring=base.classifier),
+            out=out,
+            about={},
+            batch_size=50,
+            pictures=0 if on == "tuning" else 24,
+        )
+
+
+def _pictures(place: Place, on: str, count: int | None, scale: Scale, transform: Any) -> Labelled:
+    """Return what a phase looks at: the held-out training images, or `count` images of val."""
+    if on == "tuning":
+        return _Seen(_split(place, scale.held_out)[1], transform)
+    classes = place.folder("train", transform=None).classes
+    return spread(place.folder("val", transform=transform, classes=classes), count)
 
 
 def _masker(
-    folder: Path, variant: Variant, seed: int, place: Place, scale: Scale, train_set: Labelled
+    folder: Path, variant: Variant, read: Reading, seed: int, place: Place, scale: Scale
 ) -> tuple[Explainer, Loaded]:
     base = place.load()
     if not (folder / "run.json").is_file():
         start = time.perf_counter()
-        _train(folder, variant, seed, base, scale, train_set)
+        _train(folder, variant, seed, base, scale, _split(place, scale.held_out)[0])
         (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     masker, own = load_run(folder)
     untouched = own.classifier.fingerprint() == base.classifier.fingerprint()
-    options: dict[str, Any] = {} if variant.area is None else {"area": variant.area}
-    if variant.top is not None:
-        options["top"] = variant.top
-    return Learned(masker, **options), base if untouched else own
+    given = {"area": read.area, "top": read.top}
+    explainer = Learned(masker, **{name: share for name, share in given.items() if share is not None})
+    if read.reads is None:
+        return explainer, base if untouched else own
+    if read.reads == ORIGINAL:
+        return explainer, base
+    other = load_classifier(read.reads, **asdict(base.view))
+    masker.fits(other.classifier)
+    return explainer, replace(other, classes=base.classes)
 
 
 def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Scale, train_set: Labelled) -> None:
-    dataset: Labelled = train_set
-    if variant.shuffled:
-        dataset = shuffled_labels(dataset, seed=seed)
-    if variant.per_class is not None or variant.classes is not None:
-        dataset = subset(dataset, per_class=variant.per_class, classes=variant.classes, seed=seed)
-        if variant.classes is not None:
-            dataset = _OldNumbers(dataset, train_set.classes)
+    dataset = chosen_data(variant, train_set, seed)
     if variant.images * scale.images > len(dataset):  # pictures that are shown again are decoded once
         dataset = cached(dataset)
     settings = Settings(
@@ -230,7 +250,7 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         replace(loaded, classes=tuple(train_set.classes)),
         recipe=variant.build_recipe(),
         settings=settings,
-        masker_options=_masker_options(variant, loaded, scale),
+        masker_options=masker_options(variant, loaded, scale.layers),
         infill=load_infills(
             {"kept": variant.infill_kept, "removed": variant.infill_removed},
             loaded,
@@ -245,12 +265,22 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
     )
 
 
-def _masker_options(variant: Variant, loaded: Loaded, scale: Scale) -> dict[str, Any]:
+def chosen_data(variant: Variant, train_set: Labelled, seed: int) -> Labelled:
+    """Return the part of a training set that a variant learns from, with its labels."""
+    dataset = shuffled_labels(train_set, seed=seed) if variant.shuffled else train_set
+    if variant.per_class is None and variant.classes is None:
+        return dataset
+    dataset = subset(dataset, per_class=variant.per_class, classes=variant.classes, seed=seed)
+    return dataset if variant.classes is None else _OldNumbers(dataset, train_set.classes)
+
+
+def masker_options(variant: Variant, loaded: Loaded, layers: Sequence[int]) -> dict[str, Any]:
+    """Return what a variant's `Masker` is made with. layers: for a variant that does not say."""
     head: dict[str, Any] = {}
     if variant.head != "sigmoid":
         head = {"temperature": variant.temperature, "hard": variant.hard, "learnable": variant.learnable}
     return {
-        "layers": variant.layers or scale.layers,
+        "layers": variant.layers or layers,
         "upsample": variant.upsample,
         "head": HEADS[variant.head](**head),
         "area_condition": variant.area_condition,
