@@ -23,7 +23,7 @@ from salmask.report.checks import Checks, checks_part
 from salmask.study import STUDIES, Claim, Local, Place, Row, Scale, Slurm, Study, Variant, run_study
 from salmask.study.engine import Task
 from salmask.study.settings import TERMS, content, read_settings
-from salmask.study.studies import fix, infilling
+from salmask.study.studies import few_classes, fix, infilling
 from salmask.study.work import work
 from salmask.synthetic import write_folder
 
@@ -103,7 +103,12 @@ def test_the_table_has_the_axes_of_the_paper() -> None:
     assert {v.area_power for v in variants["masks"] if v.area_condition} == {1.0, 2.0}
     assert any(v.class_condition for v in variants["masks"]) and any(v.top for v in variants["masks"])
     assert {v.per_class for v in variants["few_shot"]} == {1, 2, 5, 10, 25, 125, None}
-    assert any(v.shuffled for v in variants["sanity"])
+    assert {v.classes for v in variants["few_classes"]} == {1, 2, 5, 10, 25, 100, None}
+    assert [r.name for r in few_classes(Scale(), total=10).rows][-2:] == ["5 of the classes", "all"]
+    assert len([v for v in variants["sanity"] if v.shuffled]) == 2
+    assert studies["sanity"].checks and ("FIX", "FIX, random labels") in studies["sanity"].pairs
+    assert any(v.reads == "original" for v in variants["classifier"])
+    assert any(v.tv_border == 0 for v in variants["regularisers"])
     assert {r.explainer for r in studies["table1"].rows if r.explainer} >= {"full", "center", "gradcam"}
     assert [r.name for r in studies["table1"].rows][-2:] == ["best FIX", "best CA"]
     filled = infilling(Scale(), inpainter="x.safetensors")

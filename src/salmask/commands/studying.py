@@ -20,8 +20,8 @@ class Study:
     """Run a study of the paper, or one of your own: train what is missing, measure on val, report."""
 
     name: tyro.conf.Positional[str]
-    """table1, objectives, classifier, layers, masks, infilling, regularisers, few_shot, sanity, all, or a .py file
-    with a function study(scale)."""
+    """table1, objectives, classifier, layers, masks, infilling, regularisers, few_shot, few_classes, sanity, all, or a
+    .py file with a function study(scale)."""
     out: Path
     """Folder for the study's rows and report; `all` makes one folder a study in it."""
     data: Path | None = None
@@ -72,7 +72,7 @@ class Study:
     def __call__(self) -> None:
         """Run the command."""
         from salmask.study import STUDIES, run_study
-        from salmask.study.studies import infilling
+        from salmask.study.studies import few_classes, infilling
 
         scale = self._scale()
         table = dict(STUDIES)
@@ -89,6 +89,8 @@ class Study:
         else:
             raise ValueError(f"no study {self.name!r}: expected {', '.join(table)}, all, or a .py file")
         place = self._place()
+        if asked.get("few_classes") is few_classes:
+            asked["few_classes"] = partial(few_classes, total=place.classes())
         failed: dict[str, str] = {}
         for name, study in asked.items():
             out = self.out / name if len(asked) > 1 else self.out

@@ -191,6 +191,24 @@ def few_shot(scale: Scale) -> Study:
     return Study(name="few_shot", title="How few examples are enough", rows=tuple(rows), axis=axis, claims=claims)
 
 
+def few_classes(scale: Scale, *, total: int | None = None) -> Study:
+    """Of how many classes the masker needs examples, at the same number of steps; the classifier knows them all.
+
+    total: classes of the data; rows of as many or more are left out.
+    """
+    counts = [count for count in (1, 2, 5, 10, 25, 100) if total is None or count < total]
+    rows = [
+        Row(name=f"{n} of the classes", variant=fix(classes=n), place=n, line="classes", seeds=scale.other_seeds)
+        for n in counts
+    ]
+    rows += [Row(name="all", variant=fix(), seeds=scale.seeds)]
+    most = rows[-2].name if counts else "all"
+    claims = (Claim(text="All classes beat some of them", row="all", against=most),)
+    axis = Axis(x="classes", log_x=True, ticks=tuple((n, str(n)) for n in counts), reference=("all",))
+    title = "How few classes are enough"
+    return Study(name="few_classes", title=title, rows=(*_naive(), *rows), axis=axis, claims=claims)
+
+
 def regularisers(scale: Scale) -> Study:
     """Conditional and plain areas, and total variation, by their weights."""
     plain = (("max_class_kept", 1), ("max_entropy_removed", 1))
@@ -292,6 +310,7 @@ STUDIES: Mapping[str, Callable[[Scale], Study]] = MappingProxyType(
         "infilling": infilling,
         "regularisers": regularisers,
         "few_shot": few_shot,
+        "few_classes": few_classes,
         "sanity": sanity,
     }
 )

@@ -72,6 +72,10 @@ class Place:
         pictures = Synthetic(4000 if split == "train" else 500, seed=int(split != "train"), size=64)
         return pictures if transform is None else _Seen(pictures, transform)
 
+    def classes(self) -> int:
+        """Return how many classes the pictures have."""
+        return len(self.folder("train", transform=None).classes)
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells data and classifier apart, wherever they lie."""
         train = self.folder("train", transform=None)
