@@ -45,12 +45,23 @@ def test_smooth_maximum_equals_the_formula() -> None:
                 bumps = []
                 for row in range(u // 2 - reach, u // 2 + reach + 1):
                     for column in range(v // 2 - reach, v // 2 + reach + 1):
+                        insides = [(i + 0.5) / density - 0.5 for i in range(density)]
+                        nearest = min(
+                            math.hypot(row - u // 2 - a, column - v // 2 - b) for a in insides for b in insides
+                        )
+                        if nearest > 2 * sigma:
+                            continue
                         z = math.hypot(row - y, column - x) / sigma
                         height = grid[item, 0, min(max(row, 0), 2), min(max(column, 0), 3)].item()
                         bumps.append(math.exp(-2 * max(0.0, z - 0.5) ** 2) * height)
                 weights = [math.exp(bump / temperature) for bump in bumps]
                 expected = sum(w * b for w, b in zip(weights, bumps, strict=True)) / sum(weights)
                 assert fast[item, 0, u, v].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_slope_of_the_smooth_maximum() -> None:
+    grid = torch.rand(2, 1, 3, 4, generator=Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda theta: smooth_maximum(theta, sigma=1.5, density=2, temperature=0.2), grid)
 
 
 def test_one_point_draws_one_bump() -> None:
@@ -105,6 +116,18 @@ def test_the_area_is_met_inside_the_half(variant: str, share: float, classifier:
     assert masks.mean().item() == pytest.approx(share, abs=0.04)
     assert (masks > 0.5).float().mean().item() == pytest.approx(share, abs=0.05)
     assert masks[..., :16, :].sum() > 0.9 * masks.sum()
+
+
+def test_fewer_steps_walk_the_same_way_in_longer_strides(classifier: Classifier) -> None:
+    picture, targets = torch.full((1, 3, 32, 32), 0.8), torch.tensor([0])
+    masks = [
+        extremal(areas=0.2, infill=BLACK, step=14.0, iterations=steps)(classifier, picture, targets).masks
+        for steps in (100, 400)
+    ]
+    for mask in masks:
+        assert mask.mean().item() == pytest.approx(0.2, abs=0.04)
+        assert mask[..., 20:, :].mean().item() < 0.02
+        assert 0 <= mask.amin().item() <= mask.amax().item() <= 1
 
 
 def test_maps_of_several_areas_are_averaged(classifier: Classifier) -> None:

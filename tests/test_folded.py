@@ -53,6 +53,38 @@ def test_a_hand_written_network(small_net, images):
     assert twin_of(classifier, images, passes=WORTHWHILE - 1) is classifier
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv3_small_050"])
+def test_a_twin_with_gradients(name, images):
+    torch.manual_seed(0)
+    classifier = wrapped(timm.create_model(name, num_classes=5))
+    with classifier.frozen():
+        twin = folded(classifier, images, passes=WORTHWHILE, gradients=True)
+        assert twin is not classifier
+        assert not any(value.requires_grad for value in twin.network.parameters())
+        slopes = []
+        for one in (classifier, twin):
+            shown = images.clone().requires_grad_()
+            slopes += torch.autograd.grad(one.logits(shown)[:, 1].sum(), shown)
+    assert float((slopes[0] - slopes[1]).norm()) < 1e-2 * float(slopes[0].norm())
+
+
+@pytest.mark.parametrize("name", ["opticam", "meaningful"])
+def test_optimised_maps_are_those_of_the_network_itself(name, small_net, images, monkeypatch):
+    classifier = wrapped(small_net, ("middle", "deep"))
+    made = []
+
+    def counted(classifier, images, *, passes, gradients):
+        made.append(folded(classifier, images, passes=passes, gradients=gradients))
+        return made[-1]
+
+    monkeypatch.setattr("salmask.explain.descent.folded", counted)
+    quick = EXPLAINERS[name](iterations=WORTHWHILE)(classifier, images).masks
+    assert made[0] is not classifier
+    monkeypatch.setattr("salmask.explain.descent.folded", lambda classifier, images, **knobs: classifier)
+    plain = EXPLAINERS[name](iterations=WORTHWHILE)(classifier, images).masks
+    assert float((quick - plain).abs().mean()) < 0.01
+
+
 class Deciding(nn.Module):
     """A network whose way depends on the picture."""
 

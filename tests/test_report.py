@@ -215,6 +215,14 @@ def test_sentences_carry_the_numbers(summary):
     assert any(text.startswith("1 explanation failed (bad)") for text in texts)
 
 
+def test_sentences_say_where_a_control_is_not_beaten(summary):
+    control = summary.best["le"]
+    texts = report.describe(summary, controls=[control])
+    assert any(text.startswith("Maps that look at no classifier are best") and control in text for text in texts)
+    assert not any(f"{control} is the cheapest" in text for text in texts)
+    assert not any(text.startswith("Maps that look") for text in report.describe(summary))
+
+
 def test_sentences_name_metrics_that_disagree(summary):
     matrix = np.array([[1.0, -0.6], [-0.6, 1.0]])
     assert any("tau −0.600" in text for text in report.describe(summary, agreement=(["le", "gain"], matrix)))

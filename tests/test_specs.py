@@ -198,6 +198,14 @@ def test_explainers_by_name_take_settings_after_a_colon(loaded) -> None:
         assert method(loaded.classifier, x).masks.shape == (2, 1, 64, 64)
 
 
+def test_lists_and_seeds_reach_the_explainer(loaded) -> None:
+    _, method, _ = load_explainer("extremal:areas=[0.05,0.2],iterations=100", loaded=loaded, seed=3)
+    assert method.parametrisation.areas == (0.05, 0.2) and method.schedule.iterations == 100
+    assert method.seed == 3
+    assert load_explainer("random:seed=5", loaded=loaded, seed=3)[1].seed == 5
+    assert load_explainer("gradcam", loaded=loaded, seed=3)[0] == "gradcam"  # draws nothing
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

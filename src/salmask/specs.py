@@ -6,9 +6,11 @@ run.json, which says how pictures get from the disk to the classifier.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +175,13 @@ def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
     return masker, loaded
 
 
-def load_explainer(name: str, *, loaded: Loaded | None) -> tuple[str, Explainer, Loaded]:
+def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
-    A name may carry settings: `rise:masks=500`; values are read as JSON where they can be. So may a run:
-    `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area,
+    A name may carry settings: `rise:masks=500`, `extremal:areas=[0.05,0.2]`; values are read as JSON where they can
+    be. So may a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area,
     `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
+    seed: of an explainer that draws, unless its settings name one.
     """
     run, options = _run(name)
     if run is not None:
@@ -198,8 +201,9 @@ def load_explainer(name: str, *, loaded: Loaded | None) -> tuple[str, Explainer,
         )
     if loaded is None:
         raise ValueError(f"{plain} explains a classifier: name one with --classifier")
+    drawn = {"seed": seed} if "seed" in signature(EXPLAINERS[plain]).parameters else {}
     try:
-        return name, EXPLAINERS[plain](**_options(options)), loaded
+        return name, EXPLAINERS[plain](**drawn | _options(options)), loaded
     except TypeError as error:
         raise ValueError(f"explainer {plain} does not take {options!r}: {error}") from error
 
@@ -223,7 +227,7 @@ def _read_by(masker: Masker, spec: str, own: Loaded) -> Loaded:
 
 def _options(text: str) -> dict[str, Any]:
     options = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, re.split(r",(?![^\[]*\])", text)):  # a comma within [...] belongs to a list
         key, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"expected settings as key=value,key=value after the colon, came {text!r}")

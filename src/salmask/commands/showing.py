@@ -100,7 +100,7 @@ class Evaluate(Pictures):
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         loaded, curves = {}, {}
         for spec in self.explainer:
-            name, method, own = load_explainer(spec, loaded=base)
+            name, method, own = load_explainer(spec, loaded=base, seed=self.seed)
             if name in loaded:
                 raise ValueError(f"two explainers are named {name}: give their runs' folders different names")
             loaded[name] = (method, own)

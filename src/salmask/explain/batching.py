@@ -17,7 +17,7 @@ from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour
 from salmask.types import Images, Targets
 
-__all__ = ["at_rest", "by_pieces", "check_limit", "mean_colour", "pieces"]
+__all__ = ["at_rest", "by_pieces", "check_limit", "mean_colour", "out_of_memory", "pieces"]
 
 _Result = TypeVar("_Result")
 
@@ -43,7 +43,7 @@ def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) 
         try:
             result = function(rows)
         except RuntimeError as error:
-            if rows.stop - rows.start == 1 or not _out_of_memory(error):
+            if rows.stop - rows.start == 1 or not out_of_memory(error):
                 raise
             failure = error.with_traceback(None)  # whose frames would hold on to the memory
         if failure is not None:
@@ -116,6 +116,7 @@ def _joined(parts: list[Explanation]) -> Explanation:
     )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error says that memory ran out: the CPU's says so in words alone."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text

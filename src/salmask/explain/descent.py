@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
+from salmask.explain.batching import out_of_memory
+from salmask.explain.folded import folded
 from salmask.explain.parametrisations import Drawn, Parametrisation, Scene
 from salmask.explain.schedule import Schedule, View
 from salmask.masking import Blur, keep, remove
@@ -195,10 +197,13 @@ class Optimised:
         if not len(images):
             raise ValueError("expected at least one image, came a batch of none")
         with classifier.frozen(), _differentiable():
-            return _joined(list(self._parts(classifier, *_entered(classifier, images, targets, start))))
+            images, targets, start = _entered(classifier, images, targets, start)
+            passes = 2 * self.schedule.iterations * self._pictures  # an image's, so that a batch changes nothing
+            twin = folded(classifier, images, passes=passes, gradients=True)
+            return _joined(list(self._parts(classifier, twin, images, targets, start)))
 
     def _parts(
-        self, classifier: Classifier, images: Images, targets: Targets | None, start: Masks | None
+        self, classifier: Classifier, twin: Classifier, images: Images, targets: Targets | None, start: Masks | None
     ) -> Iterator[Solution]:
         """Solve as many images at once as max_batch allows; halve that, and say so, when memory runs out."""
         share = max(1, self.max_batch // self._pictures)
@@ -208,12 +213,13 @@ class Optimised:
             try:
                 part = self._solve(
                     classifier,
+                    twin,
                     images[rows],
                     None if targets is None else targets[rows],
                     None if start is None else start[rows],
                 )
-            except torch.OutOfMemoryError:
-                if share == 1:
+            except RuntimeError as error:
+                if share == 1 or not out_of_memory(error):
                     raise
                 share //= 2
                 warnings.warn(f"out of memory: going on with {share} images at once", stacklevel=2)
@@ -221,7 +227,10 @@ class Optimised:
             yield part
             done += share
 
-    def _solve(self, classifier: Classifier, images: Images, targets: Targets | None, start: Masks | None) -> Solution:
+    def _solve(
+        self, classifier: Classifier, twin: Classifier, images: Images, targets: Targets | None, start: Masks | None
+    ) -> Solution:
+        """Read maps and logits off the classifier itself, and descend on its faster twin."""
         with torch.no_grad():
             features = classifier.features(images)
         scene = Scene(images, check_targets(targets, features.logits), features, classifier.layers, start)
@@ -229,11 +238,11 @@ class Optimised:
         items, copies = len(begun.parameters), self.parametrisation.copies
         backdrop = _prepare(self.infill, images, self.draws, self.seed)
         stage = _Stage.build(scene, backdrop, begun.fixed, items)
-        parameters, steps, history = self._descend(classifier, stage, begun.parameters)
+        parameters, steps, history = self._descend(twin, stage, begun.parameters)
         with torch.no_grad():
             size = (images.shape[-2], images.shape[-1])
             masks = self.parametrisation.final(parameters, begun.fixed, size=size)
-        masks = masks.view(len(images), copies, *masks.shape[1:]).mean(1)
+        masks = masks.view(len(images), copies, *masks.shape[1:]).mean(1).clamp(0, 1)  # of rounding's overshoot
         runs = float(steps.sum()) / items * self._pictures
         return Solution(masks, scene.targets, features.logits, Passes(1 + runs, runs), steps, history)
 

@@ -1,8 +1,9 @@
-"""A faster twin of a classifier, for methods that ask it hundreds of times without gradients.
+"""A faster twin of a classifier, for methods that ask it hundreds of times.
 
 In eval mode a batch normalisation is one more linear map, so that it can be folded into the convolution before it:
-conv(x) * a + b = conv'(x). On a CPU the twin also stays in oneDNN's own layout between its layers, which pays where
-no convolution is grouped; elsewhere it lies in channels-last order. The twin is a copy; the user's network is not
+conv(x) * a + b = conv'(x). The twin then lies in channels-last order, with or without gradients; on a CPU and
+without gradients a network that is mostly 1x1 convolutions stays in oneDNN's own layout between its layers instead,
+which is faster there but not where convolutions are grouped. The twin is a copy; the user's network is not
 touched. Where a network cannot be traced, or the twin does not answer as it does, the classifier itself is used.
 The choice is by structure, never by a stop-watch, so that a run can be repeated to the bit.
 """
@@ -26,24 +27,24 @@ WORTHWHILE = 200
 _log = logging.getLogger(__name__)
 
 
-def folded(classifier: Classifier, images: Images, *, passes: int) -> Classifier:
+def folded(classifier: Classifier, images: Images, *, passes: int, gradients: bool = False) -> Classifier:
     """Return a twin whose `logits` are the classifier's up to rounding, or the classifier itself.
 
-    images: some of those that it will see, with which the twin is tried. To be called on a frozen classifier
-    without gradients; layers are not to be read from a twin.
+    images: some of those that it will see, with which the twin is tried. gradients: it will be asked for those with
+    respect to the pictures. To be called on a frozen classifier; layers are not to be read from a twin.
     """
     network = classifier.network
     full = all(value.dtype == torch.float32 for value in network.parameters())
     if passes < WORTHWHILE or not full or _hooked(network) or type(classifier).logits is not Classifier.logits:
         return classifier
     picture = torch.cat([images[:1], 1 - images[:1].flip(3), images[:1]])
-    wanted = [classifier.logits(picture) for _ in range(2)]  # asked twice: it may have a memory
-    for quicken in (_in_onednn_layout, _in_channels_last):
+    wanted = [_answer(classifier, picture, gradients=gradients) for _ in range(2)]  # twice: it may have a memory
+    for quicken in (_in_channels_last,) if gradients else (_in_onednn_layout, _in_channels_last):
         try:
             with warnings.catch_warnings():  # torch's own code for oneDNN's layout warns of an old decorator
                 warnings.simplefilter("ignore", FutureWarning)
                 twin = _with_network(classifier, quicken(network))
-            found = twin.logits(picture)
+            found = _answer(twin, picture, gradients=gradients)
         except Exception as error:  # whatever a network's code makes of being traced
             _log.info("%s does not work for this network: %s", quicken.__name__, error)
             continue
@@ -52,17 +53,32 @@ def folded(classifier: Classifier, images: Images, *, passes: int) -> Classifier
     return classifier
 
 
+def _answer(classifier: Classifier, pictures: Tensor, *, gradients: bool) -> tuple[Tensor, ...]:
+    """Return logits and, where asked, the gradient of their squares' sum."""
+    with torch.set_grad_enabled(gradients):
+        shown = pictures.detach().requires_grad_(gradients)
+        logits = classifier.logits(shown)
+        if not gradients:
+            return (logits,)
+        return logits.detach(), *torch.autograd.grad(logits.square().sum(), shown)
+
+
 def _in_onednn_layout(network: nn.Module) -> nn.Module:
     traced = _without_identities(fx.symbolic_trace(network))
+    convolutions = [module for module in traced.modules() if isinstance(module, nn.Conv2d)]
     if next(network.parameters(), torch.empty(0)).device.type != "cpu":
         raise ValueError("the layout is the CPU's")
-    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in traced.modules()):
+    if any(module.groups > 1 for module in convolutions):
         raise ValueError("grouped convolutions are slower in it")
+    points = sum(module.weight.numel() for module in convolutions if module.kernel_size == (1, 1))
+    if 2 * points < sum(module.weight.numel() for module in convolutions):
+        raise ValueError("wide kernels are slower in it")
     return optimize_for_inference(traced, {"mkldnn_layout_optimize": {"heuristic": use_mkl_length}})
 
 
 def _in_channels_last(network: nn.Module) -> nn.Module:
-    return fuse(_without_identities(fx.symbolic_trace(network))).to(memory_format=torch.channels_last)
+    fused = fuse(_without_identities(fx.symbolic_trace(network)))
+    return fused.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _without_identities(traced: fx.GraphModule) -> fx.GraphModule:
@@ -76,9 +92,13 @@ def _without_identities(traced: fx.GraphModule) -> fx.GraphModule:
     return traced
 
 
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    loose = 1e-4 * float(wanted.abs().max())
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-4, atol=loose)
+def _close(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
+    """Compare logits entry by entry, gradients by their distance: a ReLU at its kink may fall on either side."""
+    (logits, *slopes), (expected, *steep) = found, wanted
+    loose = 1e-4 * float(expected.abs().max())
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-4, atol=loose):
+        return False
+    return all(float((one - two).norm()) <= 1e-2 * float(two.norm()) for one, two in zip(slopes, steep, strict=True))
 
 
 def _with_network(classifier: Classifier, network: nn.Module) -> Classifier:

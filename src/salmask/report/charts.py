@@ -96,7 +96,8 @@ def _label(figure: Figure, axes: Any, points: Mapping[str, tuple[float, float]])
         width, height = 5.3 * scale * len(name), 10.5 * scale
         shifts = sorted((k * height * 0.55 for k in range(-14, 15)), key=abs)
         sides = (7 * scale, -7 * scale - width) if px + 8 * scale + width < right else (-7 * scale - width, 7 * scale)
-        options = [(px + side, py + shift) for shift in shifts for side in sides]
+        inside = [side for side in sides if px + side > 0 and px + side + width < figure.bbox.x1] or sides
+        options = [(px + side, py + shift) for shift in shifts for side in inside]
         left, middle = next(
             (
                 place

@@ -28,6 +28,7 @@ from salmask.statistics import Interval
 __all__ = ["add_training", "write_markdown_table", "write_report"]
 
 _CELL = 112  # pixels of a picture's panel in the page
+_CONTROLS = {"Fixed", "Random"}  # kinds of explainers that draw a map without a look at the classifier
 _POINTS = 300  # of a training curve
 _SKIPPED = {"step", "epoch", "time", "seconds", "rate", "lr"}  # of metrics.jsonl: no curve of their own
 
@@ -128,7 +129,7 @@ def _page(
     return environment.get_template("report.html.j2").render(
         title=title,
         about=_about(meta, summary),
-        sentences=describe(summary, failures=failures, agreement=agreed),
+        sentences=describe(summary, failures=failures, agreement=agreed, controls=_controls(meta, summary)),
         study=None if study is None else _study(study),
         columns=summary.columns,
         scores=_score_rows(summary, meta),
@@ -315,6 +316,12 @@ def _settings(meta: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]
         for name in summary.intervals
         if name in told
     ]
+
+
+def _controls(meta: Mapping[str, Any], summary: Summary) -> list[str]:
+    """Return the explainers that look at no classifier, by the kind that meta.json holds."""
+    told = meta.get("explainers", {})
+    return [name for name in summary.intervals if told.get(name, {}).get("kind") in _CONTROLS]
 
 
 def _grid(folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

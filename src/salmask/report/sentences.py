@@ -32,11 +32,16 @@ def describe(
     *,
     failures: Sequence[Mapping[str, Any]] = (),
     agreement: tuple[Sequence[str], ndarray] | None = None,
+    controls: Sequence[str] = (),
 ) -> list[str]:
-    """Return what the numbers say, one sentence or two per metric: best, runner-up, ties, cost, warnings."""
+    """Return what the numbers say, one sentence or two per metric: best, runner-up, ties, cost, warnings.
+
+    controls: explainers that look at no classifier: their being best says something of the metric, their cost nothing.
+    """
     texts = [_overall(summary)]
     texts += [_metric(summary, name) for name in summary.best if name in summary.differences]
-    texts += [_cost(summary), _degenerate(summary), _disagreement(agreement)]
+    texts += [_uncontrolled(summary, controls), _cost(summary, controls)]
+    texts += [_degenerate(summary), _disagreement(agreement)]
     if failures:
         failed = sorted({str(one.get("explainer")) for one in failures})
         one = len(failures) == 1
@@ -83,11 +88,25 @@ def _runner_up(one: Difference) -> str:
     return f"the nearest that is surely behind is {one.first}, {behind}"
 
 
-def _cost(summary: Summary) -> str:
+def _uncontrolled(summary: Summary, controls: Sequence[str]) -> str:
+    """Name the metrics on which a map that looks at no classifier is best, or not told from the best."""
+    found = {}
+    for metric in summary.differences:
+        if among := [name for name in (summary.best[metric], *summary.tied(metric)) if name in controls]:
+            found[metric] = among
+    if not found:
+        return ""
+    listed = "; ".join(f"{metric}: {_names(among)}" for metric, among in found.items())
+    count = f"{len(found)} metric{'s' if len(found) != 1 else ''}"
+    return f"Maps that look at no classifier are best, or not told from the best, on {count} ({listed})."
+
+
+def _cost(summary: Summary, controls: Sequence[str]) -> str:
+    left_out = {*summary.unranked, *controls}
     seconds = {
         name: summary.mean(name, "seconds")
         for name in summary.intervals
-        if name not in summary.unranked and summary.mean(name, "seconds") > 0 and summary.mean(name, "passes") != 0
+        if name not in left_out and summary.mean(name, "seconds") > 0 and summary.mean(name, "passes") != 0
     }
     if len(seconds) < 2:
         return ""
