@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from salmask.metrics import METRICS, Case, Metric, degenerate
+from salmask.metrics import METRICS, Case, Metric
 from salmask.types import Images
 
 __all__ = ["Chunk", "Label", "Scoring", "one_thread", "score_case", "score_chunk"]
@@ -58,7 +58,7 @@ def score_case(case: Case, metrics: Mapping[str, Metric]) -> dict[str, np.ndarra
         found = {
             name: values.astype(np.uint16) if values.dtype == np.int32 else values for name, values in found.items()
         }
-    return found | {"degenerate": degenerate(case.masks).cpu().numpy().astype(np.float32)}
+    return found | {"degenerate": (case.looked.low == case.looked.high).cpu().numpy().astype(np.float32)}
 
 
 def one_thread() -> None:
