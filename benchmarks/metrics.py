@@ -35,6 +35,7 @@ from salmask.metrics import METRICS, Case
 from salmask.metrics.wsol import DELTAS, TAUS, box_hits, minmax, pixel_histograms
 
 SIZE = 224
+CHUNK = 64
 KINDS = ("masker", "cam", "blobs", "hard", "gradient")
 OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "metrics.json"
 
@@ -154,8 +155,17 @@ def _box_scores(case: Case) -> tuple[np.ndarray, ...]:
     return tuple(METRICS[name](case).numpy() for name in ("f1", "le", "om"))
 
 
+def _chunks(maps: torch.Tensor, boxes: list) -> list[tuple[torch.Tensor, list]]:
+    """Return (maps, boxes) of as many maps at a time as `salmask score` takes."""
+    return [(maps[k : k + CHUNK], boxes[k : k + CHUNK]) for k in range(0, len(maps), CHUNK)]
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
 def ours_boxes(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndarray, ...]:
-    return _box_scores(_case(maps, boxes))
+    return _joined([_box_scores(_case(*part)) for part in _chunks(maps, boxes)])
 
 
 def theirs_boxes(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndarray, ...]:
@@ -165,16 +175,23 @@ def theirs_boxes(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndar
 
 
 def box_scores_alone(data: tuple) -> dict:
-    """Compare what follows the box of a mask: one dense array per box, against closed forms and sums of crops."""
+    """Compare what follows the box of a mask: one dense array per box, against closed forms and sums of crops.
+
+    Ours has the mask's sum from the look that found its mean and so its box; theirs sums the mask once a box.
+    """
     maps, boxes, _ = data
-    case = _case(maps, boxes)
     found = mask_boxes(maps)
-    known = case.memo | {("mask_boxes", above_mean, False): found}
+    cases = [_case(*part) for part in _chunks(maps, boxes)]
+    known = [
+        case.memo | {("mask_boxes", above_mean, False): part}
+        for case, part in zip(cases, found.split(CHUNK), strict=True)
+    ]
 
     def ours(*_: object) -> tuple[np.ndarray, ...]:
-        case.memo.clear()
-        case.memo.update(known)
-        return _box_scores(case)
+        for case, memo in zip(cases, known, strict=True):
+            case.memo.clear()
+            case.memo.update(memo)
+        return _joined([_box_scores(case) for case in cases])
 
     def theirs(*_: object) -> np.ndarray:
         given = zip(maps, found.int().tolist(), boxes, strict=True)

@@ -187,8 +187,7 @@ def _largest_labelled(selected: UInt8[np.ndarray, "height width"]) -> tuple[int,
 
 def stack(boxes: BoxSets) -> tuple[Float[Tensor, "all 4"], Int[Tensor, " all"]]:
     """Return the boxes of all images below each other, and the index of the image that each belongs to."""
-    counts = torch.tensor([b.shape[0] for b in boxes], dtype=torch.long)
-    owner = torch.repeat_interleave(torch.arange(len(boxes)), counts)
+    owner = torch.from_numpy(np.repeat(np.arange(len(boxes)), [len(b) for b in boxes]).astype(np.int64))
     if not len(owner):
         return torch.zeros(0, 4), owner
     return torch.cat(list(boxes)).cpu().to(torch.get_default_dtype()), owner
@@ -235,25 +234,22 @@ def _cover(low: Tensor, high: Tensor, length: int) -> Tensor:
 
 
 def sums_inside(masks: Masks, boxes: Boxes, owner: Int[Tensor, " boxes"]) -> Float[Tensor, " boxes"]:
-    """Return the sum of each box's mask over the box; what lies outside of the mask counts as 0.
+    """Return the sum of each box's mask over the box, in double precision; what lies outside counts as 0.
 
     Boxes between pixels weigh the pixels that they cut by the part they cover.
     """
     maps = on_cpu(masks)
     height, width = maps.shape[1:]
     corners = np.clip(boxes.detach().cpu().numpy().astype(np.float64), 0, [width, height, width, height])
-    whole = (corners == corners.round()).all(1).tolist()
+    pixels = corners.astype(np.int64)
     inside = np.zeros(len(corners))
-    for k, (i, (x0, y0, x1, y1)) in enumerate(zip(owner.tolist(), corners.tolist(), strict=True)):
-        if x1 <= x0 or y1 <= y0:
-            continue
-        if whole[k]:
-            inside[k] = cv2.sumElems(maps[i, int(y0) : int(y1), int(x0) : int(x1)])[0]
-        else:
-            given = torch.from_numpy(corners[k : k + 1])
-            columns, rows = (part[0].numpy() for part in coverage(given, (height, width)))
-            inside[k] = rows @ maps[i].astype(np.float64) @ columns
-    return torch.from_numpy(inside).to(boxes)
+    for k, (i, (x0, y0, x1, y1)) in enumerate(zip(owner.tolist(), pixels.tolist(), strict=True)):
+        if x1 > x0 and y1 > y0:
+            inside[k] = cv2.sumElems(maps[i, y0:y1, x0:x1])[0]
+    for k in np.flatnonzero((corners != pixels).any(1)).tolist():  # edges between pixels
+        columns, rows = (part[0].numpy() for part in coverage(torch.from_numpy(corners[k : k + 1]), (height, width)))
+        inside[k] = rows @ maps[int(owner[k])].astype(np.float64) @ columns
+    return torch.from_numpy(inside)
 
 
 def paint(boxes: Boxes, size: tuple[int, int]) -> Pixels:

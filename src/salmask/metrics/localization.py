@@ -73,12 +73,13 @@ def f1_of_boxes(
     R = inside / area of the whole box; F1 = 2PR / (P + R + 1e-6). A box of zero area has F1 = 0.
     """
     boxes, owner = stack(truth)
-    total = masks.double().sum((1, 2, 3)) if mass is None else mass
-    inside = sums_inside(masks, boxes, owner)
-    precision = inside / (total.to(inside)[owner] + EPS)
-    area = areas(boxes)
-    recall = torch.where(area > 0, inside / area, torch.zeros_like(inside))
-    return 2 * precision * recall / (precision + recall + EPS), owner
+    sums = (masks.double().sum((1, 2, 3)) if mass is None else mass).cpu().numpy()
+    corners = boxes.numpy().astype(np.float64)
+    inside = sums_inside(masks, boxes, owner).numpy()
+    precision = inside / (sums[owner.numpy()] + EPS)
+    area = np.maximum(corners[:, 2:] - corners[:, :2], 0).prod(1)
+    recall = np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
+    return torch.from_numpy(2 * precision * recall / (precision + recall + EPS)), owner
 
 
 def _reduce(values: Tensor, owner: Tensor, count: int, how: str) -> Values:
