@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, UInt8
 
 from salmask.metrics import METRICS, Case, Metric
+from salmask.normalising import normalise
+from salmask.saved_maps import Piece
 from salmask.types import Images
 
 __all__ = ["Chunk", "Label", "Scoring", "one_thread", "score_case", "score_chunk"]
@@ -39,13 +41,13 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one chunk needs; travels to another process, so metrics go by name."""
+    """What one chunk needs; travels to another process, so metrics go by name and mapped maps as their place."""
 
     metrics: list[str]
     normalize: str
     seed: int
     ids: list[str]
-    maps: np.ndarray
+    maps: Piece
     boxes: list[Float[torch.Tensor, "_ 4"]] | None
     pixels: list[UInt8[torch.Tensor, "_ _"]] | None
     labels: list[Label] | None
@@ -69,11 +71,9 @@ def one_thread() -> None:
 
 def score_chunk(job: Chunk, scoring: Scoring | None = None) -> dict[str, np.ndarray]:
     """Return metric -> (B,) values or (B, ...) counts of a chunk; errors as of Case."""
-    maps = torch.from_numpy(job.maps)[:, None]
+    maps = torch.from_numpy(job.maps.read())[:, None]
     finite = torch.isfinite(maps).flatten(1).all(1)
     if job.normalize != "none" and bool(finite.all()):
-        from salmask.explain.base import normalise  # brings networks along: only where it is asked for
-
         maps = normalise(maps, job.normalize)
     labels = job.labels or [Label(0)] * len(job.ids)
     correct = None

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from salmask.chunks import Chunk, Label, Scoring, one_thread, score_case, score_chunk
-from salmask.explain.base import NORMALISERS
 from salmask.metrics import METRICS, Metric
+from salmask.normalising import NORMALISERS
 from salmask.readers import BoxRow, read_boxes, read_pixels
 from salmask.records import agree_on_meta
 from salmask.report import write_report
-from salmask.saved_maps import SavedMaps, open_maps
+from salmask.saved_maps import Piece, SavedMaps, open_maps
 from salmask.types import Boxes, Pixels
 from salmask.writer import Writer
 
@@ -237,7 +237,7 @@ def _meta(run: _Run) -> dict[str, Any]:
 
 def _results(run: _Run, *, skip: Callable[[str], bool]) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
     """Yield (ids, results) of one chunk after the other, in the order of the maps, from one or several processes."""
-    jobs = (job for ids, maps in run.maps.chunks(CHUNK) if (job := _job(run, ids, maps, skip)) is not None)
+    jobs = (job for ids, maps in run.maps.pieces(CHUNK) if (job := _job(run, ids, maps, skip)) is not None)
     if run.processes == 1 or run.scoring is not None:
         for job in jobs:
             yield job.ids, score_chunk(job, run.scoring)
@@ -262,17 +262,17 @@ def _context() -> Any:
     return context
 
 
-def _job(run: _Run, ids: list[str], maps: np.ndarray, skip: Callable[[str], bool]) -> Chunk | None:
+def _job(run: _Run, ids: list[str], maps: Piece, skip: Callable[[str], bool]) -> Chunk | None:
     left = [i for i, name in enumerate(ids) if not skip(name)]
     if not left:
         return None
-    names, truth, size = [ids[i] for i in left], run.truth, (maps.shape[1], maps.shape[2])
+    names, truth, size = [ids[i] for i in left], run.truth, run.maps.shape[1:]
     return Chunk(
         metrics=list(run.metrics),
         normalize=run.normalize,
         seed=run.seed,
         ids=names,
-        maps=maps[left] if len(left) < len(ids) else maps,
+        maps=maps.only(left) if len(left) < len(ids) else maps,
         boxes=None if truth.boxes is None else [_boxes(truth.boxes[name], size, name) for name in names],
         pixels=None if truth.masks is None else [_pixels(truth.masks, name, size) for name in names],
         labels=None if truth.labels is None else [truth.labels[name] for name in names],
