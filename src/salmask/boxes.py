@@ -195,7 +195,12 @@ def stack(boxes: BoxSets) -> tuple[Float[Tensor, "all 4"], Int[Tensor, " all"]]:
 
 def areas(boxes: Boxes) -> Float[Tensor, " boxes"]:
     """Return (x1 - x0) * (y1 - y0), not clipped to any image; 0 for boxes that are turned inside out."""
-    return (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)
+    return _area(boxes[:, 2:] - boxes[:, :2])
+
+
+def _area(sides: Float[Tensor, "... 2"]) -> Float[Tensor, "..."]:
+    sides = sides.clamp_min(0)
+    return sides[..., 0] * sides[..., 1]
 
 
 def clip(boxes: Boxes, size: tuple[int, int]) -> Boxes:
@@ -212,9 +217,8 @@ def iou(a: Float[Tensor, "*#any 4"], b: Float[Tensor, "*#any 4"], *, inclusive: 
     """
     extra = 1 if inclusive else 0
     corner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + extra
-    meet = corner.clamp_min(0).prod(-1)
-    area_a = (a[..., 2:] - a[..., :2] + extra).clamp_min(0).prod(-1)
-    area_b = (b[..., 2:] - b[..., :2] + extra).clamp_min(0).prod(-1)
+    meet, area_a = _area(corner), _area(a[..., 2:] - a[..., :2] + extra)
+    area_b = _area(b[..., 2:] - b[..., :2] + extra)
     union = area_a + area_b - meet
     return torch.where(union > 0, meet / union, torch.zeros_like(meet))
 

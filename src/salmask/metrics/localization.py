@@ -222,8 +222,11 @@ def _f1_of_pixels(case: Case) -> Values:
 
 
 def _hit(case: Case, rule: Rule, legacy: bool) -> Values:
-    overlap = _overlap(case, rule, legacy).to(case.masks)
-    return torch.where(overlap.isnan(), overlap, (overlap > 0.5).to(overlap))
+    def hit() -> Values:
+        overlap = _overlap(case, rule, legacy).to(case.masks)
+        return torch.where(overlap.isnan(), overlap, (overlap > 0.5).to(overlap))
+
+    return case.once(("hit", rule, legacy), hit)
 
 
 def _le(rule: Rule = above_mean, legacy: bool = False) -> Callable[[Case], Values]:
