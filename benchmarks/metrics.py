@@ -339,7 +339,7 @@ def _field(path: Path, name: str) -> int:
 
 def stream(count: int, cores: int) -> dict:
     """Score `count` maps from a file by `salmask.score`: LE, OM, F1, MaxBoxAccV2, PxAP; seconds and peak memory."""
-    from salmask.score import score
+    from salmask.score import Work, score
 
     maps, boxes, _ = inputs(100)
     with tempfile.TemporaryDirectory() as folder:
@@ -367,7 +367,8 @@ def stream(count: int, cores: int) -> dict:
                 labels=root / "labels.csv",
                 out=root / "out",
                 metrics=["le", "om", "f1", "max_box_acc_v2", "pxap:boxes"],
-                processes=cores,
+                baselines=(),
+                work=Work(cores),
             )
         seconds = time.perf_counter() - before
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -31,7 +31,7 @@ class Piece:
 
     def only(self, chosen: Sequence[int]) -> "Piece":
         """Return the piece with these maps alone."""
-        return replace(self, chosen=chosen)
+        return self if len(chosen) == self.shape[0] else replace(self, chosen=chosen)
 
     def read(self) -> Block:
         """Return the maps, copied into memory; float16 becomes float32."""
