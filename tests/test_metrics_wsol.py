@@ -10,7 +10,7 @@ import torch
 
 from metric_cases import random_case
 from salmask.metrics import METRICS, Case
-from salmask.metrics.contours import all_contours, block_size, largest_contour, single_levels
+from salmask.metrics.contours import all_contours, block_size, largest_contour, runs_and_singles, without_small
 from salmask.metrics.states import MaxBoxAccuracy, PixelPrecision
 from salmask.metrics.wsol import (
     DELTAS,
@@ -177,7 +177,7 @@ def test_levels_called_single_have_one_contour(smooth: float) -> None:
     for _ in range(40):
         values = ndimage.gaussian_filter(draw.random(draw.integers(1, 30, 2)), smooth)
         map8 = ((values - values.min()) / max(np.ptp(values), 1e-9) * 255).astype(np.uint8)
-        single = single_levels(map8)
+        _, single = runs_and_singles(map8)
         for level in range(0, 255, 3):
             above = cv2.threshold(map8, level, 255, cv2.THRESH_BINARY)[1]
             contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
@@ -186,10 +186,31 @@ def test_levels_called_single_have_one_contour(smooth: float) -> None:
     assert found > (50 if smooth else 5)
 
 
+def _contour_boxes(map8: np.ndarray, level: int) -> set[tuple[int, ...]]:
+    above = cv2.threshold(map8, level, 255, cv2.THRESH_BINARY)[1]
+    contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+    return {tuple(cv2.boundingRect(contour)) for contour in contours}
+
+
+@pytest.mark.parametrize("smooth", [0, 1, 2, 4])
+@pytest.mark.parametrize("side", [3, 9, 17])
+def test_taking_small_peaks_and_holes_away_changes_no_larger_contour(smooth: float, side: int) -> None:
+    draw = np.random.default_rng(7)
+    values = ndimage.gaussian_filter(draw.random((61, 44)), smooth)
+    map8 = ((values - values.min()) / np.ptp(values) * 255).astype(np.uint8)
+    fewer, removed = without_small(map8, side), 0
+    for level in range(0, 255, 3):
+        before, after = _contour_boxes(map8, level), _contour_boxes(fewer, level)
+        assert {box for box in before if max(box[2:]) > side} == {box for box in after if max(box[2:]) > side}
+        assert after <= before
+        removed += len(before) - len(after)
+    assert removed > 0
+
+
 def test_a_smooth_bump_is_single_at_every_level() -> None:
     y, x = np.mgrid[:60, :50]
     bump = np.exp(-((x - 20) ** 2 + (y - 33) ** 2) / 200)
-    assert single_levels((255 * bump).astype(np.uint8))[:255].all()
+    assert runs_and_singles((255 * bump).astype(np.uint8))[1][:255].all()
 
 
 def test_spec_example_boxes() -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 from metric_cases import random_case
 from salmask.metrics import METRICS, Case
 from salmask.saved_maps import open_maps
-from salmask.score import Scoring, read_labels, score
+from salmask.score import Scoring, Work, read_labels, score
+from salmask.trivial import BASELINES
 
 BOX_METRICS = ["le", "f1", "max_box_acc_v2", "pxap:boxes", "mask_mean"]
 
@@ -30,10 +31,10 @@ def saved(tmp_path: Path) -> tuple[Case, Path, Path]:
     return case, tmp_path / "maps.npz", write_boxes(tmp_path / "boxes.csv", case)
 
 
-def rows_of(folder: Path) -> dict[tuple[str, str], float]:
+def rows_of(folder: Path, explainer: str = "maps") -> dict[tuple[str, str], float]:
     lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    assert {line["explainer"] for line in lines} <= {"maps"}
-    return {(line["image"], line["metric"]): line["value"] for line in lines}
+    assert {line["explainer"] for line in lines} <= {"maps", *BASELINES}
+    return {(line["image"], line["metric"]): line["value"] for line in lines if line["explainer"] == explainer}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def test_scores_are_those_of_the_functions(saved, tmp_path: Path) -> None:
         metric = METRICS[name]
         values = metric(case).numpy()
         if metric.set_level:
-            files = list((tmp_path / "out" / "counts").glob("*/*.npz"))
+            files = list((tmp_path / "out" / "counts").glob("maps/*.npz"))
             counts = [np.load(f)["counts"] for f in files if str(np.load(f)["metric"]) == name]
             assert np.array_equal(counts[0], values)
             assert summary["maps"][name]["mean"] == pytest.approx(metric.compute(values))
@@ -157,12 +158,12 @@ def test_a_stopped_run_goes_on(saved, tmp_path: Path, monkeypatch) -> None:
 
     def stop(results):
         for k, one in enumerate(results):
-            if k == 2:
+            if k == 7:  # two chunks of the maps and one of each baseline are written, and half of the second chunk's
                 raise KeyboardInterrupt
             yield one
 
     with pytest.raises(KeyboardInterrupt):
-        score(maps, boxes, out=tmp_path / "out", metrics=BOX_METRICS, progress=stop)
+        score(maps, boxes, out=tmp_path / "out", metrics=BOX_METRICS, work=Work(progress=stop))
     assert len({image for image, _ in rows_of(tmp_path / "out")}) == 4
     score(maps, boxes, out=tmp_path / "out", metrics=BOX_METRICS)
     score(maps, boxes, out=tmp_path / "fresh", metrics=BOX_METRICS)
@@ -288,7 +289,7 @@ def test_metrics_and_labels_that_cannot_be_are_refused(saved, tmp_path: Path) ->
     with pytest.raises(ValueError, match="'om' needs correct"):
         score(maps, boxes, out=tmp_path / "out", metrics=["om"])
     with pytest.raises(ValueError, match="processes"):
-        score(maps, boxes, out=tmp_path / "out", processes=0)
+        score(maps, boxes, out=tmp_path / "out", work=Work(processes=0))
     labels = tmp_path / "labels.csv"
     for text, words in (
         ("image,class\na,1", "header"),
@@ -321,5 +322,27 @@ def test_two_processes_give_the_rows_of_one(saved, tmp_path: Path, monkeypatch) 
     _, maps, boxes = saved
     monkeypatch.setattr("salmask.score.CHUNK", 2)
     score(maps, boxes, out=tmp_path / "one", metrics=BOX_METRICS)
-    score(maps, boxes, out=tmp_path / "two", metrics=BOX_METRICS, processes=2)
+    score(maps, boxes, out=tmp_path / "two", metrics=BOX_METRICS, work=Work(processes=2))
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
+
+
+def test_baselines_stand_beside_the_maps_and_count_as_classified_right(saved, tmp_path: Path) -> None:
+    case, maps, boxes = saved
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,label,predicted\n" + "".join(f"{name},1,0\n" for name in case.ids))
+    summary = score(maps, boxes, out=tmp_path / "out", labels=labels, metrics=["le", "om", "mask_mean"], seed=3)
+    assert list(summary) == ["maps", *BASELINES]
+    assert {summary[name]["mask_mean"]["n"] for name in summary} == {6}
+    assert summary["full"]["mask_mean"]["mean"] == 1 and summary["empty"]["mask_mean"]["mean"] == 0
+    assert summary["full"]["degenerate"]["mean"] == 1 and summary["random"]["degenerate"]["mean"] == 0
+    assert summary["maps"]["om"]["mean"] == 1  # never classified right
+    for name in BASELINES:
+        assert summary[name]["om"]["mean"] == summary[name]["le"]["mean"]
+
+
+def test_a_baseline_must_be_known_and_not_the_name_of_the_maps(saved, tmp_path: Path) -> None:
+    _, maps, boxes = saved
+    with pytest.raises(ValueError, match="baselines must be among"):
+        score(maps, boxes, out=tmp_path / "out", baselines=["fulll"])
+    with pytest.raises(ValueError, match="not the maps' own name"):
+        score(maps.rename(tmp_path / "full.npz"), boxes, out=tmp_path / "out")

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from salmask.metrics import METRICS, Case, Metric, degenerate
-from salmask.types import Images
+from salmask.metrics import METRICS, Case, Metric
+from salmask.normalising import normalise
+from salmask.saved_maps import Piece
+from salmask.trivial import BASELINES
+from salmask.types import Images, Masks
 
 __all__ = ["Chunk", "Label", "Scoring", "one_thread", "score_case", "score_chunk"]
 
@@ -39,13 +42,17 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one chunk needs; travels to another process, so metrics go by name."""
+    """What one chunk needs; travels to another process, so metrics go by name and mapped maps as their place.
+
+    maps: those of a file, or the name of a baseline, which is drawn in `size` for each id.
+    """
 
     metrics: list[str]
     normalize: str
     seed: int
     ids: list[str]
-    maps: np.ndarray
+    maps: Piece | str
+    size: tuple[int, int]
     boxes: list[Float[torch.Tensor, "_ 4"]] | None
     pixels: list[UInt8[torch.Tensor, "_ _"]] | None
     labels: list[Label] | None
@@ -58,7 +65,7 @@ def score_case(case: Case, metrics: Mapping[str, Metric]) -> dict[str, np.ndarra
         found = {
             name: values.astype(np.uint16) if values.dtype == np.int32 else values for name, values in found.items()
         }
-    return found | {"degenerate": degenerate(case.masks).cpu().numpy().astype(np.float32)}
+    return found | {"degenerate": (case.looked.low == case.looked.high).cpu().numpy().astype(np.float32)}
 
 
 def one_thread() -> None:
@@ -69,16 +76,12 @@ def one_thread() -> None:
 
 def score_chunk(job: Chunk, scoring: Scoring | None = None) -> dict[str, np.ndarray]:
     """Return metric -> (B,) values or (B, ...) counts of a chunk; errors as of Case."""
-    maps = torch.from_numpy(job.maps)[:, None]
-    finite = torch.isfinite(maps).flatten(1).all(1)
-    if job.normalize != "none" and bool(finite.all()):
-        from salmask.explain.base import normalise  # brings networks along: only where it is asked for
-
-        maps = normalise(maps, job.normalize)
+    maps = _maps(job)
     labels = job.labels or [Label(0)] * len(job.ids)
     correct = None
     if all(label.predicted is not None for label in labels):
-        correct = torch.tensor([label.predicted == label.target for label in labels])
+        naive = isinstance(job.maps, str)  # no model's map: the overall metric takes the image as classified right
+        correct = torch.tensor([naive or label.predicted == label.target for label in labels])
     case = Case(
         masks=maps,
         targets=torch.tensor([label.target for label in labels]),
@@ -91,3 +94,13 @@ def score_chunk(job: Chunk, scoring: Scoring | None = None) -> dict[str, np.ndar
         correct=correct,
     )
     return score_case(case, {name: METRICS[name] for name in job.metrics})
+
+
+def _maps(job: Chunk) -> Masks:
+    if isinstance(job.maps, str):
+        draw = BASELINES[job.maps]
+        return torch.stack([draw(job.size, image, job.seed)[None] for image in job.ids])
+    maps = torch.from_numpy(job.maps.read())[:, None]
+    if job.normalize == "none" or not bool(torch.isfinite(maps).all()):  # what is not finite is refused by Case
+        return maps
+    return normalise(maps, job.normalize)

@@ -5,17 +5,42 @@ MAPS.npy   maps (N, H, W) float, mapped from the disk; its ids in MAPS.ids.npy o
 """
 
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["SavedMaps", "open_maps"]
+__all__ = ["Piece", "SavedMaps", "open_maps"]
 
 Block = Float[np.ndarray, "chunk height width"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of the maps: where they lie in a file, or their bytes. chosen: which of them, None: all."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    path: Path | None = None
+    offset: int = 0
+    data: bytes = b""
+    chosen: Sequence[int] | None = None
+
+    def only(self, chosen: Sequence[int]) -> "Piece":
+        """Return the piece with these maps alone."""
+        return self if len(chosen) == self.shape[0] else replace(self, chosen=chosen)
+
+    def read(self) -> Block:
+        """Return the maps, copied into memory; float16 becomes float32."""
+        if self.path is None:
+            block = np.frombuffer(self.data, self.dtype).reshape(self.shape)
+        else:  # mapped anew: what one mapping has touched would be counted as this process's memory
+            block = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        wide = np.float64 if self.dtype.itemsize > 4 else np.float32
+        return (block if self.chosen is None else block[list(self.chosen)]).astype(wide)
 
 
 @dataclass(frozen=True)
@@ -37,29 +62,29 @@ class SavedMaps:
 
     def chunks(self, size: int) -> Iterator[tuple[list[str], Block]]:
         """Yield (ids, maps) of `size` maps at a time, copied into memory; float16 becomes float32."""
-        for start, block in self._blocks(size):
-            wide = np.float64 if self.dtype.itemsize > 4 else np.float32
-            yield self.ids[start : start + len(block)], block.astype(wide)
+        for ids, piece in self.pieces(size):
+            yield ids, piece.read()
 
-    def _blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    def pieces(self, size: int) -> Iterator[tuple[list[str], "Piece"]]:
+        """Yield (ids, piece) of `size` maps at a time; mapped maps are read only when the piece is."""
+        step = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         if self.member is None:
             for start in range(0, len(self), size):
                 count = min(size, len(self) - start)
-                # mapped anew: what one mapping has touched would be counted as this process's memory
-                step = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-                yield start, np.memmap(self.path, self.dtype, "r", self.offset + start * step, (count, *self.shape[1:]))
+                shape = (count, *self.shape[1:])
+                yield (
+                    self.ids[start : start + count],
+                    Piece(shape, self.dtype, path=self.path, offset=self.offset + start * step),
+                )
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
             stream.read(self.offset)
             for start in range(0, len(self), size):
-                yield start, self._read(stream, min(size, len(self) - start))
-
-    def _read(self, stream: IO[bytes], count: int) -> np.ndarray:
-        wanted = count * int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        data = stream.read(wanted)
-        if len(data) < wanted:
-            raise ValueError(f"{self.path} ends early: expected {len(self)} maps; write it again")
-        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+                count = min(size, len(self) - start)
+                data = stream.read(count * step)
+                if len(data) < count * step:
+                    raise ValueError(f"{self.path} ends early: expected {len(self)} maps; write it again")
+                yield self.ids[start : start + count], Piece((count, *self.shape[1:]), self.dtype, data=data)
 
 
 def open_maps(path: str | Path) -> SavedMaps:

@@ -18,16 +18,17 @@ import numpy as np
 import torch
 
 from salmask.chunks import Chunk, Label, Scoring, one_thread, score_case, score_chunk
-from salmask.explain.base import NORMALISERS
 from salmask.metrics import METRICS, Metric
+from salmask.normalising import NORMALISERS
 from salmask.readers import BoxRow, read_boxes, read_pixels
 from salmask.records import agree_on_meta
 from salmask.report import write_report
-from salmask.saved_maps import SavedMaps, open_maps
+from salmask.saved_maps import Piece, SavedMaps, open_maps
+from salmask.trivial import BASELINES
 from salmask.types import Boxes, Pixels
 from salmask.writer import Writer
 
-__all__ = ["Label", "Scoring", "Truth", "read_labels", "score", "score_case"]
+__all__ = ["Label", "Scoring", "Truth", "Work", "read_labels", "score", "score_case"]
 
 CHUNK = 64
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -48,6 +49,18 @@ class Truth:
         return found | ({"correct"} if known else set())
 
 
+@dataclass(frozen=True)
+class Work:
+    """How maps are scored, which changes no number: processes side by side, and who watches the chunks go by."""
+
+    processes: int = 1
+    progress: Progress = iter
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"processes must be at least 1; came {self.processes}")
+
+
 @dataclass
 class _Run:
     """The settings of one call of `score`."""
@@ -59,6 +72,7 @@ class _Run:
     seed: int
     scoring: Scoring | None
     processes: int
+    baselines: Sequence[str]
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -72,9 +86,9 @@ def score(
     metrics: Sequence[str] | None = None,
     normalize: str = "none",
     scoring: Scoring | None = None,
+    baselines: Sequence[str] = tuple(BASELINES),
     seed: int = 0,
-    processes: int = 1,
-    progress: Progress = iter,
+    work: Work | None = None,
 ) -> dict[str, Any]:
     """Score saved maps and write rows, counts, meta.json, summary.json and index.html to `out`.
 
@@ -83,17 +97,21 @@ def score(
     ignored), brought to the maps' size by nearest neighbour. labels: image,label[,predicted], class indices.
     metrics: names of METRICS; None: every plain name that the given truth allows. normalize: how maps come into
     [0, 1]: none, minmax, max or rank. scoring: for metrics that show pictures to a classifier (one process only).
+    baselines: trivial maps (`trivial`) that are scored on the same images, beside the given ones.
 
     Returns the summary. Errors: ValueError for ids without truth or truth without ids, maps that are not finite
     or not in [0, 1], class indices out of range, unknown metrics, rows of other settings in `out`.
     """
     if normalize not in NORMALISERS:
         raise ValueError(f"normalize must be one of {', '.join(NORMALISERS)}; came {normalize!r}")
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1; came {processes}")
+    work = work or Work()
     if scoring is not None and labels is None:
         raise ValueError("which class is scored must be said: give labels (image,label) beside the classifier")
     saved = open_maps(maps)
+    if wrong := [name for name in baselines if name not in BASELINES or name == saved.path.stem]:
+        raise ValueError(
+            f"baselines must be among {', '.join(BASELINES)}, and not the maps' own name; came {wrong[0]!r}"
+        )
     truth = Truth(
         boxes=None if boxes is None else read_boxes(Path(boxes)),
         masks=None if masks_dir is None else Path(masks_dir),
@@ -102,15 +120,14 @@ def score(
     _match(saved.ids, truth)
     given = truth.has() | ({"images", "classifier"} if scoring is not None else set())
     chosen, left_out = _choose(metrics, given, scoring)
-    run = _Run(saved, truth, chosen, normalize, seed, scoring, processes, left_out)
+    run = _Run(saved, truth, chosen, normalize, seed, scoring, work.processes, tuple(baselines), left_out)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     agree_on_meta(folder, _meta(run))
-    name = saved.path.stem
     computes = {key: metric.compute for key, metric in chosen.items() if metric.compute is not None}
     plain = [key for key in chosen if key not in computes]
     with Writer(folder, [*plain, "degenerate"], computes) as writer:
-        for ids, found in progress(_results(run, skip=lambda image: writer.has(name, image))):
+        for name, ids, found in work.progress(_results(run, skip=writer.has)):
             for i, image in enumerate(ids):
                 values = {key: float(found[key][i]) for key in (*plain, "degenerate")}
                 writer.add(name, image, values, {key: found[key][i] for key in computes})
@@ -222,8 +239,10 @@ _REMEDY = (
 
 
 def _meta(run: _Run) -> dict[str, Any]:
+    ours = {run.maps.path.stem: {"maps": str(run.maps.path), "normalize": run.normalize, "truth": False}}
+    trivial = {name: {"maps": "baseline", "normalize": "none", "truth": False} for name in run.baselines}
     return {
-        "explainers": {run.maps.path.stem: {"maps": str(run.maps.path), "normalize": run.normalize, "truth": False}},
+        "explainers": ours | trivial,
         "metrics": {name: metric.describe() for name, metric in run.metrics.items()},
         "left_out": run.left_out,
         "data": {"maps": len(run.maps), "height": run.maps.shape[1], "width": run.maps.shape[2]},
@@ -235,22 +254,35 @@ def _meta(run: _Run) -> dict[str, Any]:
 # --- chunks --------------------------------------------------------------------------------------------------------
 
 
-def _results(run: _Run, *, skip: Callable[[str], bool]) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
-    """Yield (ids, results) of one chunk after the other, in the order of the maps, from one or several processes."""
-    jobs = (job for ids, maps in run.maps.chunks(CHUNK) if (job := _job(run, ids, maps, skip)) is not None)
+Found = tuple[str, list[str], dict[str, np.ndarray]]
+
+
+def _results(run: _Run, *, skip: Callable[[str, str], bool]) -> Iterator[Found]:
+    """Yield (explainer, ids, results) of one chunk after the other, from one or several processes."""
+    jobs = _jobs(run, skip)
     if run.processes == 1 or run.scoring is not None:
-        for job in jobs:
-            yield job.ids, score_chunk(job, run.scoring)
+        for name, job in jobs:
+            yield name, job.ids, score_chunk(job, run.scoring)
         return
-    pending: deque[tuple[list[str], Future]] = deque()
+    pending: deque[tuple[str, list[str], Future]] = deque()
     with ProcessPoolExecutor(run.processes, mp_context=_context(), initializer=one_thread) as pool:
-        for job in jobs:
-            pending.append((job.ids, pool.submit(score_chunk, job)))
+        for name, job in jobs:
+            pending.append((name, job.ids, pool.submit(score_chunk, job)))
             if len(pending) > 2 * run.processes:  # no more chunks in memory than keep everyone busy
-                ids, future = pending.popleft()
-                yield ids, future.result()
-        for ids, future in pending:
-            yield ids, future.result()
+                name, ids, future = pending.popleft()
+                yield name, ids, future.result()
+        for name, ids, future in pending:
+            yield name, ids, future.result()
+
+
+def _jobs(run: _Run, skip: Callable[[str, str], bool]) -> Iterator[tuple[str, Chunk]]:
+    """Yield the chunks of the maps that are not scored yet, each followed by the baselines of the same images."""
+    for ids, piece in run.maps.pieces(CHUNK):
+        for name in (run.maps.path.stem, *run.baselines):
+            left = [i for i, image in enumerate(ids) if not skip(name, image)]
+            if left:
+                maps = name if name in run.baselines else piece.only(left)
+                yield name, _chunk(run, [ids[i] for i in left], maps)
 
 
 def _context() -> Any:
@@ -262,17 +294,15 @@ def _context() -> Any:
     return context
 
 
-def _job(run: _Run, ids: list[str], maps: np.ndarray, skip: Callable[[str], bool]) -> Chunk | None:
-    left = [i for i, name in enumerate(ids) if not skip(name)]
-    if not left:
-        return None
-    names, truth, size = [ids[i] for i in left], run.truth, (maps.shape[1], maps.shape[2])
+def _chunk(run: _Run, names: list[str], maps: Piece | str) -> Chunk:
+    truth, size = run.truth, (run.maps.shape[1], run.maps.shape[2])
     return Chunk(
         metrics=list(run.metrics),
         normalize=run.normalize,
         seed=run.seed,
         ids=names,
-        maps=maps[left] if len(left) < len(ids) else maps,
+        maps=maps,
+        size=size,
         boxes=None if truth.boxes is None else [_boxes(truth.boxes[name], size, name) for name in names],
         pixels=None if truth.masks is None else [_pixels(truth.masks, name, size) for name in names],
         labels=None if truth.labels is None else [truth.labels[name] for name in names],

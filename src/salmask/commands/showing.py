@@ -167,16 +167,19 @@ class Score:
     """SPEC, for scores that need one."""
     data: Path | None = None
     """Folder of the pictures, for scores that need them."""
+    baselines: bool = True
+    """Score trivial maps on the same pictures, too: full, empty, center, random."""
     processes: int = 1
     """How many work side by side."""
     seed: int = 0
-    """Of scores that draw."""
+    """Of scores and baselines that draw."""
 
     def __call__(self) -> None:
         """Run the command."""
         from salmask.jobs import scoring_from
-        from salmask.score import score
+        from salmask.score import Work, score
         from salmask.specs import load_classifier
+        from salmask.trivial import BASELINES
 
         if (self.classifier is None) != (self.data is None):
             raise ValueError("scores that show pictures to a classifier need both: --classifier and --data")
@@ -192,9 +195,9 @@ class Score:
             metrics=self.metric,
             normalize=self.normalize,
             scoring=scoring,
+            baselines=tuple(BASELINES) if self.baselines else (),
             seed=self.seed,
-            processes=self.processes,
-            progress=progress_bar("scoring"),
+            work=Work(self.processes, progress_bar("scoring")),
         )
         say(f"report: {self.out / 'index.html'}")
         print_table(summary, tuple(dict.fromkeys(name for row in summary.values() for name in row))[:8])

@@ -7,13 +7,12 @@ back raw, with the range that they live in; putting them on another scale is an 
 """
 
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from salmask.classifier import Classifier
+from salmask.normalising import NORMALISERS, normalise
 from salmask.types import Images, Logits, Masks, Targets
 
 __all__ = ["NORMALISERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
@@ -58,40 +57,6 @@ class Explanation:
         if how == "none":
             return self
         return replace(self, masks=normalise(self.masks, how), range=(0.0, 1.0))
-
-
-def normalise(maps: Masks, how: str) -> Masks:
-    """Put each map on [0, 1]; a constant map becomes zeros under "minmax" and "max".
-
-    minmax: (a - min a) / (max a - min a).  max: relu(a) / max a.  rank: the share of pixels that are smaller,
-    ties sharing their mean rank.
-    """
-    if how not in NORMALISERS:
-        raise ValueError(f"unknown normalisation {how!r}: choose of {', '.join(NORMALISERS)}")
-    return NORMALISERS[how](maps)
-
-
-def _minmax(maps: Tensor) -> Tensor:
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return (maps - low) / torch.where(high > low, high - low, torch.ones_like(high))
-
-
-def _max(maps: Tensor) -> Tensor:
-    positive = maps.clamp_min(0)
-    high = positive.amax((2, 3), keepdim=True)
-    return positive / torch.where(high > 0, high, torch.ones_like(high))
-
-
-def _rank(maps: Tensor) -> Tensor:
-    flat = maps.flatten(1)
-    ordered = flat.sort(1).values
-    below = torch.searchsorted(ordered, flat.contiguous())
-    upto = torch.searchsorted(ordered, flat.contiguous(), right=True)
-    return ((below + upto - 1) / (2 * max(1, flat.shape[1] - 1))).to(maps.dtype).view_as(maps)
-
-
-NORMALISERS = MappingProxyType({"none": lambda maps: maps, "minmax": _minmax, "max": _max, "rank": _rank})
-"""Ways to put raw maps on [0, 1]."""
 
 
 @runtime_checkable

@@ -9,46 +9,28 @@
 | ground_truth | the labelled pixels or boxes | - |
 | fake_cam | ones with one pixel zero | Poppi et al. (2021) |
 
-The classifier is asked once, for the logits and the predicted class alone.
+The classifier is asked once, for the logits and the predicted class alone. `naive` says so: nothing of the map is the
+classifier's, so that the overall metric counts every image as classified right, as published.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
-from torch.nn import functional as F
+from torch import Tensor
 
 from salmask.boxes import paint
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import at_rest, by_pieces
+from salmask.trivial import center_box, empty, full, noise
 from salmask.types import Boxes, Images, Masks, Pixels, Targets
 
 __all__ = ["Fixed", "GroundTruth", "Random", "center_box", "empty", "fake_cam", "full", "gaussian"]
 
 Draw = Callable[[int, int], Tensor]
 """(height, width) -> one map (height, width) in [0, 1]."""
-
-
-def full(height: int, width: int) -> Tensor:
-    """Return ones: everything is evidence."""
-    return torch.ones(height, width)
-
-
-def empty(height: int, width: int) -> Tensor:
-    """Return zeros: nothing is evidence."""
-    return torch.zeros(height, width)
-
-
-def center_box(height: int, width: int) -> Tensor:
-    """Return the box of rows and columns 33 ... 190 of 224, scaled with the sides: 49.75 % of the area at 224."""
-    box = torch.zeros(height, width)
-    top, left = round(height * 33 / 224), round(width * 33 / 224)
-    box[top : height - top, left : width - left] = 1
-    return box
 
 
 def gaussian(height: int, width: int) -> Tensor:
@@ -76,6 +58,7 @@ class Fixed:
 
     draw: Draw
     max_batch: int = 64
+    naive: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Return the map for each image; the classifier gives the logits."""
@@ -94,6 +77,7 @@ class Random:
     cells: int | None = None
     seed: int = 0
     max_batch: int = 64
+    naive: ClassVar[bool] = True
     wants: ClassVar[frozenset[str]] = frozenset({"ids"})
 
     def __call__(
@@ -109,14 +93,12 @@ class Random:
             raise ValueError(f"expected one id an image, came {len(ids)} for {len(images)} images")
         names = [""] * len(images) if ids is None else ids
         size = (images.shape[-2], images.shape[-1])
-        maps = torch.stack([self._drawn(name, size) for name in names]) if len(images) else images[:, :1]
+        maps = (
+            torch.stack([noise(size, name, seed=self.seed, cells=self.cells)[None] for name in names])
+            if len(images)
+            else images[:, :1]
+        )
         return _shown(classifier, images, targets, maps.to(classifier.device), self.max_batch)
-
-    def _drawn(self, name: str, size: tuple[int, int]) -> Tensor:
-        digest = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=8).digest()
-        generator = Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        grid = size if self.cells is None else (min(self.cells, size[0]), min(self.cells, size[1]))
-        return F.interpolate(torch.rand(1, 1, *grid, generator=generator), size, mode="nearest-exact")[0]
 
 
 @dataclass(frozen=True)
@@ -127,6 +109,7 @@ class GroundTruth:
     """
 
     max_batch: int = 64
+    naive: ClassVar[bool] = True
     wants: ClassVar[frozenset[str]] = frozenset({"boxes", "pixels"})
 
     def __call__(

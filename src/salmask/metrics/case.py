@@ -9,8 +9,9 @@ import hashlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from salmask.boxes import BoxSets
 
-__all__ = ["Case", "Metric", "check_maps", "generator_for"]
+__all__ = ["Case", "Looked", "Metric", "check_maps", "generator_for"]
 
 T = TypeVar("T")
 NEEDS = ("boxes", "pixels", "images", "classifier", "correct", "gaze", "centre")
@@ -33,9 +34,18 @@ def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def check_maps(maps: Tensor, ids: Sequence[str]) -> None:
-    """Raise ValueError unless every map is finite and within [0, 1]; name the first that is not."""
-    low, high = _extremes(maps)
+class Looked(NamedTuple):
+    """What one look at every map gives, (B,): its least and largest value, NaN if it holds one, and its sum."""
+
+    low: Tensor
+    high: Tensor
+    mass: Tensor
+
+
+def check_maps(maps: Tensor, ids: Sequence[str]) -> Looked:
+    """Raise ValueError unless every map is finite and within [0, 1], naming the first that is not; return the look."""
+    looked = _look(maps)
+    low, high = looked.low, looked.high
     finite = torch.isfinite(low) & torch.isfinite(high)
     if not bool(finite.all()):
         worst = int((~finite).nonzero()[0])
@@ -51,16 +61,24 @@ def check_maps(maps: Tensor, ids: Sequence[str]) -> None:
             'normalise it explicitly, by explanation.normalized("minmax"), ("max") or ("rank"), '
             "or by --normalize minmax|max|rank"
         )
+    return looked
 
 
-def _extremes(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest value of every map, NaN if it holds one. NumPy is several times faster here."""
+def _look(maps: Tensor) -> Looked:
     flat = maps.detach().reshape(len(maps), -1)
-    if flat.device.type != "cpu" or flat.dtype == torch.bfloat16:
-        return flat.amin(1), flat.amax(1)
-    values = flat.numpy()
-    ends = np.array([(one.min(), one.max()) for one in values]).reshape(-1, 2)
-    return torch.from_numpy(ends[:, 0]), torch.from_numpy(ends[:, 1])
+    if flat.device.type != "cpu" or flat.dtype not in (torch.float32, torch.float64):
+        return Looked(flat.amin(1), flat.amax(1), flat.double().sum(1))
+    rows = [_look_at(one) for one in flat.numpy()]
+    return Looked(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1))
+
+
+def _look_at(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
+    """Return least, largest and sum of one map. OpenCV is fastest but passes over NaN, which only the sum shows."""
+    mass = cv2.sumElems(values)[0]
+    if not math.isfinite(mass):
+        return float(values.min()), float(values.max()), mass
+    low, high, _, _ = cv2.minMaxLoc(values)
+    return low, high, mass
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ class Case:
             raise ValueError(f"masks must be (B, 1, H, W); came {tuple(self.masks.shape)}")
         self._check_lengths()
         self._check_sizes()
-        check_maps(self.masks, self.ids)
+        self.memo["looked"] = check_maps(self.masks, self.ids)
         self._check_targets()
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -105,6 +123,12 @@ class Case:
         if key not in self.memo:
             self.memo[key] = compute()
         return self.memo[key]
+
+    @property
+    def looked(self) -> Looked:
+        """The extremes and the sum of every mask."""
+        looked: Looked = self.memo["looked"]
+        return looked
 
     @property
     def size(self) -> tuple[int, int]:

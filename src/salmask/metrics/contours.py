@@ -5,11 +5,13 @@ What makes it fast:
    maxima of rows and columns. A level whose box of all pixels meets too little of any true box to reach the lowest
    IoU that matters is skipped: a part of it cannot do better. Contours are looked for inside that box only.
 2. Levels whose picture is one run per row (or per column) and one component have one contour, whose box is that of all
-   pixels. Runs and components of all levels follow from four histograms (`single_levels`).
-3. Elsewhere run linking finds the contours, three times faster than border following does.
+   pixels. Runs and components of all levels follow from four histograms (`runs_and_singles`).
+3. Elsewhere run linking finds the contours, three times faster than border following does. From messy maps most of
+   what is too small for any IoU that matters is taken away before, for all levels at once (`without_small`).
 4. A map of blocks, as a masker's of nearest upsampling, is searched at one pixel a block.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,11 +26,18 @@ __all__ = [
     "block_size",
     "largest_contour",
     "overlap",
-    "single_levels",
+    "runs_and_singles",
+    "without_small",
 ]
 
 FEW = 12
 """Levels of which it costs less to trace all than to know for all 256 whether they are single."""
+
+MESSY = 210
+"""Runs a row, added up over the levels to trace, from which on it pays to take away first what is too small."""
+
+RADII = (1, 2, 4, 8, 16)
+"""Of the rings that tell small peaks and holes apart from the rest."""
 
 Found = list[tuple[int, int, int, int, int]]
 """x, y, width, height, and how far the rectangle reaches beyond these: 0, or 1 around a hole."""
@@ -43,11 +52,12 @@ class Picker(NamedTuple):
     """Which contours of a 0/255 picture count.
 
     function: (picture, its contours by run linking, side of a block, area in pixels below which a box is of no
-    use) -> rectangles. blocks: whether a picture of blocks may be given with one pixel a block.
+    use) -> rectangles. every: each contour counts for itself, so that a picture of blocks may be given with one pixel
+    a block, and one without what is too small.
     """
 
     function: Callable[[Picture, Contours, int, float], Found]
-    blocks: bool
+    every: bool
 
 
 # --- contours of one picture ---------------------------------------------------------------------------------------
@@ -86,10 +96,10 @@ def _largest(picture: Picture, linked: Contours, block: int, smallest: float) ->
     return [(x, y, width, height, 0)]
 
 
-all_contours = Picker(_all, blocks=True)
+all_contours = Picker(_all, every=True)
 """Every contour, outer ones and those of holes (MaxBoxAccV2)."""
 
-largest_contour = Picker(_largest, blocks=False)
+largest_contour = Picker(_largest, every=False)
 """The contour of largest polygon (MaxBoxAcc). Polygons run through pixel centres: enlarging may change which it is."""
 
 
@@ -103,24 +113,23 @@ def best_overlap(
 
     levels ascend, and some pixel is above each. truth: x0, y0, x1, y1, inclusive.
     """
-    block = block_size(map8) if pick.blocks else 1
+    block = block_size(map8) if pick.every else 1
     small = np.ascontiguousarray(map8[::block, ::block])
     whole = np.stack(_spans(small.max(0), levels) + _spans(small.max(1), levels), 1)[:, [0, 2, 1, 3]]
     kept = _bound(_published(whole * block, map8.shape), truth) >= floor - 1e-9
-    single = kept & (single_levels(small)[levels] if len(levels) > FEW else False)
+    runs, singles = runs_and_singles(small) if len(levels) > FEW else (np.zeros(256, int), np.zeros(256, bool))
+    single = kept & singles[levels]
     boxes, owners = (whole[single] * block).tolist(), np.flatnonzero(single).tolist()
     smallest = floor * _area(truth).min()
     traced = np.flatnonzero(kept & ~single)
+    if pick.every and runs[levels[traced]].sum() > MESSY * len(small):
+        small = without_small(small, int((math.sqrt(smallest) - 3) / block))
     for k, level, box in zip(traced.tolist(), levels[traced].tolist(), whole[traced].tolist(), strict=True):
         x0, y0, x1, y1 = box
         above = cv2.threshold(small[y0:y1, x0:x1], level, 255, cv2.THRESH_BINARY)[1]
         linked = cv2.findContoursLinkRuns(above)[0]
-        if len(linked) == 1:
-            boxes.append([block * side for side in box])
-            owners.append(k)
-            continue
         found = pick.function(above, linked, block, smallest)
-        if not found:  # what lies above a higher level lies within these contours, all of them too small
+        if not found:  # what lies above a higher level lies within contours that are all too small
             break
         for x, y, w, h, beyond in found:
             left, top = (x0 + x) * block - beyond, (y0 + y) * block - beyond
@@ -130,6 +139,33 @@ def best_overlap(
     if boxes:
         np.maximum.at(best, owners, overlap(_published(np.array(boxes), map8.shape), truth).max(1))
     return best
+
+
+def without_small(map8: Picture, side: int) -> Picture:
+    """Return the map without many of those peaks and holes whose contours are at most `side` pixels wide and high.
+
+    Where all pixels of a square ring are at most v, what is above a level L >= v inside of the ring is
+    whole components, small ones. So pixels inside may be lowered to v: a level loses nothing but whole
+    components. The same upside down for holes, whose rings need no corners (4 neighbours), within the picture.
+    """
+    for radius in RADII:
+        if 2 * radius + 1 > side:
+            break
+        map8 = cv2.min(map8, _least_ring(map8, radius, corner=1, beyond=0))
+        depths = cv2.bitwise_not(map8)
+        map8 = cv2.bitwise_not(cv2.min(depths, _least_ring(depths, radius, corner=0, beyond=255)))
+    return map8
+
+
+def _least_ring(map8: Picture, radius: int, *, corner: int, beyond: int) -> Picture:
+    """Return for every pixel the least maximum of a square ring around it whose centre is in the picture."""
+    height, width = map8.shape
+    padded = cv2.copyMakeBorder(map8, radius, radius, radius, radius, cv2.BORDER_CONSTANT, value=beyond)
+    length = 2 * (radius + corner) - 1
+    across, down = cv2.dilate(padded, np.ones((1, length))), cv2.dilate(padded, np.ones((length, 1)))
+    level = cv2.max(across[:height, radius:-radius], across[2 * radius :, radius:-radius])
+    upright = cv2.max(down[radius:-radius, :width], down[radius:-radius, 2 * radius :])
+    return cv2.erode(cv2.max(level, upright), np.ones((2 * radius - 1, 2 * radius - 1)))
 
 
 def block_size(map8: Picture) -> int:
@@ -148,8 +184,8 @@ def _is_constant_on(map8: Picture, side: int) -> bool:
     return bool((blocks == blocks[:, :1, :, :1]).all())
 
 
-def single_levels(map8: Picture) -> Bool[np.ndarray, "256"]:
-    """Return for which levels the pixels above are one component, with no hole, of one run per row or per column.
+def runs_and_singles(map8: Picture) -> tuple[Int[np.ndarray, "256"], Bool[np.ndarray, "256"]]:
+    """Return for every level how many runs the rows have, and if all is one component of one run per row (or column).
 
     Seen as closed squares, pixels have sides and corners; let P, X, Y, C count those (upright sides X, level sides Y)
     that touch a pixel above the level: each is the maximum of its one, two or four pixels, so one histogram gives the
@@ -165,7 +201,8 @@ def single_levels(map8: Picture) -> Bool[np.ndarray, "256"]:
     pixels = _above(map8)
     rows, columns = _above(map8.max(1)[:, None]), _above(map8.max(0)[:, None])
     whole = corners - upright - level + pixels == 1
-    return whole & ((upright - pixels == rows) | (level - pixels == columns))
+    runs = upright - pixels
+    return runs, whole & ((runs == rows) | (level - pixels == columns))
 
 
 def _above(values: Picture) -> Int[np.ndarray, "256"]:

@@ -62,18 +62,24 @@ def best_iou(predicted: Boxes, truth: BoxSets) -> Values:
     return _reduce(overlap, owner, len(truth), "amax").to(predicted.device)
 
 
-def f1_of_boxes(masks: Masks, truth: BoxSets) -> tuple[Float[Tensor, " all"], Tensor]:
+def f1_of_boxes(
+    masks: Masks, truth: BoxSets, *, mass: Float[Tensor, " batch"] | None = None
+) -> tuple[Float[Tensor, " all"], Tensor]:
     """Return F1 of the *soft* mask for every box of every image, and the index of the image each belongs to.
+
+    mass: the sum of every mask, where it is known already.
 
     inside = sum of m over the part of the box within the image; P = inside / (sum m + 1e-6);
     R = inside / area of the whole box; F1 = 2PR / (P + R + 1e-6). A box of zero area has F1 = 0.
     """
     boxes, owner = stack(truth)
-    inside, total = sums_inside(masks, boxes, owner)
-    precision = inside / (total + EPS)
-    area = areas(boxes)
-    recall = torch.where(area > 0, inside / area, torch.zeros_like(inside))
-    return 2 * precision * recall / (precision + recall + EPS), owner
+    sums = (masks.double().sum((1, 2, 3)) if mass is None else mass).cpu().numpy()
+    corners = boxes.numpy().astype(np.float64)
+    inside = sums_inside(masks, boxes, owner).numpy()
+    precision = inside / (sums[owner.numpy()] + EPS)
+    area = np.maximum(corners[:, 2:] - corners[:, :2], 0).prod(1)
+    recall = np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
+    return torch.from_numpy(2 * precision * recall / (precision + recall + EPS)), owner
 
 
 def _reduce(values: Tensor, owner: Tensor, count: int, how: str) -> Values:
@@ -193,7 +199,7 @@ def _correct(case: Case) -> Tensor:
 
 def _f1(how: str) -> Callable[[Case], Values]:
     def function(case: Case) -> Values:
-        values, owner = case.once("f1", lambda: f1_of_boxes(case.masks, case.boxes or ()))
+        values, owner = case.once("f1", lambda: f1_of_boxes(case.masks, case.boxes or (), mass=case.looked.mass))
         return _reduce(values, owner, len(case.ids), how).to(case.masks)
 
     return function
@@ -216,8 +222,11 @@ def _f1_of_pixels(case: Case) -> Values:
 
 
 def _hit(case: Case, rule: Rule, legacy: bool) -> Values:
-    overlap = _overlap(case, rule, legacy).to(case.masks)
-    return torch.where(overlap.isnan(), overlap, (overlap > 0.5).to(overlap))
+    def hit() -> Values:
+        overlap = _overlap(case, rule, legacy).to(case.masks)
+        return torch.where(overlap.isnan(), overlap, (overlap > 0.5).to(overlap))
+
+    return case.once(("hit", rule, legacy), hit)
 
 
 def _le(rule: Rule = above_mean, legacy: bool = False) -> Callable[[Case], Values]:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from salmask.boxes import BoxSets, paint
+from salmask.boxes import BoxSets, on_cpu, paint
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.contours import Picker, all_contours, best_overlap, largest_contour, overlap
 from salmask.types import Masks
@@ -106,7 +106,7 @@ def pixel_histograms(
     for i, pixels in enumerate(truth):
         if pixels is None:
             continue
-        place = _bin(maps[i, 0].cpu().numpy().reshape(-1), edges)
+        place = _bin(on_cpu(maps[i : i + 1]).reshape(-1), edges)
         kind = pixels.cpu().numpy().reshape(-1)
         # one pass: object pixels follow the background's bins, ignored ones fall into the rest
         place += bins * np.minimum(kind, 2).astype(place.dtype)
@@ -115,12 +115,16 @@ def pixel_histograms(
 
 
 def _bin(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return the bin of every score: guessed from the even spacing, then moved by one where rounding was wrong."""
+    """Return the bin of every score: guessed from the even spacing, looked up next to edges, where rounding errs."""
     taus = len(edges) - 3
-    scores = scores.astype(np.float64)
-    place = (scores * taus).astype(np.int64)
-    place -= scores < edges[place]
-    place += scores >= edges[place + 1]
+    guess = scores * scores.dtype.type(taus)
+    place = guess.astype(np.intp)
+    guess -= np.rint(guess)
+    near = np.flatnonzero(np.abs(guess, out=guess) < 1e-3)
+    exact, at = scores[near].astype(np.float64), place[near]
+    at -= exact < edges[at]
+    at += exact >= edges[at + 1]
+    place[near] = at
     return place
 
 
@@ -141,9 +145,9 @@ def pixel_precision(counts: np.ndarray) -> float:
 
 def minmax(maps: Masks) -> Masks:
     """Return (m - min m) / (max m - min m) per image, in float64; a constant map becomes zeros (as published)."""
-    wide = maps.double()
-    low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (wide - low) / torch.where(high > low, high - low, 1), 0)
+    flat = maps.flatten(1)
+    low, high = (end.double()[:, None, None, None] for end in (flat.amin(1), flat.amax(1)))
+    return (maps.double() - low).div_(torch.where(high > low, high - low, 1))
 
 
 def _minmax32(maps: Masks) -> Masks:
