@@ -34,10 +34,27 @@ class Scoring:
     """The classifier that scores pictures, and where the pictures are.
 
     images: ids -> (B, 3, H, W) in [0, 1], of the maps' size.
+    missing: ids -> those that have no picture, where that can be told without reading it.
     """
 
     classifier: Any
     images: Callable[[Sequence[str]], Images]
+    missing: Callable[[Sequence[str]], Sequence[str]] = lambda ids: ()
+
+    def check(self, ids: Sequence[str], size: tuple[int, int]) -> None:
+        """Read every picture once. Errors: ValueError where one is missing, broken or not of the maps' size (H, W)."""
+        if lost := self.missing(ids):
+            raise ValueError(
+                f"no picture for {len(lost)} of {len(ids)} ids, such as {lost[0]}: an id is the path of a picture "
+                "below the folder of data"
+            )
+        for name in ids:
+            came = tuple(self.images([name]).shape[-2:])
+            if came != size:
+                raise ValueError(
+                    f"the classifier is shown pictures {came[1]} wide and {came[0]} high, the maps are {size[1]} wide "
+                    f"and {size[0]} high: give --image-size {size[1]}, or make the maps larger"
+                )
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,9 @@ def scoring_from(loaded: Loaded, folder: Path) -> Scoring:
         ]
         return collate([transform(sample) for sample in samples]).images
 
-    return Scoring(loaded.classifier, images)
+    return Scoring(
+        loaded.classifier, images, lambda ids: [str(folder / one) for one in ids if not (folder / one).exists()]
+    )
 
 
 def spread(dataset: Labelled, count: int | None) -> Labelled:

@@ -38,6 +38,7 @@ __all__ = [
     "read_boxes",
     "read_image",
     "read_pixels",
+    "read_table",
 ]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -104,16 +105,37 @@ def read_boxes(path: Path) -> dict[str, list[BoxRow]]:
     number, a box of zero area, a box outside of the stated width and height.
     """
     table: dict[str, list[BoxRow]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        header = rows.fieldnames or ()
-        if not set(HEADER) <= set(header) or ("width" in header) != ("height" in header):
-            raise ValueError(
-                f"{path}: expected the header {','.join(HEADER)} (and width,height if wanted), came "
-                f"{','.join(header) or 'an empty file'}"
-            )
-        for row in rows:
-            table.setdefault(row["image"], []).append(_box_row(row, path=path, line=rows.line_num))
+    for line, row in read_table(path, HEADER, more="and width,height if wanted"):
+        if ("width" in row) != ("height" in row):
+            raise ValueError(f"{path}: expected both of the columns width,height or none, came {','.join(row)}")
+        table.setdefault(row["image"], []).append(_box_row(row, path=path, line=line))
+    return table
+
+
+def read_table(path: Path, header: Sequence[str], *, more: str) -> list[tuple[int, dict[str, str]]]:
+    """Read (line, row) of a CSV table that has the columns of `header` at least; `more` names others in errors.
+
+    Errors: FileNotFoundError; ValueError for another header, for what is no text, for a line with too few fields.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected a CSV table with the header {','.join(header)}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            found = tuple(rows.fieldnames or ())
+            if not set(header) <= set(found):
+                raise ValueError(
+                    f"{path}: expected the header {','.join(header)} ({more}), came "
+                    f"{','.join(found)[:100] or 'an empty file'}"
+                )
+            table = [(rows.line_num, row) for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is no CSV table ({error}): expected text with the header {','.join(header)}"
+        ) from error
+    for line, row in table:
+        if any(value is None for value in row.values()):
+            raise ValueError(f"{path} line {line}: expected {len(found)} fields as in the header, came fewer")
     return table
 
 

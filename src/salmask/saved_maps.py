@@ -5,6 +5,7 @@ MAPS.npy   maps (N, H, W) float, mapped from the disk; its ids in MAPS.ids.npy o
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,13 +79,20 @@ class SavedMaps:
                 )
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-            stream.read(self.offset)
+            self._bytes(stream, self.offset)
             for start in range(0, len(self), size):
                 count = min(size, len(self) - start)
-                data = stream.read(count * step)
-                if len(data) < count * step:
-                    raise ValueError(f"{self.path} ends early: expected {len(self)} maps; write it again")
+                data = self._bytes(stream, count * step)
                 yield self.ids[start : start + count], Piece((count, *self.shape[1:]), self.dtype, data=data)
+
+    def _bytes(self, stream: IO[bytes], count: int) -> bytes:
+        try:
+            data = stream.read(count)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{self.path} is damaged ({error}): write it again") from error
+        if len(data) < count:
+            raise ValueError(f"{self.path} ends early: expected {len(self)} maps; write it again")
+        return data
 
 
 def open_maps(path: str | Path) -> SavedMaps:
@@ -110,7 +118,7 @@ def _open_npz(path: Path) -> SavedMaps:
         if not {"ids.npy", "maps.npy"} <= names:
             raise ValueError(f"{path}: expected the arrays ids and maps, came {sorted(n[:-4] for n in names)}")
         with archive.open("ids.npy") as stream:
-            ids = _names(np.lib.format.read_array(stream, allow_pickle=False), path)
+            ids = _names(stream, path)
         info = archive.getinfo("maps.npy")
         with archive.open(info) as stream:
             shape, dtype = _header(stream, path)
@@ -134,7 +142,8 @@ def _open_npy(path: Path) -> SavedMaps:
         offset = stream.tell()
     arrays, lines = path.with_suffix(".ids.npy"), path.with_suffix(".ids.txt")
     if arrays.exists():
-        ids = _names(np.load(arrays, allow_pickle=False), arrays)
+        with arrays.open("rb") as stream:
+            ids = _names(stream, arrays)
     elif lines.exists():
         ids = lines.read_text(encoding="utf-8").splitlines()
     else:
@@ -151,6 +160,8 @@ def _header(stream: IO[bytes], path: Path) -> tuple[tuple[int, int, int], np.dty
         raise ValueError(f"{path} holds no numpy array ({error}): write it with numpy.savez or numpy.save") from error
     if len(shape) == 4 and shape[1] == 1:
         shape = (shape[0], *shape[2:])
+    if len(shape) == 3 and not shape[0]:
+        raise ValueError(f"{path} holds no map: expected maps (N, H, W), came {shape}")
     if len(shape) != 3 or 0 in shape or fortran:
         raise ValueError(f"{path}: expected maps (N, H, W) in C order, came {shape}{' in Fortran order' * fortran}")
     if dtype.kind != "f":
@@ -158,10 +169,14 @@ def _header(stream: IO[bytes], path: Path) -> tuple[tuple[int, int, int], np.dty
     return shape, dtype
 
 
-def _names(ids: np.ndarray, path: Path) -> list[str]:
-    if ids.dtype.kind not in "US":
-        raise ValueError(f"{path}: expected ids as strings, came {ids.dtype}")
-    return [str(name) for name in np.char.decode(ids) if True] if ids.dtype.kind == "S" else ids.tolist()
+def _names(stream: IO[bytes], path: Path) -> list[str]:
+    try:
+        ids = np.lib.format.read_array(stream, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected ids as an array of strings, came something else ({error})") from error
+    if ids.dtype.kind not in "US" or ids.ndim != 1:
+        raise ValueError(f"{path}: expected ids as strings (N,), came {ids.dtype} {ids.shape}")
+    return [str(name) for name in (np.char.decode(ids) if ids.dtype.kind == "S" else ids)]
 
 
 def _check(found: SavedMaps) -> None:

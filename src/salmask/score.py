@@ -4,49 +4,34 @@ Maps are read in chunks, each chunk is one `Case`, scored here or by one of seve
 counts go to the folder at once. A run that was stopped goes on where it stopped.
 """
 
-import csv
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
 
 from salmask.chunks import Chunk, Label, Scoring, one_thread, score_case, score_chunk
+from salmask.files import writable_folder
 from salmask.metrics import METRICS, Metric
+from salmask.metrics.case import check_maps
 from salmask.normalising import NORMALISERS
-from salmask.readers import BoxRow, read_boxes, read_pixels
 from salmask.records import agree_on_meta
 from salmask.report import write_report
 from salmask.saved_maps import Piece, SavedMaps, open_maps
 from salmask.trivial import BASELINES
-from salmask.types import Boxes, Pixels
+from salmask.truth import Truth, read_labels, read_truth
 from salmask.writer import Writer
 
 __all__ = ["Label", "Scoring", "Truth", "Work", "read_labels", "score", "score_case"]
 
 CHUNK = 64
+T = TypeVar("T")
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Ground truth by image id: boxes as the table has them, the folder of pixel masks, labels."""
-
-    boxes: Mapping[str, Sequence[BoxRow]] | None = None
-    masks: Path | None = None
-    labels: Mapping[str, Label] | None = None
-
-    def has(self) -> set[str]:
-        """Return the fields of Case that can be filled."""
-        found = {name for name, value in (("boxes", self.boxes), ("pixels", self.masks)) if value is not None}
-        known = self.labels is not None and all(label.predicted is not None for label in self.labels.values())
-        return found | ({"correct"} if known else set())
 
 
 @dataclass(frozen=True)
@@ -112,17 +97,13 @@ def score(
         raise ValueError(
             f"baselines must be among {', '.join(BASELINES)}, and not the maps' own name; came {wrong[0]!r}"
         )
-    truth = Truth(
-        boxes=None if boxes is None else read_boxes(Path(boxes)),
-        masks=None if masks_dir is None else Path(masks_dir),
-        labels=None if labels is None else read_labels(labels),
-    )
-    _match(saved.ids, truth)
+    truth = read_truth(boxes, masks_dir, labels)
+    truth.match(saved.ids)
     given = truth.has() | ({"images", "classifier"} if scoring is not None else set())
     chosen, left_out = _choose(metrics, given, scoring)
     run = _Run(saved, truth, chosen, normalize, seed, scoring, work.processes, tuple(baselines), left_out)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check(run)
+    folder = writable_folder(out)
     agree_on_meta(folder, _meta(run))
     computes = {key: metric.compute for key, metric in chosen.items() if metric.compute is not None}
     plain = [key for key in chosen if key not in computes]
@@ -135,81 +116,18 @@ def score(
     return write_report(folder)
 
 
-# --- truth ---------------------------------------------------------------------------------------------------------
+# --- what came -----------------------------------------------------------------------------------------------------
 
 
-def read_labels(path: str | Path) -> dict[str, Label]:
-    """Read image,label[,predicted]: class indices >= 0. Errors: ValueError naming the line."""
-    path = Path(path)
-    table: dict[str, Label] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        header = rows.fieldnames or ()
-        if not {"image", "label"} <= set(header):
-            raise ValueError(
-                f"{path}: expected the header image,label[,predicted], came {','.join(header) or 'nothing'}"
-            )
-        for row in rows:
-            where = f"{path} line {rows.line_num}"
-            if row["image"] in table:
-                raise ValueError(f"{where}: the image {row['image']!r} comes twice")
-            predicted = _class(row["predicted"], where) if "predicted" in header else None
-            table[row["image"]] = Label(_class(row["label"], where), predicted)
-    return table
-
-
-def _class(text: str | None, where: str) -> int:
-    if text is None or not text.strip().isdecimal():
-        raise ValueError(f"{where}: expected a class index (0, 1, ...), came {text!r}")
-    return int(text)
-
-
-def _match(ids: Sequence[str], truth: Truth) -> None:
-    """Raise ValueError unless every map has its truth, and every truth its map."""
-    known = set(ids)
-    for what, table in (("boxes", truth.boxes), ("labels", truth.labels)):
-        if table is None:
-            continue
-        if without := [name for name in ids if name not in table]:
-            raise ValueError(f"{_some(without)} without {what}: add rows for them or leave these maps out")
-        if beyond := [name for name in table if name not in known]:
-            raise ValueError(f"{what} without a map for {_some(beyond)}: the ids must be written alike on both sides")
-    if truth.masks is not None and (without := [name for name in ids if _mask_file(truth.masks, name) is None]):
-        raise ValueError(f"{_some(without)} without a mask in {truth.masks}: expected files such as {without[0]}.png")
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{len(names)} ids ({', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''})"
-
-
-def _mask_file(folder: Path, name: str) -> Path | None:
-    tries = (folder / name, (folder / name).with_suffix(".png"), folder / f"{name}.png")
-    return next((path for path in tries if path.suffix.lower() == ".png" and path.is_file()), None)
-
-
-def _boxes(rows: Sequence[BoxRow], size: tuple[int, int], image: str) -> Boxes:
-    """Return boxes in pixels of the maps; they may reach over the edge (crops do that), not lie beyond it."""
-    height, width = size
-    boxes = np.array([row.box for row in rows], dtype=np.float64)
-    frames = np.array([row.frame or (width, height) for row in rows], dtype=np.float64)
-    boxes *= np.tile([width, height] / frames, 2)
-    outside = (boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
-    if outside.any():
-        row = rows[int(outside.argmax())]
-        raise ValueError(
-            f"line {row.line}: the box {row.box} of {image!r} lies outside of its map, {width} wide and {height} high: "
-            "give boxes in pixels of the maps, or the columns width,height of the picture that they are in"
-        )
-    return torch.from_numpy(boxes.astype(np.float32))
-
-
-def _pixels(folder: Path, name: str, size: tuple[int, int]) -> Pixels:
-    path = _mask_file(folder, name)
-    assert path is not None  # by _match
-    pixels = read_pixels(path)
-    if tuple(pixels.shape) == size:
-        return pixels
-    return torch.from_numpy(cv2.resize(pixels.numpy(), size[::-1], interpolation=cv2.INTER_NEAREST))
+def _check(run: _Run) -> None:
+    """Look at every map and all truth, before anything is written and hours are spent. Errors: ValueError."""
+    size = (run.maps.shape[1], run.maps.shape[2])
+    classes = None if run.scoring is None else getattr(run.scoring.classifier, "num_classes", None)
+    run.truth.check(run.maps.ids, size, classes=classes)
+    if run.scoring is not None:
+        run.scoring.check(run.maps.ids, size)
+    for ids, piece in run.maps.pieces(CHUNK):
+        check_maps(torch.from_numpy(piece.read()), ids, bounded=run.normalize == "none")
 
 
 # --- metrics and settings ------------------------------------------------------------------------------------------
@@ -303,7 +221,13 @@ def _chunk(run: _Run, names: list[str], maps: Piece | str) -> Chunk:
         ids=names,
         maps=maps,
         size=size,
-        boxes=None if truth.boxes is None else [_boxes(truth.boxes[name], size, name) for name in names],
-        pixels=None if truth.masks is None else [_pixels(truth.masks, name, size) for name in names],
+        boxes=_known(truth.boxes_on(name, size) for name in names),
+        pixels=_known(truth.pixels_on(name, size) for name in names),
         labels=None if truth.labels is None else [truth.labels[name] for name in names],
     )
+
+
+def _known(values: Iterable[T | None]) -> list[T] | None:
+    """Return the values, or None where the truth has none of their kind."""
+    known = [value for value in values if value is not None]
+    return known or None

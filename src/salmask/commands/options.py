@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Normalize", "Pictures", "Precision"]
+__all__ = ["Normalize", "Pictures", "Precision", "Sight"]
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Normalize = Literal["none", "minmax", "max", "rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """How pictures get from the disk to the classifier."""
+class Sight:
+    """How the classifier sees a picture."""
 
     image_size: int | None = None
     """Side of the square that the classifier sees; its own where not given."""
@@ -19,9 +19,15 @@ class Pictures:
     """How pictures are resized; as the classifier was trained where not given."""
     fit: Literal["crop", "squash"] | None = None
     """crop (short side, then centre) or squash; as the classifier was trained, or crop, where not given."""
-    skip_broken: bool = False
-    """Leave out pictures that cannot be decoded, instead of stopping."""
 
     def pictures(self) -> dict[str, Any]:
         """Return what `load_classifier` is told of pictures."""
         return {"image_size": self.image_size, "interpolation": self.interpolation, "fit": self.fit}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(Sight):
+    """How pictures get from the disk to the classifier."""
+
+    skip_broken: bool = False
+    """Leave out pictures that cannot be decoded, instead of stopping."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from salmask.commands.options import Normalize, Pictures
+from salmask.commands.options import Normalize, Pictures, Sight
 from salmask.console import print_table, progress_bar, say, typed_command, version
 
 __all__ = ["Evaluate", "Explain", "Report", "Sanity", "Score"]
@@ -146,7 +146,7 @@ class Evaluate(Pictures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Sight):
     """Score maps that any other tool made."""
 
     maps: tyro.conf.Positional[Path]
@@ -158,7 +158,7 @@ class Score:
     out: Path
     """Folder for rows.jsonl, summary.json and index.html."""
     labels: Path | None = None
-    """CSV with image,label for scores that need the class."""
+    """CSV with image,label[,predicted] for scores that need the class, or whether the model was right."""
     metric: tuple[str, ...] | None = None
     """Names as in docs/metrics.md; all that the given truth allows where not given."""
     normalize: Normalize = "none"
@@ -166,7 +166,7 @@ class Score:
     classifier: str | None = None
     """SPEC, for scores that need one."""
     data: Path | None = None
-    """Folder of the pictures, for scores that need them."""
+    """Folder of the pictures, for scores that need them: an id is the path of a picture below it."""
     baselines: bool = True
     """Score trivial maps on the same pictures, too: full, empty, center, random."""
     processes: int = 1
@@ -183,9 +183,11 @@ class Score:
 
         if (self.classifier is None) != (self.data is None):
             raise ValueError("scores that show pictures to a classifier need both: --classifier and --data")
+        if self.classifier is not None and self.labels is None:
+            raise ValueError("which class is scored must be said: give --labels, a CSV with image,label")
         scoring = None
         if self.classifier is not None and self.data is not None:
-            scoring = scoring_from(load_classifier(self.classifier), self.data)
+            scoring = scoring_from(load_classifier(self.classifier, **self.pictures()), self.data)
         summary = score(
             self.maps,
             self.boxes,

@@ -42,8 +42,11 @@ class Looked(NamedTuple):
     mass: Tensor
 
 
-def check_maps(maps: Tensor, ids: Sequence[str]) -> Looked:
-    """Raise ValueError unless every map is finite and within [0, 1], naming the first that is not; return the look."""
+def check_maps(maps: Tensor, ids: Sequence[str], *, bounded: bool = True) -> Looked:
+    """Return the look at every map; raise ValueError naming one that is not finite or, if `bounded`, not in [0, 1].
+
+    maps: (B, ...), one per id.
+    """
     looked = _look(maps)
     low, high = looked.low, looked.high
     finite = torch.isfinite(low) & torch.isfinite(high)
@@ -54,7 +57,7 @@ def check_maps(maps: Tensor, ids: Sequence[str]) -> Looked:
             "repair or leave out what made it"
         )
     outside = (low < 0) | (high > 1)
-    if bool(outside.any()):
+    if bounded and bool(outside.any()):
         worst = int(outside.nonzero()[0])
         raise ValueError(
             f"maps must lie in [0, 1]; the map of {ids[worst]!r} spans [{low[worst]:g}, {high[worst]:g}]: "

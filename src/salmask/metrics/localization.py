@@ -260,11 +260,11 @@ def _pixels(case: Case) -> Tensor:
 
 
 def _known(values: Values, case: Case, truth: str = "boxes") -> Values:
-    """Put NaN where the image has no ground truth."""
+    """Put NaN where the image has no ground truth: no box, no pixel mask, or one without an object."""
     if truth == "boxes":
         known = [len(boxes) > 0 for boxes in case.boxes or ()]
     else:
-        known = [pixels is not None for pixels in case.pixels or ()]
+        known = [pixels is not None and bool((pixels == 1).any()) for pixels in case.pixels or ()]
     return torch.where(torch.tensor(known, device=values.device), values, torch.nan)
 
 
