@@ -22,6 +22,8 @@ import importlib
 import io
 import json
 import platform
+import shlex
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -36,6 +38,9 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
+from salmask.readers import read_image
+from salmask.samples import Sample, collate, no_boxes
+from salmask.specs import View
 
 TARGETS = {"gradcam": 1.0, "scorecam": 1.5, "rise": 1.5, "rise (published)": 1.5, "extremal": 1.5}
 
@@ -62,16 +67,27 @@ def quiet(work: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
+def read(folder: Path, count: int, size: int) -> Tensor:
+    """Return the first pictures of as many subfolders, cut to a square."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    files = [min(path for path in one.iterdir() if path.is_file()) for one in classes[:: len(classes) // count][:count]]
+    see = View(size, interpolation="bicubic").transform()
+    samples = [Sample(id=file.name, image=read_image(file), target=0, boxes=no_boxes(), pixels=None) for file in files]
+    return collate([see(sample) for sample in samples]).images
+
+
 class Bench:
     """One network, its pictures, and the pairs that are held against each other."""
 
-    def __init__(self, name: str, size: int, batch: int, passes: int, weights: str | None) -> None:
+    def __init__(
+        self, name: str, size: int, batch: int, passes: int, weights: str | None, pictures: Path | None
+    ) -> None:
         torch.manual_seed(0)
         options = {} if weights is None else {"checkpoint": weights}
         classes = {} if weights is not None else {"num_classes": 50}
         self.classifier = Classifier.from_timm(name, pretrained=False, image_size=size, **options, **classes)
         self.network: nn.Module = self.classifier.network.eval()
-        self.images = torch.rand(batch, 3, size, size)
+        self.images = torch.rand(batch, 3, size, size) if pictures is None else read(pictures, batch, size)
         self.one = self.images[:1]
         self.targets = self.classifier.logits(self.images).argmax(1).detach()
         self.layer = self.network.get_submodule(self.classifier.layers[-1])
@@ -178,10 +194,29 @@ def held_against(pair: tuple[Callable, Callable], rounds: int) -> dict[str, Any]
     }
 
 
+def write(given: argparse.Namespace, rows: dict[str, Any]) -> None:
+    """Add the rows to the file, after every method: a run that is cut short keeps those that it has."""
+    about = {key: value for key, value in vars(given).items() if key != "out"}
+    about |= {key: about[key] and Path(about[key]).name for key in ("weights", "pictures")}
+    about |= {"command": "python benchmarks/explainers.py " + " ".join(without_folders(part) for part in sys.argv[1:])}
+    about |= {"trained": given.weights is not None, "torch": torch.__version__, "timm": timm.__version__}
+    about |= {"machine": platform.machine(), "python": platform.python_version()}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    runs = json.loads(given.out.read_text()) if given.out.exists() else {}
+    runs[f"{given.network} at {given.image_size}"] = {"settings": about, "methods": rows}
+    given.out.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+def without_folders(part: str) -> str:
+    """Return a part of the command with a path's last name alone, quoted where the shell asks for it."""
+    return shlex.quote(Path(part).name if part.startswith("/") else part)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--weights", help="a trained network's file; random weights without")
+    parser.add_argument("--pictures", type=Path, help="folder with a folder of pictures a class; noise without")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--passes", type=int, default=256)
@@ -191,7 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    bench = Bench(given.network, given.image_size, given.batch, given.passes, given.weights)
+    bench = Bench(given.network, given.image_size, given.batch, given.passes, given.weights, given.pictures)
     methods = {
         "gradcam": (bench.gradcam, 5 * given.rounds),
         "scorecam": (bench.scorecam, given.rounds),
@@ -218,14 +253,8 @@ def main() -> None:
             f"{row['correlation']:10.4f}",
             flush=True,
         )
-    if given.out:
-        about = {key: value for key, value in vars(given).items() if key not in ("out", "weights")}
-        about |= {"trained": given.weights is not None, "torch": torch.__version__, "timm": timm.__version__}
-        about |= {"machine": platform.machine(), "python": platform.python_version()}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        runs = json.loads(given.out.read_text()) if given.out.exists() else {}
-        runs[f"{given.network} at {given.image_size}"] = {"settings": about, "methods": rows}
-        given.out.write_text(json.dumps(runs, indent=1) + "\n")
+        if given.out:
+            write(given, rows)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,16 @@ def test_the_examples_of_the_page_run():
     np.testing.assert_allclose(names["grayscale"], raw, atol=1e-4)
 
 
+def test_the_example_of_masked_input_accuracy_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "explainers.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(block, "docs/explainers.md", "exec"), names)
+    assert capsys.readouterr().out.count("tensor(") == 6
+    assert names["found"].keys() == {"true", "predicted", "wrong"}
+    assert names["found"]["true"].agrees.shape == (4, 4)
+    assert names["bias"].shape == (4,)
+
+
 @pytest.mark.parametrize("name", sorted(EXPLAINERS))
 def test_every_explainer_has_its_line_in_the_table(name):
     assert f"| `{name}` |" in (DOCS / "explainers.md").read_text()

@@ -14,8 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from salmask.classifier import Classifier
 from salmask.cli import main
 from salmask.commands import COMMANDS
+from salmask.readers import read_image
+from salmask.samples import Sample, collate, no_boxes
+from salmask.specs import View
 from salmask.synthetic import write_folder
 
 
@@ -144,6 +148,36 @@ def test_explain_takes_explainers_by_name_with_settings_and_a_class(demo, pictur
     arguments = ["explain", str(file), "--explainer", "random:cells=8", "--classifier", str(demo / "fix")]
     assert main([*arguments, "--out", str(out), "--target", label]) == 0
     assert np.load(out / f"{file.stem}.npy").shape == (64, 64)
+
+
+@pytest.mark.filterwarnings("default:.*class-agnostic")
+@pytest.mark.parametrize(("name", "says"), [("fix", True), ("eigencam", True), ("gradcam", False)])
+def test_a_class_asked_of_a_class_agnostic_explainer_is_warned_of(name, says, demo, pictures, tmp_path, capsys) -> None:
+    file, run = first(pictures), str(demo / "fix")
+    explainer = [run] if name == "fix" else [name, "--classifier", run]
+    arguments = ["explain", str(file), "--explainer", *explainer, "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--target", "3"]) == 0
+    assert ("class-agnostic" in capsys.readouterr().err) == says
+    assert main(arguments) == 0
+    assert "class-agnostic" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["fix", "random"])
+def test_explain_shows_pictures_to_the_classifier_as_it_is_told(how, demo, pictures, tmp_path, monkeypatch) -> None:
+    seen: list[torch.Tensor] = []
+    logits = Classifier.logits
+    monkeypatch.setattr(Classifier, "logits", lambda self, images: (seen.append(images), logits(self, images))[1])
+    run, file = str(demo / "fix"), tmp_path / "wide.png"
+    Image.open(first(pictures)).resize((150, 90)).save(file)
+    given = [run] if how == "fix" else [how, "--classifier", run]
+    arguments = ["explain", str(file), "--out", str(tmp_path / "out"), "--explainer", *given, "--image-size", "48"]
+    for fit, interpolation in (("crop", "bilinear"), ("crop", "bicubic"), ("squash", "bicubic")):
+        seen.clear()
+        assert main([*arguments, "--interpolation", interpolation, "--fit", fit]) == 0
+        transform = View(48, fit, interpolation).transform()
+        sample = Sample(id="", image=read_image(file), target=0, boxes=no_boxes(), pixels=None)
+        wanted = collate([transform(sample)]).images
+        assert any(torch.equal(images, wanted) for images in seen)
 
 
 def test_evaluate_measures_runs_and_names_and_report_makes_the_page_again(demo, pictures, tmp_path, capsys) -> None:

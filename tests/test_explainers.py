@@ -176,6 +176,7 @@ def test_gives_raw_maps_in_range_and_leaves_the_network_alone(name, backbone):
     assert low <= float(found.masks.min())
     assert float(found.masks.max()) <= high + 1e-6
     assert found.targets.tolist() == [1, 3]
+    assert found.class_agnostic == found.normalized("minmax").class_agnostic == (name in CLASS_AGNOSTIC)
     assert found.passes.forward >= 1
     with classifier.frozen(), torch.no_grad():
         torch.testing.assert_close(found.logits, classifier.logits(images), rtol=1e-3, atol=1e-4)

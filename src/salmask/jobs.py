@@ -216,17 +216,19 @@ def explain_files(
     if not files:
         raise ValueError("none of the pictures can be decoded")
     writable_folder(out)
-    written = []
+    written, agnostic = [], False
     for stem, path in progress(list(files.items())):
         sample = transform(Sample(id=path.name, image=read_image(path), target=0, boxes=no_boxes(), pixels=None))
         images = collate([sample]).images.to(loaded.classifier.device)
         explanation = explainer(loaded.classifier, images, chosen)
         figure = _figure(loaded.classifier, images, explanation, _scale(explainer, explanation, normalize), names, top)
-        title = f"{path.name}: {name}, class explained: {names[int(explanation.targets[0])]}"
-        image = picture(*figure, title=title)
+        image = picture(*figure, title=f"{path.name}: {name}, {_explained(explanation, names)}")
         replace_file(out / f"{stem}.npy", partial(_save_array, explanation.masks[0, 0]))
         replace_file(out / f"{stem}.png", image.save)
         written.append(out / f"{stem}.png")
+        agnostic = agnostic or explanation.class_agnostic
+    if agnostic and target is not None:
+        warnings.warn(f"{name} is class-agnostic: its maps are the same whatever class is asked for", stacklevel=2)
     return written
 
 
@@ -358,6 +360,12 @@ class _Stream:
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
+
+
+def _explained(explanation: Explanation, names: Sequence[str]) -> str:
+    if explanation.class_agnostic:
+        return "the same for every class"
+    return f"class explained: {names[int(explanation.targets[0])]}"
 
 
 def _scale(explainer: Explainer, explanation: Explanation, normalize: str | None) -> Explanation:

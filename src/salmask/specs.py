@@ -85,6 +85,15 @@ class Loaded:
     view: View
     classes: tuple[str, ...] | None = None
 
+    def seen(
+        self, *, image_size: int | None = None, fit: str | None = None, interpolation: str | None = None
+    ) -> "Loaded":
+        """Return it with what is given of another way from pictures to pixels."""
+        own = self.view
+        return replace(
+            self, view=View(image_size or own.image_size, fit or own.fit, interpolation or own.interpolation)
+        )
+
 
 def load_classifier(
     spec: str,
@@ -99,10 +108,7 @@ def load_classifier(
     if not spec.startswith("timm:"):
         if not (Path(spec) / RUN).is_file():
             raise ValueError(f"{spec!r} is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run")
-        loaded = load_run(spec)[1]
-        seen = loaded.view
-        view = View(image_size or seen.image_size, fit or seen.fit, interpolation or seen.interpolation)
-        return replace(loaded, view=view)
+        return load_run(spec)[1].seen(image_size=image_size, fit=fit, interpolation=interpolation)
     name, _, file = spec.removeprefix("timm:").partition("@")
     known = _metadata(Path(file)) if file else {}
     if known.get("network", name) != name:

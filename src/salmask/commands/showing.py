@@ -13,7 +13,7 @@ __all__ = ["Evaluate", "Explain", "Report", "Sanity", "Score"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain:
+class Explain(Pictures):
     """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -28,25 +28,21 @@ class Explain:
     """Class to explain, by name or index; the predicted one where not given."""
     normalize: Normalize | None = None
     """How maps outside [0, 1] are shown."""
-    image_size: int | None = None
-    """Side of the square that the classifier sees; its own where not given."""
     top: int = 3
     """How many class probabilities are shown."""
-    skip_broken: bool = False
-    """Leave out pictures that cannot be decoded, instead of stopping."""
 
     def __call__(self) -> None:
         """Run the command."""
         from salmask.jobs import explain_files
         from salmask.specs import load_classifier, load_explainer
 
-        loaded = load_classifier(self.classifier, image_size=self.image_size) if self.classifier else None
+        loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         name, method, own = load_explainer(self.explainer, loaded=loaded)
         written = explain_files(
             self.images,
             name,
             method,
-            own,
+            own.seen(**self.pictures()),
             out=self.out,
             target=self.target,
             normalize=self.normalize,
@@ -104,7 +100,7 @@ class Evaluate(Pictures):
             if name in loaded:
                 raise ValueError(f"two explainers are named {name}: give their runs' folders different names")
             loaded[name] = (method, own)
-            base = base or own
+            base = base or own.seen(**self.pictures())
             if (lines := Path(spec) / METRICS).is_file():
                 curves[name] = lines
         if base is None:

@@ -15,7 +15,10 @@ from salmask.classifier import Classifier
 from salmask.normalising import NORMALISERS, normalise
 from salmask.types import Images, Logits, Masks, Targets
 
-__all__ = ["NORMALISERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
+__all__ = ["CLASS_AGNOSTIC", "NORMALISERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
+
+CLASS_AGNOSTIC = "class-agnostic: the map does not depend on the class asked for"
+"""The note of an explanation whose targets were checked and handed back, and changed nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Explanation:
         """Which maps say nothing: constant, or not finite. (B,) bool."""
         flat = self.masks.flatten(1)
         return (flat.amax(1) == flat.amin(1)) | ~flat.isfinite().all(1)
+
+    @property
+    def class_agnostic(self) -> bool:
+        """Whether the maps are the same whatever class is asked for."""
+        return CLASS_AGNOSTIC in self.notes
 
     def normalized(self, how: str) -> "Explanation":
         """Return the same explanation on the scale "none", "minmax", "max" or "rank" (`normalise`)."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
-from salmask.explain.base import Explanation, Passes, check_targets, normalise
+from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import at_rest, by_pieces, check_limit, mean_colour, pieces
 from salmask.explain.folded import folded
 from salmask.explain.taps import Tap, channel_axis, count_calls, layer_before, layer_index, layer_output, read_gradients
@@ -266,7 +266,7 @@ class EigenCAM:
         values = (rows @ directions.transpose(1, 2))[..., 0].view(len(maps), 1, *maps.shape[2:])
         turned = values.amin((1, 2, 3), keepdim=True).abs() > values.amax((1, 2, 3), keepdim=True).abs()
         masks = _finished(torch.where(turned, -values, values), (images.shape[-2], images.shape[-1]))
-        chosen, notes = check_targets(targets, logits), (classifier.layers[index],)
+        chosen, notes = check_targets(targets, logits), (classifier.layers[index], CLASS_AGNOSTIC)
         return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes)
 
 

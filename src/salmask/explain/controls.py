@@ -22,7 +22,7 @@ from torch import Tensor
 
 from salmask.boxes import paint
 from salmask.classifier import Classifier
-from salmask.explain.base import Explanation, Passes, check_targets, normalise
+from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import at_rest, by_pieces
 from salmask.trivial import center_box, empty, full, noise
 from salmask.types import Boxes, Images, Masks, Pixels, Targets
@@ -151,4 +151,4 @@ def _shown(classifier: Classifier, images: Images, targets: Targets | None, maps
 
     with at_rest(classifier, gradients=False):
         said = by_pieces(explain, classifier, images, targets, max_batch=max_batch)
-    return Explanation(maps, said.targets, said.logits, said.passes)
+    return Explanation(maps, said.targets, said.logits, said.passes, notes=(CLASS_AGNOSTIC,))

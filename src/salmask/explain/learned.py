@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
-from salmask.explain.base import Explanation, Passes, check_targets
+from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets
 from salmask.masker import Masker
 from salmask.types import Images, Targets
 
@@ -62,7 +62,7 @@ class Learned:
                     masks = F.interpolate(cells, size, mode="nearest")
         finally:
             self.masker.train(training)
-        notes = () if self.masker.classes else ("class-agnostic: the map does not depend on the class asked for",)
+        notes = () if self.masker.classes else (CLASS_AGNOSTIC,)
         return Explanation(masks, chosen, logits, Passes(forward=1), notes=notes)
 
     def _areas(self, images: Tensor) -> Tensor | None:
