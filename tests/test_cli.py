@@ -142,6 +142,7 @@ def test_explain_writes_a_picture_and_the_raw_map_of_each_file(demo, pictures, t
         assert str(out / f"{file.stem}.png") in told
 
 
+@pytest.mark.filterwarnings("default:.*class-agnostic")
 def test_explain_takes_explainers_by_name_with_settings_and_a_class(demo, pictures, tmp_path) -> None:
     out, file = tmp_path / "explained", first(pictures)
     label = file.parent.name
