@@ -121,7 +121,17 @@ class Study:
         scale = Scale()
         if self.data is None:
             scale = Scale(images=3000, final=2.0, batch_size=50, seeds=1, measured=300, layers=(1, 2, 3, 4))
-        names = ("images", "final", "seeds", "other_seeds", "candidates", "batch_size", "lr", "precision", "measured")
+        names: tuple[str, ...] = (
+            "images",
+            "final",
+            "seeds",
+            "other_seeds",
+            "candidates",
+            "batch_size",
+            "lr",
+            "precision",
+            "measured",
+        )
         names += ("scale_crop", "scale_most", "train_size")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(scale, **given)
