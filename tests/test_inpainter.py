@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from salmask.classifier import Classifier
 from salmask.cli import main
-from salmask.inpainter import Inpainter, fit_inpainter, load_inpainter, random_holes, save_inpainter
+from salmask.inpainter import Inpainter, fit_inpainter, load_inpainter, push_pull, random_holes, save_inpainter
 from salmask.masking import Blur, MeanColour, Noise, Remasked, keep, remove
 from salmask.objective import play
 from salmask.specs import load_infill
@@ -42,6 +42,12 @@ def two_colours(seed: int = 0):
         yield torch.rand(8, 3, 1, 1, generator=g).expand(-1, -1, 16, 16).contiguous()
 
 
+def stripes(seed: int = 0):
+    """Endless pictures whose columns are one colour and black in turn: smooth filling gets them wrong."""
+    for images in two_colours(seed):
+        yield images * (torch.arange(16) % 2)
+
+
 # Holes
 
 
@@ -57,6 +63,29 @@ def test_holes_follow_their_generator() -> None:
     first, again, other = (random_holes(4, (8, 8), generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+# The smooth filling
+
+
+def test_push_pull_keeps_what_is_known_and_fills_from_nearby() -> None:
+    """Left half red, right half blue: a hole in each takes its side's colour; without a known pixel, the given one."""
+    colour = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1)
+    images = torch.zeros(1, 3, 32, 32)
+    images[:, 0, :, :16], images[:, 2, :, 16:] = 1, 1
+    holes = torch.zeros(1, 1, 32, 32)
+    holes[..., 12:16, 2:6] = holes[..., 12:16, 26:30] = 1
+    filled = push_pull(images, holes, colour)
+    assert torch.allclose(filled * (1 - holes), images * (1 - holes))
+    assert (filled[:, :, 12:16, 2:6] - images[:, :, 12:16, 2:6]).abs().max() < 0.05
+    assert (filled[:, :, 12:16, 26:30] - images[:, :, 12:16, 26:30]).abs().max() < 0.05
+    assert torch.allclose(push_pull(images, torch.ones(1, 1, 32, 32), colour), colour.expand(1, 3, 32, 32))
+
+
+def test_an_untrained_inpainter_fills_smoothly(small) -> None:
+    images, holes = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 1, 16, 16)
+    holes[..., 4:12, 4:12] = 1
+    assert torch.allclose(small.frozen()(images, holes), images, atol=1e-4)
 
 
 # The inpainter
@@ -90,17 +119,17 @@ def test_no_gradient_passes_through_its_use(small) -> None:
     assert all(p.grad is None for p in inpainter.parameters())
 
 
-def test_it_learns_to_go_on_with_the_colour_around_the_hole(small) -> None:
-    images = next(two_colours(seed=9))
+def test_it_learns_what_the_surroundings_tell(small) -> None:
+    images = next(stripes(seed=9))
     holes = random_holes(8, (16, 16), generator(3)).round()
 
     def error() -> float:
         return float(((small(images, holes) - images).abs() * holes).sum() / (3 * holes.sum()))
 
     before = error()
-    fit_inpainter(small, two_colours(), steps=150, lr=5e-3)
+    fit_inpainter(small, stripes(), steps=150, lr=5e-3)
     mean_colour = float(((MeanColour()(images, holes) - images).abs() * holes).sum() / (3 * holes.sum()))
-    assert error() < 0.5 * before
+    assert error() < 0.6 * before
     assert error() < 0.6 * mean_colour
     assert not small.training and not any(p.requires_grad for p in small.parameters())
 

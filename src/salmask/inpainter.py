@@ -1,12 +1,13 @@
 """A small inpainter that learns from the data itself what may stand in a hole.
 
-A U-Net of gated convolutions sees the picture with its holes filled by the mean colour, and the holes; it is taught
-to restore what random holes have taken: strokes, blocks and clouds that cover a tenth to three quarters of the picture.
+A U-Net of gated convolutions sees the picture with its holes filled from their surroundings, by an average that is the
+wider the farther the known pixels are (push-pull), and the holes. It learns what to change in that smooth filling, to
+restore what random holes have taken: blocks and clouds that cover a tenth to three quarters of the picture.
 
     loss = 6 * |g - x| in the holes + |g - x| elsewhere + 0.1 * total variation over the holes
 
 As an infill it is a counterfactual: what the picture could be, given what is seen of it.
-Sources: gated convolutions, Yu et al., 2019; the weights of the loss, Liu et al., 2018.
+Sources: gated convolutions, Yu et al., 2019; the loss's weights, Liu et al., 2018; push-pull, Gortler et al., 1996.
 """
 
 import itertools
@@ -26,15 +27,15 @@ from salmask.files import replace_file
 from salmask.masking import IMAGENET_MEAN
 from salmask.types import Images, Masks
 
-__all__ = ["Inpainter", "fit_inpainter", "load_inpainter", "random_holes", "save_inpainter"]
+__all__ = ["Inpainter", "fit_inpainter", "load_inpainter", "push_pull", "random_holes", "save_inpainter"]
 
-_FORMAT = "salmask inpainter 1"
+_FORMAT = "salmask inpainter 2"
 
 
 class Inpainter(nn.Module):
     """g(x, holes), an infill: never learns which side is played, runs without gradient once it is trained.
 
-    width: channels of the finest level; doubled at each of `depth` levels. colour: what stands in the holes first.
+    width: channels of the finest level; doubled at each of `depth` levels. colour: of a picture without known pixels.
     """
 
     def __init__(self, *, width: int = 24, depth: int = 4, colour: tuple[float, float, float] = IMAGENET_MEAN) -> None:
@@ -46,11 +47,14 @@ class Inpainter(nn.Module):
         self.middle = nn.Sequential(*(_Gated(widths[-1], widths[-1], dilation=d) for d in (2, 4)))
         self.up = nn.ModuleList(_Gated(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.last = nn.Conv2d(widths[0], 3, 3, padding=1)
+        nn.init.zeros_(self.last.weight)  # it starts as the smooth filling
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def restore(self, images: Images, holes: Masks) -> Images:
         """Return whole pictures in [0, 1]; gradients flow to the weights."""
         colour = images.new_tensor(self.colour).view(1, 3, 1, 1)
-        x = self.first(torch.cat([torch.lerp(images, colour.expand_as(images), holes) - colour, holes], 1))
+        smooth = push_pull(images, holes, colour)
+        x = self.first(torch.cat([smooth - colour, holes], 1))
         levels = []
         for layer in self.down:
             levels.append(x)
@@ -60,7 +64,7 @@ class Inpainter(nn.Module):
             finer = levels.pop()
             x = F.interpolate(x, finer.shape[-2:], mode="bilinear", align_corners=False)
             x = layer(torch.cat([x, finer], 1))
-        return torch.sigmoid(self.last(x).float() + torch.logit(colour.float()))
+        return torch.sigmoid(self.last(x).float() + torch.logit(smooth.float(), eps=1e-3))
 
     @torch.no_grad()
     def forward(self, images: Images, holes: Masks) -> Images:
@@ -86,6 +90,25 @@ class _Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.conv(x).chunk(2, 1)
         return F.elu(value) * gate.sigmoid()
+
+
+def push_pull(images: Images, holes: Masks, colour: Tensor) -> Images:
+    """Return pictures whose holes take the mean of the known pixels near them.
+
+    Means over blocks of 2, 4, 8 ... pixels, each of as many known pixels as there are; from the coarsest to the finest,
+    a block with a quarter of its pixels known takes its own mean, one with fewer takes part of the coarser one's.
+    colour (1, 3, 1, 1): where nothing is known.
+    """
+    levels = [(images * (1 - holes), 1 - holes)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        known, share = levels[-1]
+        levels.append((F.avg_pool2d(known, 2, ceil_mode=True), F.avg_pool2d(share, 2, ceil_mode=True)))
+    filled = colour.expand(len(images), -1, 1, 1)
+    for place, (known, share) in reversed(list(enumerate(levels))):
+        filled = F.interpolate(filled, known.shape[-2:], mode="bilinear", align_corners=False)
+        sure = (4 * share).clamp(max=1) if place else share
+        filled = torch.lerp(filled, known / share.clamp_min(1e-6), sure)
+    return filled
 
 
 def random_holes(count: int, size: tuple[int, int], generator: Generator) -> Float[Tensor, "count 1 rows columns"]:
