@@ -157,7 +157,7 @@ def _finding(
         intervals.append(ends)
         text += f", {spread(ends)} over {len(first)} and {len(second)} trainings"
     else:
-        text += f", for {len(first)} and {len(second)} trainings: how far trainings differ is not in it"
+        text += f", {len(first)} and {len(second)} trainings; the spread between trainings is not in it"
     sign = 1 if directions.get(metric) == "up" else -1
     if all(sign * (one.low if sign > 0 else one.high) > 0 for one in intervals):
         verdict = "confirmed"
