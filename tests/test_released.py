@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 
 import pytest
 import timm
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salmask.cli import main
+from salmask.metrics import METRICS
 from salmask.recipes import RECIPES
-from salmask.released import as_released, load_released
-from salmask.specs import load_run
+from salmask.released import as_released, load_released, metric_as_released
+from salmask.specs import load_explainer, load_run
+from salmask.synthetic import write_folder
 
 CHANNELS = {0: 64, 1: 64, 2: 128, 3: 256, 4: 512}  # of a resnet18
 
@@ -111,6 +114,29 @@ def test_the_command_makes_a_run_of_a_released_checkpoint(tmp_path, capsys) -> N
     masker, loaded = load_run(tmp_path / "run")
     assert masker.layers == (3, 4) and loaded.network == "resnet18" and loaded.view.image_size == 224
     assert "run:" in capsys.readouterr().out
+
+
+def test_a_released_checkpoint_is_an_explainer_as_it_is(tmp_path, capsys) -> None:
+    checkpoint(tmp_path / "epoch.chk", extra=1)
+    name, explainer, loaded = load_explainer(f"{tmp_path / 'epoch.chk'}:area=0.4", loaded=None)
+    assert (name, explainer.area, loaded.view.image_size) == ("epoch.chk:area=0.4", 0.4, 224)
+    checkpoint(tmp_path / "epoch.chk")
+    write_folder(tmp_path / "data", train=10, val=10, seed=3, size=64)
+    measure = ["evaluate", "--data", tmp_path / "data", "--explainer", tmp_path / "epoch.chk", "--as-released"]
+    measure += ["--metric", "le", "f1", "om:casm", "--limit", "2", "--out", tmp_path / "out"]
+    assert main([str(part) for part in measure]) == 0
+    measured = {json.loads(line)["metric"] for line in (tmp_path / "out" / "rows.jsonl").open()}
+    assert {"le:as_released", "f1", "om:casm"} <= measured and "le" not in measured
+    assert main(["explain", "x.png", "--explainer", str(tmp_path / "none.chk"), "--out", str(tmp_path / "no")]) == 1
+    assert "a released checkpoint (.chk)" in capsys.readouterr().err
+
+
+def test_a_metric_is_measured_as_released_where_that_differs() -> None:
+    assert [metric_as_released(name) for name in ("le", "om", "sm", "pxap")] == [
+        f"{name}:as_released" for name in ("le", "om", "sm", "pxap")
+    ]
+    assert [metric_as_released(name) for name in ("f1", "le:casm", "pxap:boxes")] == ["f1", "le:casm", "pxap:boxes"]
+    assert all(metric_as_released(name) in METRICS for name in METRICS)
 
 
 def test_other_files_are_refused_with_what_they_lack(tmp_path, capsys) -> None:

@@ -1,5 +1,6 @@
 """From files to tables, figures, sentences and the page: the same bytes, nothing fetched, errors that name the line."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 from salmask import report
 from salmask.records import agree_on_meta, file_name, read_counts, read_rows
+from salmask.report.study import _within
 from salmask.report.tables import Column, number
 from salmask.statistics import Interval, over_seeds
 from salmask.writer import Failures, Writer
@@ -133,6 +135,22 @@ def test_rebuilding_from_rows_alone_gives_the_same_bytes(folder, tmp_path):
         (folder / name).unlink()
     report.write_report(folder)
     assert {name: (folder / name).read_bytes() for name in names} == before
+
+
+def test_packed_rows_give_the_same_report_and_are_not_added_to(tmp_path):
+    fill(tmp_path, explainers=("good", "bad"))
+    before = report.write_report(tmp_path)
+    path, packed = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert report.write_report(tmp_path) == before
+    with pytest.raises(ValueError, match=r"holds packed rows: unpack them to add some, `gunzip rows.jsonl.gz`"):
+        fill(tmp_path, explainers=("same",))
+    assert not path.exists()
+    for broken in (packed.read_bytes()[:-20], b"no archive"):
+        packed.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"rows.jsonl.gz: cannot be unpacked"):
+            report.write_report(tmp_path)
 
 
 def test_the_order_of_rows_changes_no_number(folder, tmp_path):
@@ -284,6 +302,31 @@ def test_figures_are_reproducible_and_self_contained():
     assert report.svg(draw()).startswith("<svg")
     assert report.png(draw()) == report.png(draw())
     assert report.png(draw())[:4] == b"\x89PNG"
+
+
+def test_lines_with_bars_side_by_side_lie_within_the_axes():
+    series = {
+        "a": [(1.0, Interval(0.5, 0.4, 0.6, 9)), (10.0, Interval(0.3, 0.2, 0.9, 9))],
+        "b": [(1.0, Interval(0.5, np.nan, np.nan, 9))],
+    }
+    for log_x in (False, True):
+        axes = report.line_chart(series, x="n", y="le", log_x=log_x).axes[0]
+        assert axes.get_xlim()[0] <= 1 and axes.get_xlim()[1] >= 10
+        assert axes.get_ylim()[0] <= 0.2 and axes.get_ylim()[1] >= 0.9
+
+
+def test_points_that_coincide_are_named_in_a_legend():
+    points = {f"row {i}": (1.0, Interval(0.5, 0.4, 0.6, 9)) for i in range(20)}
+    figure = report.scatter_chart(points, x="area", y="le", legend=True)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(points)
+    looks = {(line.get_marker(), line.get_color()) for line in figure.axes[0].lines if line.get_marker() in "o^sDvP"}
+    assert len(looks) == 20 and not figure.axes[0].texts
+
+
+def test_an_interval_over_trainings_ends_where_its_metric_does():
+    assert _within(Interval(0.9, 0.7, 1.1, 3), (0, 1)) == Interval(0.9, 0.7, 1, 3)
+    assert _within(Interval(0.1, -0.2, 0.4, 3), (0.0, "inf")) == Interval(0.1, 0.0, 0.4, 3)
+    assert _within(Interval(1.3, -0.2, 4.0, 3), (None, None)) == Interval(1.3, -0.2, 4.0, 3)
 
 
 def test_crowded_labels_do_not_overlap():

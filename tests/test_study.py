@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -16,16 +17,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salmask.cli import main
+from salmask.commands.studying import Study as Command
+from salmask.data import training_batches
 from salmask.explain.learned import top_cells
+from salmask.jobs import compare
 from salmask.objective import Outcome, divergence_from_prior
 from salmask.report import write_report
 from salmask.report.checks import Checks, checks_part
-from salmask.study import STUDIES, Claim, Local, Place, Row, Scale, Slurm, Study, Variant, run_study
+from salmask.study import STUDIES, Axis, Claim, Local, Place, Row, Scale, Slurm, Study, Variant, run_study
 from salmask.study.engine import Task
+from salmask.study.run import _apart
 from salmask.study.settings import TERMS, content, read_settings
 from salmask.study.studies import few_classes, fix, infilling
-from salmask.study.work import work
+from salmask.study.work import Job, work
 from salmask.synthetic import write_folder
+from salmask.train import Settings, _Run
 
 TINY = Scale(images=8, batch_size=4, measured=4, held_out=1, layers=(3, 4), scale_crop=0.5, final=1.0, seeds=2)
 
@@ -74,8 +80,8 @@ def small_study(**changes) -> Study:
     return dataclasses.replace(Study(name="small", title="A small study", rows=rows, claims=claims), **changes)
 
 
-def run(study: Study, place: Place, out: Path, jobs: Path, engine=None, scale: Scale = TINY):
-    return run_study(study, place, scale, out=out, jobs=jobs, engine=engine or Here(), say=lambda text: None)
+def run(study: Study, place: Place, out: Path, jobs: Path, engine=None, scale: Scale = TINY, say=lambda text: None):
+    return run_study(study, place, scale, out=out, jobs=jobs, engine=engine or Here(), say=say)
 
 
 # Settings
@@ -144,6 +150,12 @@ def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
         (lambda: Row(name="a"), "needs one of variant, candidates and explainer, came 0"),
         (lambda: Row(name="a", variant=Variant(), explainer="full"), "came 2"),
         (lambda: Scale(images=0), "images must be positive"),
+        (lambda: Scale(candidates=0), "candidates must be positive"),
+        (lambda: Scale(measured=0), "measured must be positive"),
+        (lambda: Scale(scale_crop=0.0), "0 < scale_crop <= scale_most <= 1, came 0.0 and 1.0"),
+        (lambda: Scale(scale_crop=0.9, scale_most=0.5), "0 < scale_crop <= scale_most <= 1"),
+        (lambda: Scale(scale_most=1.5), "0 < scale_crop <= scale_most <= 1"),
+        (lambda: Scale(train_size=4), "train_size of at least 8 is needed, came 4"),
         (
             lambda: Study(name="s", title="", rows=(Row(name="a", explainer="full"),) * 2),
             "two rows are named 'a'",
@@ -184,6 +196,13 @@ def test_settings_are_read_as_they_are_typed() -> None:
     }.items():
         with pytest.raises(ValueError, match=words):
             read_settings([wrong])
+
+
+def test_what_is_typed_reaches_the_scale() -> None:
+    given = {"candidates": 1, "train_size": 32, "scale_crop": 0.4, "scale_most": 0.6, "seeds": 2, "as_released": True}
+    command = Command(name="table1", out=Path("out"), data=Path("data"), **given)
+    assert command._scale() == Scale(**given)
+    assert Command(name="table1", out=Path("out"), data=Path("data"))._scale() == Scale()
 
 
 def test_the_border_counts_in_total_variation_only_where_it_is_asked_for() -> None:
@@ -233,8 +252,12 @@ def test_a_study_leaves_rows_table_findings_and_a_page(place, jobs, tmp_path) ->
     page = (tmp_path / "out" / "index.html").read_text()
     assert "A small study" in page and "Tuning helps" in page
     assert (tmp_path / "out" / "figure_1.png").is_file()
-    with Image.open(tmp_path / "out" / "strip.jpg") as sheet:  # image and four rows, a head and four pictures
-        assert sheet.size == (5 * 72, 5 * 72)
+    with Image.open(tmp_path / "out" / "strip.jpg") as sheet:  # image and four rows, a line of heads, four pictures
+        assert sheet.size == (5 * 76, 20 + 4 * 76)
+    assert "A row is a picture" not in page
+    shutil.rmtree(tmp_path / "out" / "pictures")
+    write_report(tmp_path / "out")
+    assert "A row is a picture" in (tmp_path / "out" / "index.html").read_text()  # the strip stands for them
 
 
 def test_the_mean_over_seeds_is_that_of_the_runs(place, jobs, tmp_path) -> None:
@@ -279,6 +302,160 @@ def test_a_job_that_fails_is_named_and_tried_again_alone(place, jobs, tmp_path) 
     assert engine.asked == ["odd"] and outcome.failed == {} and "odd" in outcome.complete
 
 
+def test_a_row_whose_tuning_failed_is_named_left_out_and_tuned_again(place, tmp_path) -> None:
+    tuned = Row(name="tuned", candidates=(fix(), fix(1.0, 10.0)))
+    study = Study(name="s", title="S", rows=(Row(name="center", explainer="center"), tuned))
+    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", Here(fail="tuned, tuning"))
+    assert outcome.failed == {"tuned, tuning": "ValueError: told to fail"} and outcome.complete == ("center",)
+    assert "Failed: tuned, tuning" in (tmp_path / "out" / "study.md").read_text()
+    engine = Here()
+    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", engine)
+    assert engine.asked == ["tuned, tuning", "tuned, tuning", "tuned"]
+    assert outcome.failed == {} and outcome.complete == ("center", "tuned")
+
+
+class Trying(Here):
+    """Goes on after a task that fails, as processes do."""
+
+    def run(self, tasks, done) -> None:
+        for task in tasks:
+            try:
+                super().run([task], done)
+            except Exception as error:
+                done(task, 0.0, f"{type(error).__name__}: {error}")
+
+
+def test_tuning_sees_no_picture_of_val(place, tmp_path) -> None:
+    shutil.copytree(place.data, tmp_path / "data", ignore=shutil.ignore_patterns("val*"))
+    bare = dataclasses.replace(place, data=str(tmp_path / "data"))
+    study = Study(name="s", title="S", rows=(Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))),))
+    with pytest.raises(ValueError, match=r"no row could be measured; first reason: .*val"):
+        run(study, bare, tmp_path / "out", tmp_path / "jobs", Trying())
+    seen = [
+        json.loads(line)["image"] for path in (tmp_path / "jobs").glob("*/tuning/rows.jsonl") for line in path.open()
+    ]
+    assert len(list((tmp_path / "jobs").glob("*/tuning/summary.json"))) == 2
+    assert seen and all(image.startswith("train/") for image in seen)
+
+
+def test_a_job_that_was_killed_goes_on_from_its_checkpoint(place, tmp_path, monkeypatch) -> None:
+    study = Study(name="s", title="S", rows=(Row(name="one", variant=fix()),))
+    run(study, place, tmp_path / "whole", tmp_path / "whole_jobs")
+    made, step, steps = Settings, _Run.fixed_step, []
+
+    def fixed_step(self, number, batch):
+        steps.append(number)
+        if len(steps) == 2:
+            raise RuntimeError("killed")
+        return step(self, number, batch)
+
+    monkeypatch.setattr("salmask.study.work.Settings", lambda **given: made(**{**given, "save_every": 1}))
+    monkeypatch.setattr(_Run, "fixed_step", fixed_step)
+    with pytest.raises(ValueError, match="killed"):
+        run(study, place, tmp_path / "out", tmp_path / "jobs", Trying())
+    assert run(study, place, tmp_path / "out", tmp_path / "jobs").failed == {}
+    assert steps == [0, 1, 1]  # the first step is not done again
+    whole, again = (next((tmp_path / jobs).glob("*/model.safetensors")) for jobs in ("whole_jobs", "jobs"))
+    assert whole.read_bytes() == again.read_bytes()
+
+
+def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(place, tmp_path, monkeypatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("salmask.study.run.time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    class Slow(Here):
+        def run(self, tasks, done) -> None:
+            for task in tasks:  # a minute for a training, six seconds to read a masker that is there
+                clock.now += 60 if not (task.folder / "run.json").is_file() else 6
+                super().run([task], done)
+
+    cut = Row(name="cut", variant=fix(top=0.5))
+    rows = (Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))), cut, Row(name="longer", variant=fix(images=2.0)))
+    told: list[str] = []
+    study = Study(name="s", title="S", rows=rows)
+    engine = Slow()
+    run(study, place, tmp_path / "out", tmp_path / "jobs", engine, say=told.append)
+    assert [line.split("]")[0] for line in told[:2]] == ["[1/5, 3 min left", "[2/5, 2 min left"]
+    assert [line.split("]")[0] for line in told[-1:]] == ["[5/5, 0 min left"]
+    assert engine.asked[:2] == ["tuned, tuning"] * 2
+    one, other = (Task(tmp_path / name, "val", name) for name in ("one", "other"))
+    again = dataclasses.replace(one, top=0.5)
+    assert _apart([one, again, other]) == [one, other, again]
+
+
+def test_one_candidate_is_trained_once_and_is_the_first(place, tmp_path) -> None:
+    rows = (Row(name="tuned", candidates=(fix(1.0, 10.0), fix())),)
+    engine = Here()
+    scale = dataclasses.replace(TINY, candidates=1)
+    run(Study(name="s", title="S", rows=rows), place, tmp_path / "out", tmp_path / "jobs", engine, scale=scale)
+    assert engine.asked == ["tuned"] and len(list((tmp_path / "jobs").iterdir())) == 1
+    told = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert Variant(**told["rows"][0]["variant"]) == fix(1.0, 10.0) and told["tuning"] == {}
+
+
+def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(place, tmp_path, monkeypatch) -> None:
+    cut, trained, measured = [], [], []
+
+    def batches(*arguments, **options):
+        cut.append(options["augment"])
+        for batch in training_batches(*arguments, **options):
+            trained.append(tuple(batch.images.shape[-2:]))
+            yield batch
+
+    def compare_(explainers, metrics, dataset, **options):
+        measured.append(tuple(dataset[0].image.shape[-2:]))
+        return compare(explainers, metrics, dataset, **options)
+
+    monkeypatch.setattr("salmask.study.work.training_batches", batches)
+    monkeypatch.setattr("salmask.study.work.compare", compare_)
+    scale = dataclasses.replace(TINY, train_size=32, scale_crop=0.4, scale_most=0.6)
+    rows = (Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))),)
+    run(Study(name="s", title="S", rows=rows), place, tmp_path / "out", tmp_path / "jobs", scale=scale)
+    assert set(trained) == {(32, 32)} and set(measured) == {(64, 64)} and len(measured) == 3
+    assert {(one.size, one.scale) for one in cut} == {(32, (0.4, 0.6))}
+
+
+# As released
+
+
+def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(place, tmp_path) -> None:
+    told = {"data": "d", "classifier": "c"}
+    masker = Job(place=place, scale=Scale(), seed=1, variant=fix(top=0.5))
+    naive = Job(place=place, scale=Scale(), explainer="center")
+    assert masker.folder(tmp_path, told).name == "ac54fda0277c"  # as it was before there was as_released
+    for of_the_table in ({"candidates": 1}, {"measured": 5}, {"seeds": 9}, {"final": 1.0}):
+        same = dataclasses.replace(masker, scale=Scale(**of_the_table))
+        assert same.folder(tmp_path, told) == masker.folder(tmp_path, told)
+    for of_the_job in ({"as_released": True}, {"train_size": 32}, {"scale_crop": 0.4}, {"scale_most": 0.9}):
+        other = dataclasses.replace(masker, scale=Scale(**of_the_job))
+        assert other.folder(tmp_path, told) != masker.folder(tmp_path, told)
+    released = dataclasses.replace(naive, scale=Scale(as_released=True))
+    assert released.folder(tmp_path, told) != naive.folder(tmp_path, told)
+
+
+def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(place, tmp_path) -> None:
+    pool = Variant(recipe="ca", history="sample", pool_size=2, pool_every=1)
+    rows = (
+        Row(name="center", explainer="center", place=1),
+        Row(name="tuned", candidates=(fix(), fix(1.0, 10.0)), place=2),
+        Row(name="pool", variant=pool, place=3),
+    )
+    claims = (Claim(text="A pool helps", row="pool", against="tuned"),)
+    study = Study(name="s", title="S", rows=rows, claims=claims, axis=Axis(x="row"), checks=("center",), checked=2)
+    scale = dataclasses.replace(TINY, as_released=True)
+    assert run(study, place, tmp_path / "described", tmp_path / "jobs").failed == {}
+    before = set((tmp_path / "jobs").iterdir())
+    assert run(study, place, tmp_path / "released", tmp_path / "jobs", scale=scale).failed == {}
+    assert len(set((tmp_path / "jobs").iterdir()) - before) == 4  # center, two candidates, pool
+    histories = [json.loads(path.read_text())["recipe"]["history"] for path in (tmp_path / "jobs").glob("*/run.json")]
+    assert sorted(one for one in histories if one != "off") == ["sample", "skip_update"]
+    measured = {json.loads(line)["metric"] for line in (tmp_path / "released" / "rows.jsonl").open()}
+    assert {"om:as_released", "le:as_released", "sm:as_released", "f1"} <= measured and not {"le", "om"} & measured
+    text = (tmp_path / "released" / "study.md").read_text()
+    assert "| om:as_released | le:as_released | f1 |" in text and "A pool helps: " in text and "Tuned tuned" in text
+    assert (tmp_path / "released" / "figure_2.png").is_file()
+
+
 def test_a_study_of_failures_alone_is_an_error(place, tmp_path) -> None:
     study = Study(name="s", title="", rows=(Row(name="odd", variant=fix()),))
     with pytest.raises(ValueError, match="no row could be measured; first reason: ValueError: told to fail"):
@@ -289,7 +466,12 @@ def test_conditions_heads_infills_and_subsets_all_train(place, tmp_path) -> None
     variants = {
         "told its area": fix(area_condition=True, area_power=2.0, area=0.5),
         "told the class": fix(class_condition=True),
+        "told its area, l1": fix(area_condition=True, area=0.5),
         "binary": fix(head="concrete", temperature=0.5, learnable=True),
+        "soft": fix(head="concrete", hard=False),
+        "Dabkowski & Gal": Variant(recipe="dabkowski_gal", weights=(("kept_confidence", 0.5), ("area_root", 4))),
+        "margins": Variant(terms=(("kept_confidence", 1), ("removed_confidence", 1), ("area", 1))),
+        "prior": Variant(terms=(("divergence_from_uniform", 1), ("area", 1))),
         "bank": fix(infill_kept="bank", infill_removed="blur", remask=True),
         "few": fix(per_class=1),
         "some classes": fix(classes=3),
@@ -478,6 +660,9 @@ def test_the_command_runs_a_study_of_one_s_own(place, tmp_path, capsys) -> None:
         (["table1", "--classifier", "timm:resnet18"], "--classifier goes with --data"),
         (["infilling", "--inpainter", "none.safetensors"], "no inpainter at none.safetensors"),
         (["table1", "--images", "0"], "images must be positive"),
+        (["table1", "--candidates", "0"], "candidates must be positive"),
+        (["table1", "--train-size", "4"], "train_size of at least 8"),
+        (["table1", "--scale-crop", "0.8", "--scale-most", "0.4"], "0 < scale_crop <= scale_most <= 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, words, tmp_path, capsys, monkeypatch) -> None:

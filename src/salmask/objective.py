@@ -37,8 +37,10 @@ from salmask.types import Images, Infill, Logits, Masks, Targets, Values
 
 __all__ = [
     "KEPT",
+    "KEPT_CONFIDENCE",
     "OBJECTIVES",
     "REMOVED",
+    "REMOVED_CONFIDENCE",
     "Objective",
     "Outcome",
     "Score",
@@ -224,6 +226,10 @@ def _margin(logits: Tensor, targets: Tensor) -> Tensor:
     return own - logits.scatter(1, targets[:, None], -torch.inf).amax(1)
 
 
+KEPT_CONFIDENCE, REMOVED_CONFIDENCE = kept_confidence(1.0), removed_confidence(5.0)
+"""The margins of Dabkowski & Gal's released code."""
+
+
 def divergence_from_prior(
     prior: Tensor, *, side: str = REMOVED, forward: bool = True, when_clean_right: bool = True
 ) -> Term:
@@ -404,8 +410,8 @@ def dabkowski_gal() -> Objective:
     """Destroyer + .3 preserver + 8 * area^.3 + .005 * TV with margin losses (Dabkowski & Gal, 2017)."""
     return Objective(
         {
-            "removed_confidence": (1.0, removed_confidence(5.0)),
-            "kept_confidence": (0.3, kept_confidence(1.0)),
+            "removed_confidence": (1.0, REMOVED_CONFIDENCE),
+            "kept_confidence": (0.3, KEPT_CONFIDENCE),
             "area_root": (8.0, area_root),
             "total_variation": (0.005, total_variation),
         }

@@ -1,6 +1,7 @@
 """The files of an `--out`: one line per image, explainer and metric, and how an interrupted run goes on.
 
     rows.jsonl                       {"image", "explainer", "metric", "value"}; null: no finite value
+    rows.jsonl.gz                    the same, packed: read where there is no rows.jsonl, never appended to
     counts/<explainer>/<metric>.npz  ids (N,), counts (N, ...), score, replicates (R,): set-level scores
     meta.json                        settings: explainers, metrics, data, classifier, command, version
     failures.jsonl                   {"image", "explainer", "error"}
@@ -8,8 +9,10 @@
 Read here, appended by `writer`. Needs numpy alone.
 """
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ from numpy import ndarray
 __all__ = [
     "COUNTS",
     "FAILURES",
+    "PACKED",
     "ROWS",
     "Rows",
     "agree_on_meta",
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 ROWS, META, FAILURES, COUNTS = "rows.jsonl", "meta.json", "failures.jsonl", "counts"
+PACKED = ROWS + ".gz"
 _MADE_AT = {"command", "version", "notes", "left_out"}  # may differ between the runs that fill one folder
 
 
@@ -51,12 +56,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Yield (line number, end of the line in bytes, object) of a JSON-lines file.
+    """Yield (line number, end of the line in unpacked bytes, object) of a JSON-lines file, packed where it ends in .gz.
 
     Errors: ValueError that names file and line, for a line that is no JSON object.
     """
     number = end = 0
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         while chunk := file.readlines(1 << 20):
             for line, value in zip(chunk, _parse(path, number, chunk), strict=True):
                 number += 1
@@ -165,17 +170,20 @@ class Rows:
 
 
 def read_rows(folder: Path) -> Rows:
-    """Read rows.jsonl; of two rows of the same image, explainer and metric the later one counts.
+    """Read rows.jsonl or rows.jsonl.gz; of two rows of the same image, explainer and metric the later one counts.
 
-    Errors: ValueError for no file, no row, or a broken line (file and line named).
+    Errors: ValueError for no file, no row, or a broken file or line (named).
     """
-    path = folder / ROWS
+    path = folder / ROWS if (folder / ROWS).exists() else folder / PACKED
     if not path.exists():
         raise ValueError(f"expected {ROWS} in {folder}, found none: name the --out of evaluate, score or study")
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for number, _, line in read_lines(path):
-        explainer, image, metric, value = parse_row(path, number, line)
-        found.setdefault(explainer, {}).setdefault(metric, {})[image] = value
+    try:
+        for number, _, line in read_lines(path):
+            explainer, image, metric, value = parse_row(path, number, line)
+            found.setdefault(explainer, {}).setdefault(metric, {})[image] = value
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be unpacked ({error}): evaluate again") from error
     if not found:
         raise ValueError(f"expected rows in {path}, found an empty file: evaluate again")
     ids = sorted({image for table in found.values() for column in table.values() for image in column})

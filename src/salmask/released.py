@@ -20,9 +20,10 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.masker import Concrete, Masker, Sigmoid
+from salmask.metrics import METRICS
 from salmask.recipes import Recipe
 
-__all__ = ["as_released", "load_released"]
+__all__ = ["as_released", "load_released", "metric_as_released"]
 
 _BLOCKS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -40,6 +41,12 @@ def as_released(recipe: Recipe) -> Recipe:
     """
     history = "skip_update" if recipe.history == "sample" else recipe.history
     return replace(recipe, history=history, clean_statistics=False)
+
+
+def metric_as_released(name: str) -> str:
+    """Return the name of a metric's released protocol (le -> le:as_released), or the name as it is without one."""
+    released = f"{name}:as_released"
+    return released if released in METRICS else name
 
 
 def load_released(path: str | Path) -> tuple[Masker, Classifier, str]:

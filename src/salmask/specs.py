@@ -31,12 +31,14 @@ from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remasked
 from salmask.metrics import METRICS, Metric
 from salmask.recipes import RECIPES, Recipe
+from salmask.released import load_released
 from salmask.train import mean_colour
 from salmask.types import Infill
 
 __all__ = [
     "Loaded",
     "View",
+    "load_checkpoint",
     "load_classifier",
     "load_explainer",
     "load_infill",
@@ -181,8 +183,16 @@ def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
     return masker, loaded
 
 
+def load_checkpoint(path: str | Path) -> tuple[Masker, Loaded]:
+    """Load masker and classifier of a checkpoint of the paper's released code. Errors: as `load_released`."""
+    masker, classifier, network = load_released(path)
+    return masker, Loaded(classifier, network, View(224))
+
+
 def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
+
+    A RUN is a folder, or the checkpoint file of a masker that was trained by the paper's released code.
 
     A name may carry settings: `rise:masks=500`, `extremal:areas=[0.05,0.2]`; values are read as JSON where they can
     be. So may a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area,
@@ -191,7 +201,7 @@ def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[
     """
     run, options = _run(name)
     if run is not None:
-        masker, own = load_run(run)
+        masker, own = load_checkpoint(run) if Path(run).is_file() else load_run(run)
         given = _options(options)
         if (spec := given.pop("reads", None)) is not None:
             own = _read_by(masker, str(spec), own)
@@ -203,7 +213,8 @@ def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[
     plain, _, options = name.partition(":")
     if plain not in EXPLAINERS:
         raise ValueError(
-            f"no explainer {name!r}: expected the folder of a run, or one of {', '.join(sorted(EXPLAINERS))}"
+            f"no explainer {name!r}: expected the folder of a run, a released checkpoint (.chk), "
+            f"or one of {', '.join(sorted(EXPLAINERS))}"
         )
     if loaded is None:
         raise ValueError(f"{plain} explains a classifier: name one with --classifier")
@@ -216,12 +227,16 @@ def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[
 
 def _run(name: str) -> tuple[str | None, str]:
     """Split RUN:OPTIONS, whose options may hold colons; (None, "") where no run is named."""
-    if (Path(name) / RUN).is_file() or (Path(name) / "checkpoint.pt").is_file():
+    if _is_run(name) or (Path(name) / "checkpoint.pt").is_file():
         return name, ""
     for place, letter in enumerate(name):
-        if letter == ":" and (Path(name[:place]) / RUN).is_file():
+        if letter == ":" and _is_run(name[:place]):
             return name[:place], name[place + 1 :]
     return None, ""
+
+
+def _is_run(name: str) -> bool:
+    return (Path(name) / RUN).is_file() or (Path(name).suffix == ".chk" and Path(name).is_file())
 
 
 def _read_by(masker: Masker, spec: str, own: Loaded) -> Loaded:

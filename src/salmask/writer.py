@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from salmask.records import COUNTS, FAILURES, ROWS, file_name, parse_row, read_lines
+from salmask.records import COUNTS, FAILURES, PACKED, ROWS, file_name, parse_row, read_lines
 from salmask.statistics import count_replicates
 
 __all__ = ["Failures", "Writer"]
@@ -51,7 +51,7 @@ class Writer:
     computes: set-level metric -> counts (N, ...) -> score.
     Use as a context manager: on leaving without an error, counts become .npz files with their replicates.
 
-    Errors: ValueError for a broken line or an incomplete block that is not the last one.
+    Errors: ValueError for a broken line, an incomplete block that is not the last one, or rows that are packed.
     """
 
     folder: Path
@@ -64,6 +64,8 @@ class Writer:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ROWS
+        if (self.folder / PACKED).exists() and not path.exists():
+            raise ValueError(f"{self.folder} holds packed rows: unpack them to add some, `gunzip {PACKED}` there")
         path.touch()
         _cut_partial_line(path)
         os.truncate(path, _complete_blocks(path, set(self.metrics), self.done))

@@ -318,10 +318,9 @@ class Convert:
     def __call__(self) -> None:
         """Run the command."""
         from salmask.files import writable_folder
-        from salmask.released import load_released
-        from salmask.specs import Loaded, View, save_run
+        from salmask.specs import load_checkpoint, save_run
 
-        masker, classifier, network = load_released(self.checkpoint)
+        masker, loaded = load_checkpoint(self.checkpoint)
         facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": version()}
-        save_run(writable_folder(self.out), masker, Loaded(classifier, network, View(224)), facts)
+        save_run(writable_folder(self.out), masker, loaded, facts)
         say(f"run: {self.out}")

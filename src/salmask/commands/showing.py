@@ -19,7 +19,7 @@ class Explain(Pictures):
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Picture files."""
     explainer: str
-    """Folder of a run, or a name such as gradcam or rise:masks=500."""
+    """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500."""
     out: Path
     """Folder for the pictures."""
     classifier: str | None = None
@@ -61,7 +61,7 @@ class Evaluate(Pictures):
     data: Path
     """Folder with <split>/<class>/* and, for localization, <split>_boxes.csv."""
     explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN|NAME ...")]
-    """Folders of runs, or names such as gradcam, center, rise:masks=500."""
+    """Folders of runs, released checkpoints (.chk), or names such as gradcam, center, rise:masks=500."""
     out: Path
     """Folder for rows.jsonl, summary.json and index.html; a killed run goes on there."""
     split: str = "val"
@@ -80,6 +80,8 @@ class Evaluate(Pictures):
     """Pictures at once."""
     limit: int | None = None
     """Measure only so many pictures, spread over the split."""
+    as_released: bool = False
+    """Measure by the released protocols where there are some, such as le:as_released; see docs/as-released.md."""
     seed: int = 0
     """Of scores and explainers that draw."""
 
@@ -89,6 +91,7 @@ class Evaluate(Pictures):
         from salmask.files import writable_folder
         from salmask.jobs import compare, spread
         from salmask.measure import Rules
+        from salmask.released import metric_as_released
         from salmask.report import add_training
         from salmask.specs import load_classifier, load_explainer, load_metrics
         from salmask.train import METRICS
@@ -119,6 +122,8 @@ class Evaluate(Pictures):
             seed=self.seed,
         )
         metrics = load_metrics(self.metric)
+        if self.as_released:
+            metrics = load_metrics([metric_as_released(name) for name in metrics])
         writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
         for name, lines in curves.items():
             add_training(self.out, name, lines)
@@ -138,7 +143,7 @@ class Evaluate(Pictures):
             progress=progress_bar("measuring"),
         )
         say(f"report: {self.out / 'index.html'}")
-        print_table(summary, self.metric)
+        print_table(summary, tuple(metrics))
 
 
 @dataclass(frozen=True, kw_only=True)

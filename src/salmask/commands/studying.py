@@ -2,7 +2,7 @@
 
 import importlib.util
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,14 @@ class Study:
     lr: float | None = None
     """Learning rate of the maskers."""
     scale_crop: float | None = None
-    """Smallest share of the picture that a training crop keeps (0.5)."""
+    """Smallest share of the picture's area that a training crop keeps (0.5)."""
     scale_most: float | None = None
     """Largest share (1)."""
     train_size: int | None = None
     """Side of the pictures in training; the classifier's own where not given."""
+    as_released: bool = False
+    """Train and measure as the paper's released code does where it differs from its description; see
+    docs/as-released.md."""
     precision: Precision | None = None
     """32-true, bf16-mixed or 16-mixed."""
     measured: int | None = None
@@ -121,19 +124,8 @@ class Study:
         scale = Scale()
         if self.data is None:
             scale = Scale(images=3000, final=2.0, batch_size=50, seeds=1, measured=300, layers=(1, 2, 3, 4))
-        names: tuple[str, ...] = (
-            "images",
-            "final",
-            "seeds",
-            "other_seeds",
-            "candidates",
-            "batch_size",
-            "lr",
-            "precision",
-            "measured",
-        )
-        names += ("scale_crop", "scale_most", "train_size")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        shared = {one.name for one in fields(Scale)} & {one.name for one in fields(self)}
+        given = {name: value for name in shared if (value := getattr(self, name)) is not None}
         return replace(scale, **given)
 
     def _place(self) -> Any:

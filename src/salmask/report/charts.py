@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from numpy import ndarray
 
 from salmask.statistics import Interval
@@ -20,6 +21,8 @@ _COLOURS = (
     "#a83a5b", "#6b7a2b", "#5a5f6b", "#d17fa6", "#7f5539", "#1f8f86",
 )  # fmt: skip
 _INK = "#222222"
+_FORMS = ("o", "^", "s", "D", "v", "P")
+_ASIDE = 4.0  # points between the intervals of two lines
 
 
 def svg(figure: Figure) -> str:
@@ -62,20 +65,29 @@ def scatter_chart(
     y: str,
     log_x: bool = False,
     size: tuple[float, float] = (8.2, 4.6),
+    legend: bool = False,
 ) -> Figure:
-    """Return one labelled point per name, with the interval of its height."""
+    """Return one labelled point per name, with the interval of its height.
+
+    legend: name the points beside the axes, by colour and form, and not in them: for many, or for some that coincide.
+    """
     figure = Figure(figsize=size, layout="constrained")
     axes = _axes(figure)
     for place, (name, (across, interval)) in enumerate(points.items()):
-        colour = _COLOURS[place % len(_COLOURS)]
-        axes.errorbar(
-            across, interval.mean, yerr=_errors(interval), fmt="o", ms=6, color=colour, capsize=2, lw=1.1, label=name
+        form, colour = _FORMS[place // len(_COLOURS) % len(_FORMS)], _COLOURS[place % len(_COLOURS)]
+        bars = axes.errorbar(
+            across, interval.mean, yerr=_errors(interval), fmt=form, ms=6, color=colour, capsize=2, lw=1.1, label=name
         )
+        for part in (*bars[1], *bars[2]):
+            part.set_alpha(0.5)  # a point stays visible behind the interval of another
     if log_x:
         axes.set_xscale("log")
     axes.set_xlabel(x, fontsize=9.5, color=_INK)
     axes.set_ylabel(y, fontsize=9.5, color=_INK)
-    axes.margins(x=0.12, y=0.1)
+    axes.margins(x=0.05 if legend else 0.12, y=0.1)
+    if legend:
+        figure.legend(loc="outside right center", fontsize=8.5, frameon=False)
+        return figure
     _label(figure, axes, {name: (across, interval.mean) for name, (across, interval) in points.items()})
     return figure
 
@@ -138,8 +150,9 @@ def line_chart(
     reference: Mapping[str, float] | None = None,
     ticks: Mapping[float, str] | None = None,
 ) -> Figure:
-    """Return one line per series with its interval as a band, and dashed reference lines: a study's axis.
+    """Return one line per series with its interval, and dashed reference lines: a study's axis.
 
+    The interval of a line alone is a band; those of several are bars side by side, which can be told apart.
     ticks: place -> name, for an axis of named settings.
     """
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
@@ -148,8 +161,28 @@ def line_chart(
         colour = _COLOURS[place % len(_COLOURS)]
         across = np.array([one for one, _ in points], dtype=float)
         mean, low, high = (np.array([getattr(i, end) for _, i in points]) for end in ("mean", "low", "high"))
-        axes.plot(across, mean, "o-", color=colour, lw=1.6, ms=4.5, label=name)
-        axes.fill_between(across, low, high, color=colour, alpha=0.16, lw=0)
+        if len(series) == 1:
+            axes.plot(across, mean, "o-", color=colour, lw=1.6, ms=4.5, label=name)
+            axes.fill_between(across, low, high, color=colour, alpha=0.16, lw=0)
+            continue
+        aside = ScaledTranslation(_ASIDE * (place - (len(series) - 1) / 2) / 72, 0, figure.dpi_scale_trans)
+        bars = axes.errorbar(
+            across,
+            mean,
+            yerr=np.nan_to_num([mean - low, high - mean]).clip(0),
+            fmt="o-",
+            ms=4.5,
+            color=colour,
+            capsize=2,
+            lw=1.6,
+            elinewidth=1.1,
+            label=name,
+            transform=axes.transData + aside,
+        )
+        for part in (*bars[1], *bars[2]):
+            part.set_alpha(0.6)
+        axes.update_datalim(np.stack([np.tile(across, 3), np.concatenate([low, high, mean])], axis=1))
+    axes.autoscale_view()
     for place, (name, value) in enumerate((reference or {}).items()):
         colour = _COLOURS[(len(series) + place) % len(_COLOURS)]
         axes.axhline(value, color=colour, ls="--", lw=1.2, label=name)

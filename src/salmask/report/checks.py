@@ -106,9 +106,7 @@ def checks_part(checks: Checks) -> ChecksPart:
         for step in checks.steps(explainer, check)
         if not step.endswith(_OTHER)
     ]
-    strips = [
-        (f"{path.stem.replace('__', ', ').replace('_', ', ')}: from left to right", path) for path in checks.strips
-    ]
+    strips = [(_caption(path.stem), path) for path in checks.strips]
     return ChecksPart([NAMES[name] for name in columns], cells, findings, _figures(checks, columns), strips)
 
 

@@ -21,7 +21,7 @@ from salmask.records import FAILURES, file_name, read_counts, read_lines, read_m
 from salmask.report import charts
 from salmask.report.checks import ChecksPart, read_checks
 from salmask.report.sentences import describe, p_text
-from salmask.report.study import StudyPart, picture_strip, read_study, study_part
+from salmask.report.study import STRIP, StudyPart, picture_strip, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
 from salmask.statistics import Interval
 
@@ -36,8 +36,8 @@ _SKIPPED = {"step", "epoch", "time", "seconds", "rate", "lr"}  # of metrics.json
 def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """Write summary.json, differences.json, table.md and index.html from the files in the folder.
 
-    The same files give the same bytes. Reads rows.jsonl, counts/, meta.json, failures.jsonl, pictures/ and
-    training/<run>.jsonl; all but the rows may be absent.
+    The same files give the same bytes. Reads rows.jsonl (or rows.jsonl.gz), counts/, meta.json, failures.jsonl,
+    pictures/ and training/<run>.jsonl; all but the rows may be absent.
 
     Returns the summary {explainer: {metric: {mean, low, high, n}}}.
     Errors: ValueError that names file and line, for rows that are missing or broken.
@@ -55,7 +55,7 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     if part is not None:
         _write_study(folder, part)
         if (sheet := picture_strip(folder, study or {})) is not None:
-            sheet.save(folder / "strip.jpg", quality=88)
+            sheet.save(folder / STRIP, quality=88)
         title = title or str(study["title"])  # type: ignore[index]
     page = _page(folder, summary, meta, failures, title or "Which pixels decide", part)
     draft = folder / "index.html.part"
@@ -126,16 +126,18 @@ def _page(
         lstrip_blocks=True,
     )
     agreed = _agreement(summary)
+    grid = _grid(folder, list(summary.intervals), failures)
     return environment.get_template("report.html.j2").render(
         title=title,
         about=_about(meta, summary),
         sentences=describe(summary, failures=failures, agreement=agreed, controls=_controls(meta, summary)),
         study=None if study is None else _study(study),
+        strip=_whole(folder / STRIP) if study is not None and not grid["rows"] and (folder / STRIP).is_file() else None,
         columns=summary.columns,
         scores=_score_rows(summary, meta),
         differences=_difference_rows(summary),
         differing=[summary.column(name) for name in summary.differences],
-        grid=_grid(folder, list(summary.intervals), failures),
+        grid=grid,
         cell=_CELL,
         cost=_cost(summary),
         agreement=None if agreed is None else _figure(charts.agreement_chart(*agreed)),
@@ -346,10 +348,6 @@ def _grid(folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[st
         ]
         rows.append({"image": image.replace("__", "/"), "data": _embed(first[0]), "cells": cells})
     return {"explainers": shown, "rows": rows}
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in folder.glob("*.png")}
 
 
 def _strip(path: Path) -> tuple[Image.Image, Image.Image]:

@@ -7,7 +7,7 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from salmask.report.checks import Checks, ChecksPart, checks_part
 from salmask.report.tables import Summary, number, spread, table
 from salmask.statistics import Interval
 
-__all__ = ["StudyPart", "picture_strip", "read_study", "study_part"]
+__all__ = ["STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
 
-FILE = "study.json"
+FILE, STRIP = "study.json", "strip.jpg"
 COLUMNS = ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "acc_whole", "acc_kept", "acc_removed")
-_SIDE = 72  # pixels of a picture in the strip
+RELEASED = ":as_released"  # what the name of a metric ends in where the released protocol was asked for
+_OVER = "over trainings where there are several, else over images"
+_SIDE, _GAP, _LINE = 72, 4, 12  # pixels of a picture in the strip, between two of them, of a line of text
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class StudyPart:
         for name, row in self.cells.items():
             texts = [_cell(row[column]) for column in self.columns]
             lines.append(f"| {' | '.join([name.replace('|', '/'), str(self.seeds[name]), *texts])} |")
-        lines += ["", "[low, high]: 95 %, over trainings where there are several, else over images.", ""]
+        lines += ["", f"[low, high]: 95 %, {_OVER}.", ""]
         lines += [f"- {text}" for text in (*self.findings, *self.notes)]
         text = "\n".join(lines) + "\n"
         return text if self.checks is None else f"{text}\n{self.checks.markdown()}"
@@ -72,8 +74,8 @@ def read_study(folder: Path) -> dict[str, Any] | None:
 def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary, checks: Checks | None = None) -> StudyPart:
     """Return table, findings, figures and checks of a study."""
     members = {row["name"]: row["members"] for row in study["rows"]}
-    known = {column.name for column in summary.columns}
-    columns = [name for name in COLUMNS if name in known]
+    known = {column.name: column for column in summary.columns}
+    columns = [name for plain in COLUMNS for name in (plain, plain + RELEASED) if name in known]
     scores = {
         name: {metric: interval.mean for metric, interval in found.items()} for name, found in summary.intervals.items()
     }
@@ -82,7 +84,8 @@ def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary, checks: C
         if len(runs) == 1:  # one training says nothing of others: what is left is the spread over images
             found = summary.intervals.get(runs[0], {})
             cells[name] = {column: found.get(column, cells[name][column]) for column in columns}
-    directions = {column.name: column.direction for column in summary.columns}
+        cells[name] = {column: _within(one, known[column].range) for column, one in cells[name].items()}
+    directions = {name: column.direction for name, column in known.items()}
     findings = [_finding(claim, members, rows, directions) for claim in study["claims"]]
     checked = None if checks is None else checks_part(checks)
     return StudyPart(
@@ -97,6 +100,18 @@ def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary, checks: C
     )
 
 
+def _within(interval: Interval, bounds: Sequence[object]) -> Interval:
+    """Return an interval cut at the ends of its metric's range: Student's knows of none."""
+    low, high = (end if isinstance(end, int | float) else None for end in bounds)
+    if math.isnan(interval.low):
+        return interval
+    return replace(
+        interval,
+        low=interval.low if low is None else max(interval.low, low),
+        high=interval.high if high is None else min(interval.high, high),
+    )
+
+
 def picture_strip(folder: Path, study: Mapping[str, Any], *, count: int = 24) -> Image.Image | None:
     """Return the first training's maps of every row, one column each, over `count` pictures; None without pictures."""
     names = [row["members"][0] for row in study["rows"]]
@@ -107,19 +122,22 @@ def picture_strip(folder: Path, study: Mapping[str, Any], *, count: int = 24) ->
     if not shared:
         return None
     chosen = [shared[place] for place in np.linspace(0, len(shared) - 1, min(count, len(shared))).astype(int)]
-    font = ImageFont.load_default(9)
-    sheet = Image.new("RGB", (_SIDE * (1 + len(names)), _SIDE * (1 + len(chosen))), "white")
+    font = ImageFont.load_default(10)
+    heads = [textwrap.wrap(name, 13) for name in ("image", *(row["name"] for row in study["rows"]))]
+    step, top = _SIDE + _GAP, _LINE * max(map(len, heads)) + 2 * _GAP
+    sheet = Image.new("RGB", (step * len(heads), top + step * len(chosen)), "white")
     pen = ImageDraw.Draw(sheet)
-    for column, name in enumerate(["image", *(row["name"] for row in study["rows"])]):
-        lines = textwrap.wrap(name, 13)[:5]
-        pen.multiline_text((column * _SIDE + 3, 4), "\n".join(lines), fill="black", font=font, spacing=2)
-    for row, file in enumerate(chosen, start=1):
+    for column, lines in enumerate(heads):
+        low = top - _GAP - _LINE * len(lines)  # the last line stands on the pictures
+        for place, line in enumerate(lines):
+            pen.text((column * step + 1, low + place * _LINE), line, fill="black", font=font)
+    for row, file in enumerate(chosen):
         for column, name in enumerate([names[0], *names]):
             with Image.open(found[name][file]) as panels:  # image, map, kept, removed
                 width = panels.width // 4
                 place = width if column else 0
                 panel = panels.convert("RGB").crop((place, 0, place + width, panels.height)).resize((_SIDE, _SIDE))
-            sheet.paste(panel, (column * _SIDE, row * _SIDE))
+            sheet.paste(panel, (column * step, top + row * step))
     return sheet
 
 
@@ -139,7 +157,7 @@ def _finding(
         intervals.append(ends)
         text += f", {spread(ends)} over {len(first)} and {len(second)} trainings"
     else:
-        text += f", {len(first)} and {len(second)} trainings"
+        text += f", {len(first)} and {len(second)} trainings; the spread between trainings is not in it"
     sign = 1 if directions.get(metric) == "up" else -1
     if all(sign * (one.low if sign > 0 else one.high) > 0 for one in intervals):
         verdict = "confirmed"
@@ -166,28 +184,30 @@ def _welch(first: Sequence[float], second: Sequence[float]) -> Interval:
 def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, Figure]]:
     figures = []
     axis = study.get("axis")
+    error = next((name for name in ("le", "le" + RELEASED) if any(name in row for row in cells.values())), "le")
+    label = f"{error.upper() if error == 'le' else error}, down is better"
     lines: dict[str, list[tuple[float, Interval]]] = {}
     for row in study["rows"]:
-        if row.get("place") is not None and "le" in cells[row["name"]]:
-            lines.setdefault(row.get("line") or "LE", []).append((float(row["place"]), cells[row["name"]]["le"]))
+        if row.get("place") is not None and error in cells[row["name"]]:
+            lines.setdefault(row.get("line") or "LE", []).append((float(row["place"]), cells[row["name"]][error]))
     if axis and lines:
         chart = line_chart(
             {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()},
             x=axis["x"],
-            y="LE, down is better",
+            y=label,
             log_x=axis["log_x"],
-            reference={name: cells[name]["le"].mean for name in axis["reference"] if name in cells},
+            reference={name: cells[name][error].mean for name in axis["reference"] if name in cells},
             ticks={float(place): text for place, text in axis["ticks"]} or None,
         )
-        figures.append(("Localization error along the study's axis. Bands: 95 % intervals.", chart))
+        figures.append((f"Localization error along the study's axis. Intervals of 95 %, {_OVER}.", chart))
     points = {
-        name: (row["mask_mean"].mean, row["le"])
+        name: (row["mask_mean"].mean, row[error])
         for name, row in cells.items()
-        if {"mask_mean", "le"} <= row.keys() and row["le"].mean > 0 and not math.isnan(row["mask_mean"].mean)
+        if {"mask_mean", error} <= row.keys() and row[error].mean > 0 and not math.isnan(row["mask_mean"].mean)
     }
     if len(points) > 1:
-        chart = scatter_chart(points, x="mean of the mask", y="LE, down is better", size=(9.6, 6.2))
-        figures.append(("Area against localization error: every row of the table.", chart))
+        chart = scatter_chart(points, x="mean of the mask", y=label, size=(9.6, 5.4), legend=True)
+        figures.append((f"Area against localization error: every row of the table. Intervals of 95 %, {_OVER}.", chart))
     return figures
 
 

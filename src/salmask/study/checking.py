@@ -63,10 +63,13 @@ def write_maps(explainer: Explainer, loaded: Loaded, dataset: Labelled, out: Pat
     replace_file(out / MAPS, save)
 
 
-def write_checks(explainer: Explainer, loaded: Loaded, dataset: Labelled, out: Path, *, seed: int = 0) -> None:
+def write_checks(
+    explainer: Explainer, loaded: Loaded, dataset: Labelled, out: Path, *, released: bool = False, seed: int = 0
+) -> None:
     """Randomise the classifier, and the masker where there is one: rows and picture strips.
 
-    A classifier that a masker was trained alongside with is randomised as it came out.
+    A classifier that a masker was trained alongside with is randomised as it came out. released: draw new weights as
+    the paper's released code does.
     """
     out.mkdir(parents=True, exist_ok=True)
     bounded = _Bounded(explainer)
@@ -74,7 +77,13 @@ def write_checks(explainer: Explainer, loaded: Loaded, dataset: Labelled, out: P
     for what in ("classifier", "masker") if bounded.masker is not None else ("classifier",):
         side = min(dataset[0].image.shape[-2:])
         found = randomise(
-            bounded, loaded, dataset, masker=what == "masker", seed=seed, similarities=similarities_for(side)
+            bounded,
+            loaded,
+            dataset,
+            masker=what == "masker",
+            released=released,
+            seed=seed,
+            similarities=similarities_for(side),
         )
         for check in found:
             name = f"{what}, {check.kind}"

@@ -3,8 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from salmask.study.work import Job, Place, finished, results
 __all__ = ["Engine", "Outcome", "run_study"]
 
 Say = Callable[[str], None]
+_READ = 0.1  # cost of reading a masker that is trained, beside that of training one
 
 
 class Engine(Protocol):
@@ -60,10 +61,14 @@ def run_study(
     writable_folder(jobs)
     fingerprint = place.fingerprint()
     desk = _Desk(place, scale, jobs, fingerprint, engine, say)
-    chosen, tuning = desk.tune(study.rows)
-    members = {row.name: desk.members(row, chosen) for row in study.rows}
-    failed = desk.do([task for found in members.values() for task in found.values()])
-    complete = [row for row in study.rows if all(_done(task, scale) for task in members[row.name].values())]
+    chosen, tuning, failed = desk.tune(study)
+    members = {row.name: desk.members(row, chosen) for row in study.rows if not row.candidates or row.name in chosen}
+    failed |= desk.do(_flat(members), later=_checks(study, members))
+    complete = [
+        row
+        for row in study.rows
+        if row.name in members and all(_done(task, scale) for task in members[row.name].values())
+    ]
     if not complete:
         raise ValueError(
             f"study {study.name}: no row could be measured; first reason: {next(iter(failed.values()), '?')}"
@@ -79,7 +84,7 @@ def run_study(
 
 @dataclass
 class _Desk:
-    """Turns rows into tasks and hands them out, each content once."""
+    """Turns rows into tasks and hands them out, each content once; knows how far the whole study is."""
 
     place: Place
     scale: Scale
@@ -87,14 +92,19 @@ class _Desk:
     fingerprint: dict[str, Any]
     engine: Engine
     say: Say
+    known: dict[Path, Job] = field(default_factory=dict)
+    count: int = 0
+    spent: float = 0.0
+    start: float = field(default_factory=lambda: time.perf_counter())
 
     def task(self, on: str, name: str, *, variant: Variant | None, explainer: str | None, seed: int) -> Task:
         job = Job(place=self.place, scale=self.scale, seed=seed, variant=variant, explainer=explainer)
         folder = job.folder(self.jobs, self.fingerprint)
+        self.known[folder] = job
         if variant is None:
             return Task(folder, on, name, 0.05)
         trained = (folder / "run.json").is_file()
-        return Task(folder, on, name, 0.1 if trained else variant.images, *variant.reading())
+        return Task(folder, on, name, _READ if trained else variant.images, *variant.reading())
 
     def members(self, row: Row, chosen: Mapping[str, Variant]) -> dict[str, Task]:
         """Return the tasks of a row by the explainers' names in the tables."""
@@ -106,13 +116,13 @@ class _Desk:
             for seed, name in enumerate(names)
         }
 
-    def tune(self, rows: Sequence[Row]) -> tuple[dict[str, Variant], dict[str, list[dict[str, Any]]]]:
-        """Return the best candidate of every row that has some, and what was compared.
+    def tune(self, study: Study) -> tuple[dict[str, Variant], dict[str, list[dict[str, Any]]], dict[str, str]]:
+        """Return the best candidate of every row that has some, what was compared, and what failed.
 
         Candidates are compared at the study's own length, with seed 0, also where the row trains for longer.
-        One candidate alone is taken as it is.
+        One candidate alone is taken as it is. A row with a candidate that failed has no best one yet.
         """
-        few = self.scale.candidates
+        few, rows = self.scale.candidates, study.rows
         chosen = {row.name: row.candidates[0] for row in rows if row.candidates and len(row.candidates[:few]) == 1}
         tried = {
             row.name: [
@@ -127,42 +137,71 @@ class _Desk:
             for row in rows
             if row.candidates and row.name not in chosen
         }
-        self.do([task for found in tried.values() for _, task in found])
+        first = {row.name: row.candidates[0] for row in rows if row.candidates}
+        expected = {row.name: self.members(row, first) for row in rows}
+        later = [*_flat(expected), *_checks(study, expected)]
+        failed = self.do([task for found in tried.values() for _, task in found], later=later)
         said = {}
         for name, found in tried.items():
-            scores = [(self._le(task), one) for one, task in found]
-            usable = [(score, place) for place, (score, _) in enumerate(scores) if score is not None]
-            said[name] = [{"variant": content(one), "le": score} for score, one in scores]
-            chosen[name] = scores[min(usable)[1] if usable else 0][1]
-        return chosen, said
+            scores = [self._le(task) for _, task in found]
+            said[name] = [{"variant": content(one), "le": score} for score, (one, _) in zip(scores, found, strict=True)]
+            known = [score for score in scores if score is not None]
+            if len(known) == len(scores):
+                chosen[name] = found[scores.index(min(known))][0]
+        return chosen, said, failed
 
-    def do(self, tasks: Sequence[Task]) -> dict[str, str]:
-        """Carry out what is missing, and say how far it is; return name -> reason of what failed."""
-        missing = {_results(task, self.scale): task for task in tasks if not _done(task, self.scale)}
+    def do(self, tasks: Sequence[Task], later: Sequence[Task] = ()) -> dict[str, str]:
+        """Carry out what is missing, and say how far the study is; return name -> reason of what failed.
+
+        later: tasks that will be asked for after these, as far as is known.
+        """
+        missing = self._missing(tasks)
+        costs = self._costs(missing | self._missing(later))
+        total, whole = self.spent + sum(costs.values()), self.count + len(costs)
         failed: dict[str, str] = {}
-        total, spent, start = sum(task.cost for task in missing.values()), 0.0, time.perf_counter()
-        count = 0
 
         def done(task: Task, seconds: float, error: str | None) -> None:
-            nonlocal spent, count
-            spent, count = spent + task.cost, count + 1
-            left = (time.perf_counter() - start) * (total - spent) / max(spent, 1e-9)
+            self.spent, self.count = self.spent + costs[_results(task, self.scale)], self.count + 1
+            left = (time.perf_counter() - self.start) * (total - self.spent) / max(self.spent, 1e-9)
             told = f"failed: {error}" if error else f"{seconds:.0f} s"
             name = task.name if task.on in ("tuning", "val") else f"{task.name}, {task.on}"
-            self.say(f"[{count}/{len(missing)}, {left / 60:.0f} min left] {name} ({task.folder.name}): {told}")
+            self.say(f"[{self.count}/{whole}, {left / 60:.0f} min left] {name} ({task.folder.name}): {told}")
             if error:
                 failed[name] = error
 
+        for task in missing.values():
+            self.known[task.folder].write(task.folder, self.fingerprint)
         if missing:
-            self.engine.run(list(missing.values()), done)
+            self.engine.run(_apart(missing.values()), done)
         return failed
+
+    def _missing(self, tasks: Sequence[Task]) -> dict[Path, Task]:
+        return {_results(task, self.scale): task for task in tasks if not _done(task, self.scale)}
+
+    def _costs(self, missing: Mapping[Path, Task]) -> dict[Path, float]:
+        """Return what each task costs: the first one of a folder trains the masker, the others find it trained."""
+        costs, trained = {}, set()
+        for path, task in missing.items():
+            costs[path] = min(task.cost, _READ) if task.folder in trained else task.cost
+            trained.add(task.folder)
+        return costs
 
     def _le(self, task: Task) -> float | None:
         path = _results(task, self.scale) / "summary.json"
         if not path.is_file():
             return None
         (row,) = json.loads(path.read_text()).values()
-        return float(row["le"]["mean"])
+        return float(row[self.scale.metric("le")]["mean"])
+
+
+def _flat(members: Mapping[str, Mapping[str, Task]]) -> list[Task]:
+    return [task for found in members.values() for task in found.values()]
+
+
+def _apart(tasks: Iterable[Task]) -> list[Task]:
+    """Put tasks on a folder that an earlier one works in last: they would wait for it, and a worker with them."""
+    firsts = {task.folder: task for task in reversed([*tasks])}
+    return [*reversed(firsts.values()), *(task for task in tasks if firsts[task.folder] is not task)]
 
 
 def _checks(study: Study, members: Mapping[str, Mapping[str, Task]]) -> list[Task]:
@@ -278,7 +317,11 @@ def _description(
         "scale": asdict(scale),
         "rows": described,
         "axis": None if study.axis is None else asdict(study.axis),
-        "claims": [asdict(one) for one in study.claims if {one.row, one.against} <= names],
+        "claims": [
+            {**asdict(one), "metric": scale.metric(one.metric)}
+            for one in study.claims
+            if {one.row, one.against} <= names
+        ],
         "tuning": dict(tuning),
         "failed": dict(failed),
     }

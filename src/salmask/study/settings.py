@@ -17,6 +17,7 @@ from salmask import objective as terms
 from salmask.masker import HEADS
 from salmask.objective import Objective, Outcome, Term, reads
 from salmask.recipes import RECIPES, Recipe
+from salmask.released import as_released, metric_as_released
 from salmask.types import Values
 
 __all__ = [
@@ -48,6 +49,8 @@ TERMS: Mapping[str, Term] = MappingProxyType(
         "min_class_removed": terms.min_class_removed,
         "max_entropy_removed": terms.max_entropy_removed,
         "divergence_from_uniform": divergence_from_uniform,
+        "kept_confidence": terms.KEPT_CONFIDENCE,
+        "removed_confidence": terms.REMOVED_CONFIDENCE,
         "area_if_kept_right": terms.area_if_kept_right,
         "area_if_removed_wrong": terms.area_if_removed_wrong,
         "area": terms.area,
@@ -242,6 +245,7 @@ class Scale:
     scale_crop, scale_most: smallest and largest share of the picture that the augmentation keeps.
     train_size: side of the pictures in training, the classifier's own where None; with crops of that share they keep
     the scale that they have in use, at a cost that falls with the square of the side.
+    as_released: train and measure as the paper's released code does where it differs from its description.
     """
 
     images: int = 11_000
@@ -260,12 +264,29 @@ class Scale:
     scale_crop: float = 0.5
     scale_most: float = 1.0
     train_size: int | None = None
+    as_released: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "seeds", "other_seeds", "held_out", "candidates")
+        counts = ("batch_size", "seeds", "other_seeds", "held_out", "candidates", "measured")
         for name in ("images", "final", "lr", "classifier_lr", *counts):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
+            if (given := getattr(self, name)) is not None and not given > 0:
+                raise ValueError(f"{name} must be positive, came {given}")
+        if not 0 < self.scale_crop <= self.scale_most <= 1:
+            raise ValueError(
+                "scale_crop and scale_most are shares of the picture, 0 < scale_crop <= scale_most <= 1, "
+                f"came {self.scale_crop} and {self.scale_most}"
+            )
+        if self.train_size is not None and self.train_size < 8:
+            raise ValueError(f"a train_size of at least 8 is needed, came {self.train_size}")
+
+    def recipe(self, variant: Variant) -> Recipe:
+        """Return the recipe that a variant is trained by."""
+        recipe = variant.build_recipe()
+        return as_released(recipe) if self.as_released else recipe
+
+    def metric(self, name: str) -> str:
+        """Return the protocol that a metric is measured by."""
+        return metric_as_released(name) if self.as_released else name
 
 
 @dataclass(frozen=True, kw_only=True)

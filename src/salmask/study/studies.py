@@ -105,22 +105,20 @@ def classifier(scale: Scale) -> Study:
 
 
 def layers(scale: Scale) -> Study:
-    """Which of the classifier's maps the masker reads: each alone, and from the deepest to all."""
-    single = [(k,) for k in range(5)]
-    deeper = [(2, 3, 4), (1, 2, 3, 4), (0, 1, 2, 3, 4)]
-    rows = [Row(name="layers 3, 4", variant=fix(), seeds=scale.other_seeds, place=2, line="from the deepest up")]
+    """Which of the classifier's maps the masker reads: each alone, and with all that are deeper."""
+    alone, deeper = "this layer alone", "this and all deeper ones"
+    rows = [Row(name="layers 3, 4", variant=fix(), seeds=scale.other_seeds, place=3, line=deeper)]
     rows += [
         Row(
-            name=f"layer {k}" if len(used) == 1 else f"layers {', '.join(map(str, used))}",
+            name=f"layer {used[0]}" if len(used) == 1 else f"layers {', '.join(map(str, used))}",
             variant=fix(layers=used),
             seeds=scale.other_seeds,
-            place=float(k if len(used) == 1 else len(used)),
-            line="one alone" if len(used) == 1 else "from the deepest up",
+            place=used[0],
+            line=alone if len(used) == 1 else deeper,
         )
-        for used in (*single, *deeper)
-        for k in used[:1]
+        for used in (*((k,) for k in range(5)), (2, 3, 4), (1, 2, 3, 4), (0, 1, 2, 3, 4))
     ]
-    axis = Axis(x="index of the layer, or how many from the deepest")
+    axis = Axis(x="layer, from the shallowest to the deepest", ticks=tuple((k, str(k)) for k in range(5)))
     claims = (Claim(text="Two deep layers beat the deepest alone", row="layers 3, 4", against="layer 4"),)
     return Study(name="layers", title="What the masker reads", rows=(*_naive(), *rows), axis=axis, claims=claims)
 

@@ -47,7 +47,8 @@ METRICS_OF = {
     "tuning": ("le", "f1", "mask_mean"),
     "val": ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "mask_entropy", "mask_tv"),
 }
-_FORMAT = 1  # of a job's content: raise it where the same settings would give another masker
+_MASKER, _EXPLAINER = 1, 2  # formats of a job's content: raise one where the same settings would give other rows
+_OF_THE_TABLE = ("seeds", "other_seeds", "candidates", "measured", "final")  # what no job depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,23 +100,26 @@ class Job:
     variant: Variant | None = None
     explainer: str | None = None
 
-    def folder(self, under: Path, fingerprint: dict[str, Any]) -> Path:
-        """Return the job's folder; write job.json there, if it is new."""
-        used = asdict(self.scale)
-        for name in ("seeds", "other_seeds", "candidates", "measured", "final"):  # of the table, not of the job
-            del used[name]
-        told: dict[str, Any] = {"format": _FORMAT, **fingerprint}
+    def content(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """Return what tells the job from others, as JSON has it."""
+        used = {name: value for name, value in asdict(self.scale).items() if name not in _OF_THE_TABLE}
+        told: dict[str, Any] = fingerprint | ({"as_released": True} if used.pop("as_released") else {})
         if self.variant is None:
-            told |= {"explainer": self.explainer}
+            told |= {"format": _EXPLAINER, "explainer": self.explainer}
         else:
-            told |= {"variant": content(self.variant.trained()), "scale": used, "seed": self.seed}
-        told = json.loads(json.dumps(told))
-        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-        folder = under / name
+            told |= {"format": _MASKER, "variant": content(self.variant.trained()), "scale": used, "seed": self.seed}
+        return json.loads(json.dumps(told))  # type: ignore[no-any-return]
+
+    def folder(self, under: Path, fingerprint: dict[str, Any]) -> Path:
+        """Return the job's folder, named by its content."""
+        text = json.dumps(self.content(fingerprint), sort_keys=True)
+        return under / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def write(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        """Make the job's folder, with the job.json that `work` reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"content": told, "place": asdict(self.place), "scale": asdict(self.scale)}
+        facts = {"content": self.content(fingerprint), "place": asdict(self.place), "scale": asdict(self.scale)}
         replace_file(folder / "job.json", lambda at: at.write_text(json.dumps(facts, indent=1) + "\n"))
-        return folder
 
 
 class _Seen:
@@ -186,11 +190,11 @@ def _work(folder: Path, on: str, read: Reading, pictures: int | None) -> None:
     if on == "maps":
         write_maps(explainer, loaded, seen, out)
     elif on == "checks":
-        write_checks(explainer, loaded, seen, out)
+        write_checks(explainer, loaded, seen, out, released=scale.as_released)
     else:
         compare(
             {name: (explainer, loaded)},
-            {metric: METRICS[metric] for metric in METRICS_OF[on]},
+            {metric: METRICS[metric] for metric in map(scale.metric, METRICS_OF[on])},
             seen,
             rules=Rules(target="label", scoring=base.classifier),
             out=out,
@@ -252,7 +256,7 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
     train_run(
         dataset,
         replace(loaded, classes=tuple(train_set.classes)),
-        recipe=variant.build_recipe(),
+        recipe=scale.recipe(variant),
         settings=settings,
         masker_options=masker_options(variant, loaded, scale.layers),
         infill=load_infills(
