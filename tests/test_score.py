@@ -323,16 +323,17 @@ def test_the_page_says_what_was_scored(saved, tmp_path: Path) -> None:
     _, maps, boxes = saved
     out = tmp_path / "out"
     about = {"classifier": "timm:some", "command": "salmask score maps.npz", "version": "1.2"}
-    score_with_baselines(maps, boxes, out=out, metrics=["le", "f1", "pxap:boxes"], work=Work(about=about))
+    score_with_baselines(maps, boxes, out=out, metrics=["energy_inside", "f1"], work=Work(about=about))
     page = (out / "index.html").read_text()
     for words in ("maps.npz: 6 maps, 32 wide and 32 high", "timm:some", "salmask score maps.npz", "range: 0 to 1"):
         assert words in page, words
     assert "1: map is constant, empty or full" in page
     meta = json.loads((out / "meta.json").read_text())["metrics"]
-    assert all(meta[name]["protocol"] for name in ("le", "f1", "pxap:boxes", "degenerate"))
+    assert all(meta[name]["protocol"] for name in ("energy_inside", "f1", "degenerate"))
     tau = json.loads((out / "agreement.json").read_text())
-    assert tau["metrics"] == ["le", "f1", "pxap:boxes"] and tau["kendall_tau"][0][0] == 1
-    alone = score(maps, boxes, out=tmp_path / "alone", metrics=["le", "f1"])
+    assert tau["metrics"] == ["energy_inside", "f1"] and tau["kendall_tau"][0][0] == tau["kendall_tau"][1][1] == 1
+    assert tau["kendall_tau"][0][1] == tau["kendall_tau"][1][0]
+    alone = score(maps, boxes, out=tmp_path / "alone", metrics=["energy_inside", "f1"])
     assert set(alone) == {"maps"} and not (tmp_path / "alone" / "agreement.json").exists()
     assert "leads with" not in (tmp_path / "alone" / "index.html").read_text()  # there is no other to lead
 
