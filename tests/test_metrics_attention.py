@@ -33,6 +33,23 @@ def test_shuffled_ncc_takes_the_centre_off() -> None:
     assert sncc(gaze, centre, centre).item() == 0
 
 
+def test_shuffled_ncc_by_hand() -> None:
+    """Gaze 0 0 0 1, centre 0 1 1 0: covariance -1/2 over 4 pixels, norms sqrt(3/4) and 1, so NCC = -1/sqrt 3."""
+    gaze, centre = densities([0.0, 0, 0, 1]), densities([0.0, 1, 1, 0])
+    assert ncc(gaze, centre).item() == pytest.approx(-(3**-0.5), abs=1e-6)
+    assert sncc(gaze, gaze, centre).item() == pytest.approx(1 + 3**-0.5, abs=1e-6)
+    assert sncc(centre, gaze, centre).item() == pytest.approx(-(3**-0.5) - 1, abs=1e-6)
+
+
+def test_every_image_may_have_its_own_centre() -> None:
+    case = random_case()
+    own = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(9)) + 0.01
+    for name in ("sncc", "sauc", "sauc:exact"):
+        whole = METRICS[name](replace(case, centre=own, memo={}))
+        alone = [METRICS[name](replace(part(case, [i]), centre=own[i : i + 1], memo={})).item() for i in range(5)]
+        assert whole.tolist() == pytest.approx(alone, abs=1e-6)
+
+
 def test_auc_by_hand() -> None:
     mask = densities([0.1, 0.2, 0.2, 0.9])
     gaze, centre = densities([0.0, 1, 0, 3]), densities([1.0, 0, 1, 0])

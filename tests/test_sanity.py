@@ -22,6 +22,7 @@ from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.metrics.similarity import (
     SIMILARITIES,
     hog_correlation,
+    similarities_for,
     spearman,
     spearman_absolute,
     spearman_off_half,
@@ -115,6 +116,35 @@ def test_data_range_of_ssim_is_said():
     assert ssim(a, b, data_range=2.0).item() > ssim(a, b, data_range=1.0).item()  # the published default flatters
     span = max(a.max(), b.max()) - min(a.min(), b.min())
     assert ssim(a, b).item() == pytest.approx(ssim(a, b, data_range=span.item()).item(), abs=1e-6)
+
+
+def test_maps_of_another_scale_are_compared_as_those_of_the_unit_range():
+    """Beside the constants of SSIM maps of size 1e-3 vanish: unrelated ones would look alike."""
+    first, second = (torch.rand(2, 1, 48, 48, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for maps in (first, second):
+        maps[..., 0, 0], maps[..., 0, 1] = 0, 1  # so that their span is [0, 1]
+    assert bool((ssim(first * 1e-3, second * 1e-3, data_range=1.0) > 0.99).all())
+    for span in ((0.0, math.inf), (-math.inf, math.inf)):
+        measures = similarities_for(48, span)
+        assert list(measures) == ["spearman", "spearman_absolute", "hog", "ssim"]
+        for name in ("hog", "ssim"):
+            for scale in (1e-6, 1.0, 1e3):
+                found = measures[name](first * scale, second * scale)
+                torch.testing.assert_close(found, SIMILARITIES[name](first, second), atol=1e-4, rtol=0)
+    signed = similarities_for(48, (-math.inf, math.inf))
+    assert signed["spearman_absolute"](first - 0.5, 0.5 - first).tolist() == pytest.approx([1, 1])
+    broken = first.clone()
+    broken[0, 0, 3, 3] = math.inf
+    flat = torch.full_like(first, 7.0)
+    for name in ("hog", "ssim"):
+        assert [math.isnan(value) for value in signed[name](broken, second).tolist()] == [True, False]
+        assert not bool(signed[name](flat, second).isinf().any())
+
+
+def test_small_maps_have_small_cells():
+    maps = torch.rand(1, 1, 20, 24)
+    assert similarities_for(20)["hog"](maps, maps).item() == pytest.approx(1)
+    assert list(similarities_for(224)) == list(SIMILARITIES)
 
 
 def test_maps_that_do_not_fit_are_refused():
@@ -218,6 +248,56 @@ def test_randomisation_separates_a_gradient_from_an_edge_detector(classifier, im
     assert all(row.value == pytest.approx(1) for row in blind.rows)
     assert same(classifier, before)
     assert found.maps.shape == (7, 3, 1, 48, 48) and sum(found.degenerate.values()) == 0
+
+
+def test_raw_maps_are_compared_on_their_own_scale(classifier, images):
+    """The same explainer, one in [0, 1] and one a thousandth of it: SSIM must not tell another story."""
+
+    def small(classifier, images, targets):
+        return SimpleNamespace(masks=gradient(classifier, images, targets).masks * 1e-3, range=(0.0, math.inf))
+
+    def unit(classifier, images, targets):
+        masks = gradient(classifier, images, targets).masks
+        low = masks.amin((2, 3), keepdim=True)
+        return SimpleNamespace(masks=(masks - low) / (masks.amax((2, 3), keepdim=True) - low))
+
+    for name in ("ssim", "hog"):
+        raw, scaled = (
+            [row.value for row in randomisation(one, classifier, images).rows if row.similarity == name]
+            for one in (small, unit)
+        )
+        assert raw == pytest.approx(scaled, abs=1e-4, nan_ok=True)
+
+
+def test_modules_that_share_or_hide_their_weights_are_redrawn_and_come_back():
+    torch.manual_seed(0)
+    network = nn.ModuleDict(
+        {
+            "first": nn.Linear(4, 4),
+            "tied": nn.Linear(4, 4),
+            "normed": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            "slope": nn.PReLU(3),
+            "attention": nn.MultiheadAttention(4, 2),
+            "recurrent": nn.LSTM(4, 4),
+            "silent": nn.ReLU(),
+            "empty": nn.BatchNorm1d(4, affine=False),
+        }
+    )
+    network["tied"].weight = network["first"].weight
+    network["again"] = network["first"]
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    before = weights(network)
+    groups = layers_to_randomise(network, depth=1)
+    assert list(groups) == ["recurrent", "attention", "slope", "normed", "tied", "first"]
+    for rule in (reset, as_released):
+        with randomised(network) as redraw:
+            redrawn = set()
+            for name, modules in groups.items():
+                redraw(modules, rule, name, 0)
+                redrawn |= {key for key, value in weights(network).items() if not torch.equal(value, before[key])}
+            assert redrawn == set(dict(network.named_parameters()))
+        assert same(network, before)
 
 
 def test_cascade_adds_up_and_independence_does_not(classifier, images):

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_default_metrics_are_the_plain_names_that_the_truth_allows(saved, tmp_pa
     assert {"le", "f1", "f1_mean", "max_box_acc", "max_box_acc_v2", "energy_inside", "mask_tv"} <= set(summary)
     assert not {"om", "pxap", "insertion", "sm"} & set(summary)
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
-    assert meta["left_out"]["om"] == "correct"
+    assert meta["left_out"]["om"] == "it needs correct, not given"
 
 
 def test_chunks_and_processes_change_nothing(saved, tmp_path: Path, monkeypatch) -> None:
@@ -221,6 +222,122 @@ def test_labels_give_the_overall_metric_and_a_classifier_the_rest(saved, tmp_pat
         score(maps, boxes, out=tmp_path / "far", labels=labels, scoring=scoring, metrics=["sm"])
 
 
+def test_the_predicted_class_can_be_explained(saved, tmp_path: Path) -> None:
+    case, maps, boxes = saved
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["image,label,predicted", *(f"{n},0,{i % 3}" for i, n in enumerate(case.ids))]) + "\n")
+    pictures = dict(zip(case.ids, case.images, strict=True))
+    scoring = Scoring(case.classifier, lambda ids: torch.stack([pictures[one] for one in ids]))
+    for target, classes in (("label", torch.zeros(6, dtype=torch.long)), ("predicted", torch.arange(6) % 3)):
+        out = tmp_path / target
+        score(maps, boxes, out=out, labels=labels, scoring=replace(scoring, target=target), metrics=["sm", "om"])
+        expected = METRICS["sm"](replace(case, targets=classes, memo={})).tolist()
+        found = rows_of(out)
+        assert [found[image, "sm"] for image in case.ids] == pytest.approx(expected, rel=1e-5)
+        assert [found[image, "om"] for image in case.ids][1] == 1  # classified wrong, whatever is explained
+        assert json.loads((out / "meta.json").read_text())["target"] == target
+        assert f"<dd>{target}</dd>" in (out / "index.html").read_text()
+    with pytest.raises(ValueError, match="target must be label or predicted; came 'best'"):
+        replace(scoring, target="best")
+    labels.write_text("\n".join(["image,label,predicted", *(f"{n},0,9" for n in case.ids)]) + "\n")
+    with pytest.raises(ValueError, match=r"predicted class of 'a/0' must be a class index in \[0, 2\]"):
+        score(maps, boxes, out=tmp_path / "no", labels=labels, scoring=replace(scoring, target="predicted"))
+    labels.write_text("\n".join(["image,label", *(f"{n},0" for n in case.ids)]) + "\n")
+    with pytest.raises(ValueError, match="column predicted"):
+        score(maps, boxes, out=tmp_path / "no", labels=labels, scoring=replace(scoring, target="predicted"))
+    assert not (tmp_path / "no").exists()
+
+
+def write_gaze(folder: Path, case: Case) -> Path:
+    """One half of the gaze maps as numbers, the other as 16-bit pictures."""
+    for i, (name, gaze) in enumerate(zip(case.ids, case.gaze[:, 0].numpy(), strict=True)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if i % 2:
+            Image.fromarray((gaze / gaze.max() * 65535).astype(np.uint16)).save(folder / f"{name}.png")
+        else:
+            np.save(folder / f"{name}.npy", gaze)
+    return folder
+
+
+def test_gaze_maps_give_the_scores_of_human_attention(saved, tmp_path: Path, monkeypatch) -> None:
+    """The centre bias of an image is the mean gaze of the others, each of mass 1; in chunks as at once."""
+    case, maps, _ = saved
+    monkeypatch.setattr("salmask.score.CHUNK", 4)
+    names = ["ncc", "sncc", "sauc:exact", "sauc", "gaze_auc"]
+    score(maps, out=tmp_path / "out", gaze=write_gaze(tmp_path / "gaze", case), metrics=names)
+    density = case.gaze / case.gaze.sum((1, 2, 3), keepdim=True)
+    centre = torch.stack([density[[k for k in range(6) if k != i]].mean(0) for i in range(6)])
+    whole = replace(case, gaze=density, centre=centre, memo={})
+    found = rows_of(tmp_path / "out")
+    for name in names[:3]:
+        assert [found[image, name] for image in case.ids] == pytest.approx(METRICS[name](whole).tolist(), abs=2e-4)
+    assert "sncc" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_gaze_that_cannot_be_is_refused(saved, tmp_path: Path) -> None:
+    case, maps, _ = saved
+    with pytest.raises(ValueError, match="no folder of gaze maps"):
+        score(maps, out=tmp_path / "out", gaze=tmp_path / "gaze")
+    gaze = write_gaze(tmp_path / "gaze", case)
+    for values, words in (
+        (np.zeros((32, 32)), "not empty"),
+        (np.full((32, 32), -1.0), ">= 0"),
+        (np.ones(4), r"\(4,\)"),
+    ):
+        np.save(gaze / "a/2.npy", values)
+        with pytest.raises(ValueError, match=rf"a/2.npy must be .*{words}"):
+            score(maps, out=tmp_path / "out", gaze=gaze)
+    (gaze / "a/2.npy").write_bytes(b"no numbers")
+    with pytest.raises(ValueError, match=r"a/2\.npy cannot be read"):
+        score(maps, out=tmp_path / "out", gaze=gaze)
+    (gaze / "a/2.npy").unlink()
+    with pytest.raises(ValueError, match=r"1 of 6 ids without a gaze map .*'a/2'"):
+        score(maps, out=tmp_path / "out", gaze=gaze)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_gaze_map_has_no_centre_bias(saved, tmp_path: Path) -> None:
+    case, _, _ = saved
+    np.savez(tmp_path / "one.npz", ids=np.array(case.ids[:1]), maps=case.masks[:1, 0].numpy())
+    summary = score(tmp_path / "one.npz", out=tmp_path / "out", gaze=write_gaze(tmp_path / "gaze", case))
+    assert "ncc" in summary["one"] and "sncc" not in summary["one"]
+    with pytest.raises(ValueError, match="from two images on"):
+        score(tmp_path / "one.npz", out=tmp_path / "no", gaze=tmp_path / "gaze", metrics=["sncc"])
+
+
+def test_gaze_of_another_size_keeps_its_place(saved, tmp_path: Path) -> None:
+    case, maps, _ = saved
+    for name in case.ids:
+        (tmp_path / "gaze" / name).parent.mkdir(parents=True, exist_ok=True)
+        fine = np.zeros((64, 64))
+        fine[8:16, 32:64] = 3
+        np.save(tmp_path / "gaze" / f"{name}.npy", fine)
+    score(maps, out=tmp_path / "out", gaze=tmp_path / "gaze", metrics=["ncc"])
+    coarse = torch.zeros(6, 1, 32, 32)
+    coarse[..., 4:8, 16:32] = 1
+    expected = METRICS["ncc"](replace(case, gaze=coarse, memo={})).tolist()
+    assert [rows_of(tmp_path / "out")[image, "ncc"] for image in case.ids] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_page_says_what_was_scored(saved, tmp_path: Path) -> None:
+    _, maps, boxes = saved
+    out = tmp_path / "out"
+    about = {"classifier": "timm:some", "command": "salmask score maps.npz", "version": "1.2"}
+    score_with_baselines(maps, boxes, out=out, metrics=["energy_inside", "f1"], work=Work(about=about))
+    page = (out / "index.html").read_text()
+    for words in ("maps.npz: 6 maps, 32 wide and 32 high", "timm:some", "salmask score maps.npz", "range: 0 to 1"):
+        assert words in page, words
+    assert "1: map is constant, empty or full" in page
+    meta = json.loads((out / "meta.json").read_text())["metrics"]
+    assert all(meta[name]["protocol"] for name in ("energy_inside", "f1", "degenerate"))
+    tau = json.loads((out / "agreement.json").read_text())
+    assert tau["metrics"] == ["energy_inside", "f1"] and tau["kendall_tau"][0][0] == tau["kendall_tau"][1][1] == 1
+    assert tau["kendall_tau"][0][1] == tau["kendall_tau"][1][0]
+    alone = score(maps, boxes, out=tmp_path / "alone", metrics=["energy_inside", "f1"])
+    assert set(alone) == {"maps"} and not (tmp_path / "alone" / "agreement.json").exists()
+    assert "leads with" not in (tmp_path / "alone" / "index.html").read_text()  # there is no other to lead
+
+
 def test_normalising_is_explicit(saved, tmp_path: Path) -> None:
     case, _, boxes = saved
     np.savez(tmp_path / "wide.npz", ids=np.array(case.ids), maps=case.masks[:, 0].numpy() * 8 - 3)
@@ -289,6 +406,8 @@ def test_metrics_and_labels_that_cannot_be_are_refused(saved, tmp_path: Path) ->
     _, maps, boxes = saved
     with pytest.raises(ValueError, match=r"unknown metric 'le:other': expected one of le, le:as_released"):
         score(maps, boxes, out=tmp_path / "out", metrics=["le:other"])
+    with pytest.raises(ValueError, match=r"unknown metric 'sensitivity-n': expected one of sensitivity_n"):
+        score(maps, boxes, out=tmp_path / "out", metrics=["sensitivity-n"])
     with pytest.raises(ValueError, match="'om' needs correct"):
         score(maps, boxes, out=tmp_path / "out", metrics=["om"])
     with pytest.raises(ValueError, match="processes"):

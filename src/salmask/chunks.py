@@ -35,11 +35,17 @@ class Scoring:
 
     images: ids -> (B, 3, H, W) in [0, 1], of the maps' size.
     missing: ids -> those that have no picture, where that can be told without reading it.
+    target: which class is explained, the "label" or the "predicted" one of the labels.
     """
 
     classifier: Any
     images: Callable[[Sequence[str]], Images]
     missing: Callable[[Sequence[str]], Sequence[str]] = lambda ids: ()
+    target: str = "label"
+
+    def __post_init__(self) -> None:
+        if self.target not in ("label", "predicted"):
+            raise ValueError(f"target must be label or predicted; came {self.target!r}")
 
     def check(self, ids: Sequence[str], size: tuple[int, int]) -> None:
         """Read every picture once. Errors: ValueError where one is missing, broken or not of the maps' size (H, W)."""
@@ -73,6 +79,8 @@ class Chunk:
     boxes: list[Float[torch.Tensor, "_ 4"]] | None
     pixels: list[UInt8[torch.Tensor, "_ _"]] | None
     labels: list[Label] | None
+    gaze: list[Float[torch.Tensor, "_ _"]] | None = None
+    centre: list[Float[torch.Tensor, "_ _"]] | None = None
 
 
 def score_case(case: Case, metrics: Mapping[str, Metric]) -> dict[str, np.ndarray]:
@@ -101,7 +109,7 @@ def score_chunk(job: Chunk, scoring: Scoring | None = None) -> dict[str, np.ndar
         correct = torch.tensor([naive or label.predicted == label.target for label in labels])
     case = Case(
         masks=maps,
-        targets=torch.tensor([label.target for label in labels]),
+        targets=torch.tensor([_explained(label, scoring) for label in labels]),
         ids=job.ids,
         seed=job.seed,
         boxes=job.boxes,
@@ -109,8 +117,17 @@ def score_chunk(job: Chunk, scoring: Scoring | None = None) -> dict[str, np.ndar
         images=None if scoring is None else scoring.images(job.ids),
         classifier=None if scoring is None else scoring.classifier,
         correct=correct,
+        gaze=None if job.gaze is None else torch.stack(job.gaze)[:, None],
+        centre=None if job.centre is None else torch.stack(job.centre)[:, None],
     )
     return score_case(case, {name: METRICS[name] for name in job.metrics})
+
+
+def _explained(label: Label, scoring: Scoring | None) -> int:
+    if scoring is None or scoring.target == "label":
+        return label.target
+    assert label.predicted is not None  # by score
+    return label.predicted
 
 
 def _maps(job: Chunk) -> Masks:

@@ -36,7 +36,7 @@ from salmask.masker import Masker
 from salmask.masking import Blur, MeanColour, keep, remove
 from salmask.metrics.sanity import Row, SanityCheck, as_released, randomisation, reset
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
-from salmask.metrics.similarity import SIMILARITIES, Similarity
+from salmask.metrics.similarity import Similarity
 from salmask.pictures import picture
 from salmask.recipes import Recipe
 from salmask.score import Scoring
@@ -275,13 +275,13 @@ def randomise(
     masker: bool = False,
     released: bool = False,
     seed: int = 0,
-    similarities: Mapping[str, Similarity] = SIMILARITIES,
+    similarities: Mapping[str, Similarity] | None = None,
     progress: Bar = iter,
 ) -> list[SanityCheck]:
     """Randomise weights, cascading and one module at a time, and compare the maps of all pictures of a data set.
 
     masker: randomise the learned masker's weights instead of the classifier's. released: draw new weights as the
-    paper's released code does, which is no network's own initialisation.
+    paper's released code does, which is no network's own initialisation. similarities: as of `randomisation`.
     Errors: ValueError where `masker` is asked of an explainer that has none.
     """
     network = getattr(explainer, "masker", None) if masker else None
@@ -327,7 +327,7 @@ def check_sanity(
     return [out / "sanity.csv", out / "curve.png", *strips]
 
 
-def scoring_from(loaded: Loaded, folder: Path) -> Scoring:
+def scoring_from(loaded: Loaded, folder: Path, *, target: str = "label") -> Scoring:
     """Return the classifier that scores saved maps, and where it finds their pictures: id = path below `folder`."""
     transform = loaded.view.transform()
 
@@ -338,7 +338,10 @@ def scoring_from(loaded: Loaded, folder: Path) -> Scoring:
         return collate([transform(sample) for sample in samples]).images
 
     return Scoring(
-        loaded.classifier, images, lambda ids: [str(folder / one) for one in ids if not (folder / one).exists()]
+        loaded.classifier,
+        images,
+        lambda ids: [str(folder / one) for one in ids if not (folder / one).exists()],
+        target,
     )
 
 

@@ -5,9 +5,10 @@ counts go to the folder at once. A run that was stopped goes on where it stopped
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ import torch
 
 from salmask.chunks import Chunk, Label, Scoring, one_thread, score_case, score_chunk
 from salmask.files import writable_folder
+from salmask.gaze import Gaze, read_gaze
+from salmask.measure import COLUMNS
 from salmask.metrics import METRICS, Metric
 from salmask.metrics.case import check_maps
 from salmask.normalising import NORMALISERS
@@ -36,10 +39,14 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """How maps are scored, which changes no number: processes side by side, and who watches the chunks go by."""
+    """What changes no number: processes side by side, who watches the chunks go by, and what the page's header says.
+
+    about: data, classifier, command, version, in words.
+    """
 
     processes: int = 1
     progress: Progress = iter
+    about: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -56,18 +63,20 @@ class _Run:
     normalize: str
     seed: int
     scoring: Scoring | None
-    processes: int
+    work: Work
     baselines: Sequence[str]
-    left_out: dict[str, str] = field(default_factory=dict)
+    gaze: Gaze | None
+    left_out: dict[str, str]
 
 
-def score(
+def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     maps: str | Path,
     boxes: str | Path | None = None,
     *,
     out: str | Path,
     masks_dir: str | Path | None = None,
     labels: str | Path | None = None,
+    gaze: str | Path | None = None,
     metrics: Sequence[str] | None = None,
     normalize: str = "none",
     scoring: Scoring | None = None,
@@ -80,6 +89,7 @@ def score(
     maps: MAPS.npz or MAPS.npy (`saved_maps`). boxes: image,class,x0,y0,x1,y1[,width,height], in pixels of the maps
     unless width,height say which picture they are in. masks_dir: one PNG per id (0 background, 255 object, 128
     ignored), brought to the maps' size by nearest neighbour. labels: image,label[,predicted], class indices.
+    gaze: folder of gaze maps (`gaze`), for scores of human attention; the centre bias is the mean gaze of the others.
     metrics: names of METRICS; None: every plain name that the given truth allows. normalize: how maps come into
     [0, 1]: none, minmax, max or rank. scoring: for metrics that show pictures to a classifier (one process only).
     baselines: trivial maps (`trivial`) that are scored on the same images, beside the given ones.
@@ -99,9 +109,24 @@ def score(
         )
     truth = read_truth(boxes, masks_dir, labels)
     truth.match(saved.ids)
+    if scoring is not None and scoring.target == "predicted" and "correct" not in truth.has():
+        raise ValueError("the predicted class is to be explained: give labels with the column predicted")
+    watched = None if gaze is None else read_gaze(gaze, saved.ids, (saved.shape[1], saved.shape[2]))
     given = truth.has() | ({"images", "classifier"} if scoring is not None else set())
+    given |= set() if watched is None else {"gaze"} if watched.count < 2 else {"gaze", "centre"}
     chosen, left_out = _choose(metrics, given, scoring)
-    run = _Run(saved, truth, chosen, normalize, seed, scoring, work.processes, tuple(baselines), left_out)
+    run = _Run(
+        maps=saved,
+        truth=truth,
+        metrics=chosen,
+        normalize=normalize,
+        seed=seed,
+        scoring=scoring,
+        work=work,
+        baselines=tuple(baselines),
+        gaze=watched,
+        left_out=left_out,
+    )
     _check(run)
     folder = writable_folder(out)
     agree_on_meta(folder, _meta(run))
@@ -126,6 +151,13 @@ def _check(run: _Run) -> None:
     run.truth.check(run.maps.ids, size, classes=classes)
     if run.scoring is not None:
         run.scoring.check(run.maps.ids, size)
+    if run.scoring is not None and run.scoring.target == "predicted" and classes is not None and run.truth.labels:
+        for name, label in run.truth.labels.items():
+            if label.predicted is not None and label.predicted >= classes:
+                raise ValueError(
+                    f"the predicted class of {name!r} must be a class index in [0, {classes - 1}] of the scoring "
+                    f"classifier; came {label.predicted}"
+                )
     for ids, piece in run.maps.pieces(CHUNK):
         check_maps(torch.from_numpy(piece.read()), ids, bounded=run.normalize == "none")
 
@@ -144,7 +176,8 @@ def _choose(
     for name in names:
         if name not in METRICS:
             near = [known for known in METRICS if known.split(":")[0] == name.split(":")[0]]
-            raise ValueError(f"unknown metric {name!r}: expected one of {', '.join(near or METRICS)}")
+            near = near or get_close_matches(name, METRICS, 3) or [known for known in METRICS if ":" not in known]
+            raise ValueError(f"unknown metric {name!r}: expected one of {', '.join(near)}")
         if missing := METRICS[name].needs - given:
             raise ValueError(f"the metric {name!r} needs {', '.join(sorted(missing))}, which is not given: {_REMEDY}")
     return {name: METRICS[name] for name in names}, {}
@@ -152,7 +185,7 @@ def _choose(
 
 _REMEDY = (
     "boxes come with --boxes, pixels with --masks, correct with --labels and its column predicted, "
-    "images and classifier with --classifier and --data"
+    "images and classifier with --classifier and --data, gaze (and centre, from two images on) with --gaze"
 )
 
 
@@ -161,12 +194,14 @@ def _meta(run: _Run) -> dict[str, Any]:
     trivial = {name: {"maps": "baseline", "normalize": "none", "truth": False} for name in run.baselines}
     return {
         "explainers": ours | trivial,
-        "metrics": {name: metric.describe() for name, metric in run.metrics.items()},
-        "left_out": run.left_out,
-        "data": {"maps": len(run.maps), "height": run.maps.shape[1], "width": run.maps.shape[2]},
+        "metrics": {name: metric.describe() for name, metric in run.metrics.items()}
+        | {"degenerate": COLUMNS["degenerate"]},
+        "left_out": {name: f"it needs {needs}, not given" for name, needs in run.left_out.items()},
+        "data": f"{run.maps.path.name}: {len(run.maps)} maps, {run.maps.shape[2]} wide and {run.maps.shape[1]} high",
+        "target": None if run.scoring is None else run.scoring.target,
         "classifier": None if run.scoring is None else type(run.scoring.classifier).__name__,
         "seed": run.seed,
-    }
+    } | dict(run.work.about)
 
 
 # --- chunks --------------------------------------------------------------------------------------------------------
@@ -178,15 +213,15 @@ Found = tuple[str, list[str], dict[str, np.ndarray]]
 def _results(run: _Run, *, skip: Callable[[str, str], bool]) -> Iterator[Found]:
     """Yield (explainer, ids, results) of one chunk after the other, from one or several processes."""
     jobs = _jobs(run, skip)
-    if run.processes == 1 or run.scoring is not None:
+    if run.work.processes == 1 or run.scoring is not None:
         for name, job in jobs:
             yield name, job.ids, score_chunk(job, run.scoring)
         return
     pending: deque[tuple[str, list[str], Future]] = deque()
-    with ProcessPoolExecutor(run.processes, mp_context=_context(), initializer=one_thread) as pool:
+    with ProcessPoolExecutor(run.work.processes, mp_context=_context(), initializer=one_thread) as pool:
         for name, job in jobs:
             pending.append((name, job.ids, pool.submit(score_chunk, job)))
-            if len(pending) > 2 * run.processes:  # no more chunks in memory than keep everyone busy
+            if len(pending) > 2 * run.work.processes:  # no more chunks in memory than keep everyone busy
                 name, ids, future = pending.popleft()
                 yield name, ids, future.result()
         for name, ids, future in pending:
@@ -224,6 +259,8 @@ def _chunk(run: _Run, names: list[str], maps: Piece | str) -> Chunk:
         boxes=_known(truth.boxes_on(name, size) for name in names),
         pixels=_known(truth.pixels_on(name, size) for name in names),
         labels=None if truth.labels is None else [truth.labels[name] for name in names],
+        gaze=None if run.gaze is None else [run.gaze.of(name) for name in names],
+        centre=None if run.gaze is None else _known(run.gaze.centre(name) for name in names),
     )
 
 

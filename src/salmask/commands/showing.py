@@ -160,6 +160,10 @@ class Score(Sight):
     """Folder for rows.jsonl, summary.json and index.html."""
     labels: Path | None = None
     """CSV with image,label[,predicted] for scores that need the class, or whether the model was right."""
+    gaze: Path | None = None
+    """Folder of gaze maps, one .npy or .png an id, for scores of human attention."""
+    target: Literal["label", "predicted"] = "label"
+    """The class that the maps explain, a column of --labels."""
     metric: tuple[str, ...] | None = None
     """Names as in docs/metrics.md; all that the given truth allows where not given."""
     normalize: Normalize = "none"
@@ -188,19 +192,23 @@ class Score(Sight):
             raise ValueError("which class is scored must be said: give --labels, a CSV with image,label")
         scoring = None
         if self.classifier is not None and self.data is not None:
-            scoring = scoring_from(load_classifier(self.classifier, **self.pictures()), self.data)
+            loaded = load_classifier(self.classifier, **self.pictures())
+            scoring = scoring_from(loaded, self.data, target=self.target)
+        about = {"command": typed_command(), "version": version()}
+        about |= {"classifier": self.classifier} if self.classifier else {}
         summary = score(
             self.maps,
             self.boxes,
             out=self.out,
             masks_dir=self.masks,
             labels=self.labels,
+            gaze=self.gaze,
             metrics=self.metric,
             normalize=self.normalize,
             scoring=scoring,
             baselines=tuple(BASELINES) if self.baselines else (),
             seed=self.seed,
-            work=Work(self.processes, progress_bar("scoring")),
+            work=Work(self.processes, progress_bar("scoring"), about),
         )
         say(f"report: {self.out / 'index.html'}")
         print_table(summary, tuple(dict.fromkeys(name for row in summary.values() for name in row))[:8])

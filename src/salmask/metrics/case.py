@@ -94,7 +94,8 @@ class Case:
     pixels   ground-truth pixels of each image (H, W): 0, 1, 255 = ignored; None where unknown
     images   (B, 3, H, W) in [0, 1];  classifier: the *scoring* classifier
     correct  (B,) bool: is the explained model's own top-1 the label (overall metric); all True for naive baselines
-    gaze     (B, 1, H, W) human attention, >= 0;  centre: (1, 1, H, W) its centre bias (mean gaze of other images)
+    gaze     (B, 1, H, W) human attention, >= 0
+    centre   (1, 1, H, W) or (B, 1, H, W) its centre bias, the mean gaze of other images
 
     Raises ValueError if lengths, sizes, ranges or class indices do not fit.
     """
@@ -110,7 +111,7 @@ class Case:
     classifier: Any = None
     correct: Bool[Tensor, " _"] | None = None
     gaze: Float[Tensor, "_ 1 _ _"] | None = None
-    centre: Float[Tensor, "1 1 _ _"] | None = None
+    centre: Float[Tensor, "_ 1 _ _"] | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

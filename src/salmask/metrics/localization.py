@@ -275,6 +275,7 @@ _OPTI = "Zhang et al. 2024 (Opti-CAM), appendix B"
 _BOX = {"box_rule": "above_mean", "component": "largest, 4-connected", "box": "half-open"}
 _SHORT = _BOX | {"box": "one pixel short (as released)"}
 _HIT = {"hit": "IoU > 0.5 with any box"}
+_RIGHT = {"times": "1 where the explained model's top-1 is the label"}
 _SOFT = {"mask": "soft", "eps": EPS}
 _SM = {"crop": "bicubic, unclamped", "smallest_area": SMALLEST, "class": "targets", "score": "log softmax"}
 
@@ -323,13 +324,13 @@ def _box_metrics() -> list[Metric]:
             "boxes",
             _OPTI,
         ),
-        _metric("om", _om(), _BOX | _HIT, down, "boxes correct"),
-        _metric("om:as_released", _om(legacy=True), _SHORT | _HIT, down, "boxes correct"),
-        _metric("om:casm", _om(area_matched), matched | _HIT, down, "boxes correct", "Zolna et al. 2018"),
+        _metric("om", _om(), _BOX | _HIT | _RIGHT, down, "boxes correct"),
+        _metric("om:as_released", _om(legacy=True), _SHORT | _HIT | _RIGHT, down, "boxes correct"),
+        _metric("om:casm", _om(area_matched), matched | _HIT | _RIGHT, down, "boxes correct", "Zolna et al. 2018"),
         _metric(
             "om:opti_cam",
             lambda c: 1 - _overlap(c, above_mean, False).to(c.masks) * _correct(c),
-            _BOX | soft_iou,
+            _BOX | soft_iou | _RIGHT,
             down,
             "boxes correct",
             _OPTI,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from salmask.metrics.case import generator_for
-from salmask.metrics.similarity import SIMILARITIES, Similarity
+from salmask.metrics.similarity import SIMILARITIES, Similarity, similarities_for
 from salmask.types import Images, Masks, Targets
 
 __all__ = [
@@ -163,7 +163,7 @@ def randomisation(
     cascading: bool = True,
     network: nn.Module | None = None,
     rule: Rule = reset,
-    similarities: Mapping[str, Similarity] = SIMILARITIES,
+    similarities: Mapping[str, Similarity] | None = None,
     seed: int = 0,
     keep: int = 8,
 ) -> SanityCheck:
@@ -172,6 +172,7 @@ def randomisation(
     explainer: called as explainer(classifier, images, targets); its raw maps are compared.
     targets: None explains the untouched network's predictions throughout.
     network: whose weights; None the classifier's. Pass the masker to randomise the masker instead.
+    similarities: None takes those that fit the maps' size and range (`similarities_for`).
     keep: of how many images the maps are kept for the picture strip.
     Raises ValueError if there is nothing to randomise; the weights are as before in any case.
     """
@@ -181,19 +182,22 @@ def randomisation(
     if targets is None:
         with torch.no_grad(), classifier.frozen():
             targets = classifier.logits(images).argmax(1)
-    before = _maps(explainer, classifier, images, targets)
+    untouched = explainer(classifier, images, targets)
+    before = _on_cpu(untouched)
+    if similarities is None:
+        similarities = similarities_for(min(before.shape[-2:]), getattr(untouched, "range", (0.0, 1.0)))
     kind = "cascading" if cascading else "independent"
     check = _Check(kind, ids, before, images[:keep].detach().cpu(), similarities)
     if cascading:
         with randomised(network) as redraw:
             for name, modules in groups.items():
                 redraw(modules, rule, name, seed)
-                check.add(name, _maps(explainer, classifier, images, targets))
+                check.add(name, _on_cpu(explainer(classifier, images, targets)))
     else:
         for name, modules in groups.items():
             with randomised(network) as redraw:
                 redraw(modules, rule, name, seed)
-                check.add(name, _maps(explainer, classifier, images, targets))
+                check.add(name, _on_cpu(explainer(classifier, images, targets)))
     return check.done()
 
 
@@ -269,5 +273,5 @@ class _Check:
         return SanityCheck(self.kind, tuple(self.steps), self.rows, self.images, maps, self.degenerate)
 
 
-def _maps(explainer: Any, classifier: Any, images: Images, targets: Targets) -> Masks:
-    return explainer(classifier, images, targets).masks.detach().float().cpu()
+def _on_cpu(explanation: Any) -> Masks:
+    return explanation.masks.detach().float().cpu()

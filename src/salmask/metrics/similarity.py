@@ -19,18 +19,22 @@ from skimage.feature import hog
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from salmask.normalising import normalise
 from salmask.types import Values
 
 __all__ = [
     "SIMILARITIES",
     "Similarity",
     "hog_correlation",
+    "similarities_for",
     "spearman",
     "spearman_absolute",
     "spearman_off_half",
     "ssim",
 ]
 
+CELL = 16
+"""Side of the cells in which gradients are counted, in pixels, as published."""
 Maps = Float[Tensor, "batch 1 height width"]
 Similarity = Callable[[Maps, Maps], Values]
 
@@ -53,7 +57,7 @@ def spearman_absolute(first: Maps, second: Maps) -> Values:
     return spearman(first.abs(), second.abs())
 
 
-def hog_correlation(first: Maps, second: Maps, *, cell: int = 16) -> Values:
+def hog_correlation(first: Maps, second: Maps, *, cell: int = CELL) -> Values:
     """Return Pearson's correlation of the histograms of oriented gradients; in [-1, 1].
 
     9 orientations, blocks of 3 x 3 cells of cell x cell pixels, as published. ValueError for maps below 3 cells.
@@ -117,3 +121,22 @@ SIMILARITIES: Mapping[str, Similarity] = MappingProxyType(
     }
 )
 """The published four for masks in [0, 1], and abs(m) for maps with a sign."""
+
+
+def similarities_for(side: int, span: tuple[float, float] = (0.0, 1.0)) -> Mapping[str, Similarity]:
+    """Return the measures that fit maps of `side` pixels whose values live in `span`.
+
+    Cells of gradients are made smaller where three of them would not fit. Maps that live elsewhere than in [0, 1] are
+    brought there, each by its minimum and maximum, before HOG and SSIM: both have constants of the size of a map in
+    [0, 1], beside which small gradients vanish, so that any two maps of them look alike. abs(0.5 - m) means nothing
+    for such maps and is left out; ranks need no scale.
+    """
+    hog_of = partial(hog_correlation, cell=max(1, min(CELL, side // 3)))
+    if span[0] >= 0 and span[1] <= 1:
+        return MappingProxyType({**SIMILARITIES, "hog": hog_of})
+    scaled = {"hog": _on_unit(hog_of), "ssim": _on_unit(partial(ssim, data_range=1.0))}
+    return MappingProxyType({"spearman": spearman, "spearman_absolute": spearman_absolute, **scaled})
+
+
+def _on_unit(measure: Similarity) -> Similarity:
+    return lambda first, second: measure(normalise(first, "minmax"), normalise(second, "minmax"))

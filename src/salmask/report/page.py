@@ -1,4 +1,4 @@
-"""One folder -> summary.json, differences.json, table.md and a self-contained index.html, from its files alone."""
+"""One folder -> its summary, differences, agreement and table, and a self-contained index.html, from files alone."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ _SKIPPED = {"step", "epoch", "time", "seconds", "rate", "lr"}  # of metrics.json
 
 
 def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-    """Write summary.json, differences.json, table.md and index.html from the files in the folder.
+    """Write summary.json, differences.json, agreement.json, table.md and index.html from the files in the folder.
 
     The same files give the same bytes. Reads rows.jsonl (or rows.jsonl.gz), counts/, meta.json, failures.jsonl,
     pictures/ and training/<run>.jsonl; all but the rows may be absent.
@@ -49,6 +49,7 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     failures = [line for _, _, line in read_lines(folder / FAILURES)] if (folder / FAILURES).exists() else []
     write_json(folder / "summary.json", summary.as_dict())
     write_json(folder / "differences.json", _differences(summary))
+    _write_agreement(folder, summary)
     _write_table(folder, summary)
     study = read_study(folder)
     part = None if study is None else study_part(study, rows, summary, read_checks(folder))
@@ -276,6 +277,19 @@ def _agreement(summary: Summary) -> tuple[list[str], ndarray] | None:
     return statistics.agreement(
         {column.name: [summary.mean(name, column.name) for name in explainers] for column in metrics},
         {column.name: column.direction for column in metrics},
+    )
+
+
+def _write_agreement(folder: Path, summary: Summary) -> None:
+    """Write agreement.json, {"metrics", "kendall_tau"} with null where undefined; none under three explainers."""
+    agreed = _agreement(summary)
+    if agreed is None:
+        (folder / "agreement.json").unlink(missing_ok=True)
+        return
+    names, matrix = agreed
+    write_json(
+        folder / "agreement.json",
+        {"metrics": list(names), "kendall_tau": [[_null(round(tau, 6)) for tau in row] for row in matrix.tolist()]},
     )
 
 

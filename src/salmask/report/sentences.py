@@ -39,7 +39,7 @@ def describe(
     controls: explainers that look at no classifier: their being best says something of the metric, their cost nothing.
     """
     texts = [_overall(summary)]
-    texts += [_metric(summary, name) for name in summary.best if name in summary.differences]
+    texts += [_metric(summary, name) for name in summary.best if summary.differences.get(name)]
     texts += [_uncontrolled(summary, controls), _cost(summary, controls)]
     texts += [_degenerate(summary), _disagreement(agreement)]
     if failures:
@@ -52,7 +52,7 @@ def describe(
 
 def _overall(summary: Summary) -> str:
     """Count on how many metrics each explainer is best or not told from the best."""
-    tested = [name for name in summary.best if name in summary.differences]
+    tested = [name for name in summary.best if summary.differences.get(name)]
     if len(tested) < 2:
         return ""
     wins: dict[str, int] = {}

@@ -45,10 +45,15 @@ class Column:
         """Everything that its numbers depend on, as one text."""
         low, high = [*self.range, None, None][:2]
         parts = [f"{key}: {value}" for key, value in self.protocol.items()]
-        parts += [f"range: {'' if low is None else low} to {'' if high is None else high}"]
+        parts += [f"range: {_end(low, '−∞')} to {_end(high, '∞')}"]
         parts += ["score of the whole set, from counts that add up"] if self.set_level else []
         parts += [f"source: {self.source}"] if self.source else []
         return "; ".join(parts)
+
+
+def _end(value: Any, unbounded: str) -> str:
+    """Return an end of a range in words; None and infinite ends are unbounded."""
+    return unbounded if value is None or math.isinf(float(value)) else f"{float(value):.3g}".replace("-", "−")
 
 
 @dataclass(frozen=True)

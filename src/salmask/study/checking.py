@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from salmask.files import replace_file
 from salmask.jobs import randomise
 from salmask.metrics.sanity import SanityCheck
 from salmask.metrics.sanity_figures import strip_figure
-from salmask.metrics.similarity import SIMILARITIES, Similarity, hog_correlation
+from salmask.metrics.similarity import similarities_for
 from salmask.records import file_name
 from salmask.specs import Loaded
 from salmask.types import Images, Targets
@@ -38,7 +37,6 @@ __all__ = ["CHECKS", "MAPS", "Checked", "gather", "write_checks", "write_maps"]
 CHECKS, MAPS = "checks.json", "maps.npz"
 OTHER_PICTURE = "another picture"
 _AT_ONCE = 16  # pictures in one pass
-_CELL = 16  # pixels of a cell of the histograms of gradients, as published
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,7 @@ def write_checks(
     bounded = _Bounded(explainer)
     rows: list[dict[str, Any]] = []
     for what in ("classifier", "masker") if bounded.masker is not None else ("classifier",):
-        side = min(dataset[0].image.shape[-2:])
-        found = randomise(
-            bounded,
-            loaded,
-            dataset,
-            masker=what == "masker",
-            released=released,
-            seed=seed,
-            similarities=similarities_for(side),
-        )
+        found = randomise(bounded, loaded, dataset, masker=what == "masker", released=released, seed=seed)
         for check in found:
             name = f"{what}, {check.kind}"
             rows += _rows(name, check)
@@ -130,12 +119,6 @@ def gather(
         images = images or next(iter(maps.values()))[0]
         content = _one_a_line({"images": images, "rows": rows})
         replace_file(out / CHECKS, lambda at: at.write_text(content, encoding="utf-8"))
-
-
-def similarities_for(side: int) -> Mapping[str, Similarity]:
-    """Return the similarities, with cells of gradients small enough for maps of `side` pixels."""
-    cell = max(1, min(_CELL, side // 3))
-    return MappingProxyType({**SIMILARITIES, "hog": partial(hog_correlation, cell=cell)})
 
 
 class _Bounded:
