@@ -36,10 +36,15 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """How maps are scored, which changes no number: processes side by side, and who watches the chunks go by."""
+    """How maps are scored, which changes no number.
+
+    processes: side by side; progress: watches the chunks go by; only_scored: boxes and labels of images that have no
+    map are left out, instead of raising.
+    """
 
     processes: int = 1
     progress: Progress = iter
+    only_scored: bool = False
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -98,6 +103,8 @@ def score(
             f"baselines must be among {', '.join(BASELINES)}, and not the maps' own name; came {wrong[0]!r}"
         )
     truth = read_truth(boxes, masks_dir, labels)
+    if work.only_scored:
+        truth = truth.only(saved.ids)
     truth.match(saved.ids)
     given = truth.has() | ({"images", "classifier"} if scoring is not None else set())
     chosen, left_out = _choose(metrics, given, scoring)
