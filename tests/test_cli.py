@@ -21,6 +21,7 @@ from salmask.readers import read_image
 from salmask.samples import Sample, collate, no_boxes
 from salmask.specs import View
 from salmask.synthetic import write_folder
+from salmask.trivial import BASELINES
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +189,17 @@ def test_evaluate_measures_runs_and_names_and_report_makes_the_page_again(demo, 
     told = capsys.readouterr().out
     assert "report:" in told and "center" in told
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert {row["explainer"] for row in rows} == {"fix", "center"}
-    assert len({row["image"] for row in rows}) == 6
+    assert {row["explainer"] for row in rows} == {"fix", *BASELINES}
+    assert len({row["image"] for row in rows}) == 6 and len(rows) == 6 * (1 + len(BASELINES))
     page, summary = (out / "index.html").read_bytes(), (out / "summary.json").read_bytes()
     (out / "index.html").unlink()
     (out / "summary.json").unlink()
     assert main(["report", str(out)]) == 0
     assert (out / "index.html").read_bytes() == page
     assert (out / "summary.json").read_bytes() == summary
+    bare = [*arguments[:-1], str(tmp_path / "bare"), "--metric", "mask_mean", "--limit", "2", "--no-baselines"]
+    assert main(bare) == 0
+    assert json.loads((tmp_path / "bare" / "summary.json").read_text()).keys() == {"fix", "center"}
 
 
 def test_a_classifier_and_a_masker_are_trained_on_a_folder(data, tmp_path, capsys) -> None:

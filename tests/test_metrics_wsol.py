@@ -150,7 +150,7 @@ def test_run_linking_gives_the_rectangles_of_border_following(smooth: float) -> 
             assert len(contour) >= 2 * cv2.boundingRect(contour)[3]
 
 
-@pytest.mark.parametrize("block", [1, 2, 4, 32])
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 32])
 def test_maps_of_blocks_give_the_same_hits(block: int) -> None:
     draw = np.random.default_rng(block)
     taus = np.arange(0, 1, 0.05)

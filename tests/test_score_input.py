@@ -146,6 +146,25 @@ def test_boxes_that_cannot_be_are_refused(files: Files, capsys: pytest.CaptureFi
     assert all(word in told for word in words), told
 
 
+def test_truth_without_maps_is_left_out_where_told_and_maps_without_truth_never(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.boxes(HEADER, *ROWS[:2], "z.png,c,0,0,4,4")
+    told = refused(capsys, files)
+    assert "1 ids ('b/2.png') without boxes, and boxes without a map for 1 ids ('z.png')" in told
+    assert "without boxes: add rows" in refused(capsys, files, "--only-scored")
+
+    files.boxes(HEADER, *ROWS, "z.png,c,0,0,4,4")
+    assert "say --only-scored" in refused(capsys, files)
+    files.labels("image,label,predicted", *(f"{name},1,1" for name in IDS), "y.png,1,")
+    more = ["--labels", files.root / "labels.csv", "--only-scored", "--no-baselines", "--metric", "le", "om"]
+    assert "labels.csv" in refused(capsys, files, *more)  # what is left out is read all the same
+    files.labels("image,label,predicted", *(f"{name},1,1" for name in IDS), "y.png,1,0")
+    assert main(files.command(*more)) == 0
+    summary = json.loads((files.root / "out" / "summary.json").read_text())["maps"]
+    assert summary["le"]["n"] == 3 and summary["om"]["mean"] == summary["le"]["mean"]
+
+
 def test_a_table_that_is_absent_or_no_text_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     (files.root / "boxes.csv").write_bytes((files.root / "maps.npz").read_bytes())
     assert "boxes.csv is no CSV table" in refused(capsys, files)

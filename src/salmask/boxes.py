@@ -42,9 +42,6 @@ BoxSets = Sequence[Float[Tensor, "_ 4"]]
 
 Rule = Callable[[Masks], Bool[Tensor, "batch 1 height width"]]
 
-IN_CACHE = 8
-"""Masks that are looked at together: few enough to stay in the processor's cache from the first look to the last."""
-
 FLOODS = 3
 """Components that are tried one by one; beyond, labelling all of them at once is faster (see largest_component)."""
 
@@ -52,8 +49,10 @@ FLOODS = 3
 # --- rules: which pixels are on ------------------------------------------------------------------------------------
 
 
-def above_mean(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
+def above_mean(masks: Masks, *, mass: Float[Tensor, " batch"] | None = None) -> Bool[Tensor, "batch 1 height width"]:
     """Select m > mean(m), strictly (Phang et al. 2020).
+
+    mass: the sum of every mask, in double precision, where it is known already.
 
     A constant mask has no pixel above its mean, and a rounded mean may turn that into all pixels. So a constant
     mask is decided as a whole: all on if its value is at least one half, else none. The mean is taken in
@@ -61,8 +60,9 @@ def above_mean(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
     """
     maps = on_cpu(masks)
     selected = np.empty(maps.shape, dtype=bool)
-    for one, on in zip(maps, selected, strict=True):
-        np.greater(one, _rounded_down(cv2.sumElems(one)[0] / one.size, one.dtype), out=on)
+    sums = [cv2.sumElems(one)[0] for one in maps] if mass is None else mass.tolist()
+    for one, on, total in zip(maps, selected, sums, strict=True):
+        np.greater(one, _rounded_down(total / one.size, one.dtype), out=on)
         if not cv2.countNonZero(on.view(np.uint8)):  # nothing is above the exact mean: all pixels equal it
             on[:] = one[0, 0] >= 0.5
     return torch.from_numpy(selected)[:, None].to(masks.device)
@@ -123,11 +123,8 @@ def mask_boxes(masks: Masks, *, rule: Rule = above_mean, legacy_box: bool = Fals
     Equal components: the first in raster order. Nothing selected: (0, 0, 0, 0).
     `legacy_box` returns the published boxes (spec 4.2), whose right and bottom edges are one pixel short.
     """
-    found: list[tuple[int, int, int, int]] = []
-    for part in masks.detach().split(IN_CACHE):
-        selected = rule(part)[:, 0].cpu().contiguous().numpy().view(np.uint8)
-        found += [largest_component(image)[:4] for image in selected]
-    boxes = np.array(found, dtype=np.float32).reshape(-1, 4)
+    selected = rule(masks.detach())[:, 0].cpu().contiguous().numpy().view(np.uint8)
+    boxes = np.array([largest_component(image)[:4] for image in selected], dtype=np.float32).reshape(-1, 4)
     if legacy_box:
         boxes[boxes[:, 2] > boxes[:, 0], 2:] -= 1
     return torch.from_numpy(boxes).to(masks.device)
@@ -187,26 +184,22 @@ def _largest_labelled(selected: UInt8[np.ndarray, "height width"]) -> tuple[int,
 
 def stack(boxes: BoxSets) -> tuple[Float[Tensor, "all 4"], Int[Tensor, " all"]]:
     """Return the boxes of all images below each other, and the index of the image that each belongs to."""
-    owner = torch.from_numpy(np.repeat(np.arange(len(boxes)), [len(b) for b in boxes]).astype(np.int64))
-    if not len(owner):
+    owner = torch.from_numpy(np.repeat(np.arange(len(boxes)), [b.shape[0] for b in boxes]))
+    if not owner.numel():
         return torch.zeros(0, 4), owner
-    return torch.cat(list(boxes)).cpu().to(torch.get_default_dtype()), owner
+    return torch.cat(tuple(boxes)).cpu().to(torch.get_default_dtype()), owner
 
 
 def areas(boxes: Boxes) -> Float[Tensor, " boxes"]:
     """Return (x1 - x0) * (y1 - y0), not clipped to any image; 0 for boxes that are turned inside out."""
-    return _area(boxes[:, 2:] - boxes[:, :2])
-
-
-def _area(sides: Float[Tensor, "... 2"]) -> Float[Tensor, "..."]:
-    sides = sides.clamp_min(0)
-    return sides[..., 0] * sides[..., 1]
+    wide, high = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).unbind(1)
+    return wide * high
 
 
 def clip(boxes: Boxes, size: tuple[int, int]) -> Boxes:
     """Return the part of each box inside an image of size (H, W); a box outside becomes one of zero area."""
     height, width = size
-    return torch.stack([boxes[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], dim=1)
+    return boxes.clamp_min(0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def iou(a: Float[Tensor, "*#any 4"], b: Float[Tensor, "*#any 4"], *, inclusive: bool = False) -> Float[Tensor, "..."]:
@@ -216,11 +209,17 @@ def iou(a: Float[Tensor, "*#any 4"], b: Float[Tensor, "*#any 4"], *, inclusive: 
     boxes of zero area is then 1 where they meet. Otherwise boxes are half-open and an empty union gives 0.
     """
     extra = 1 if inclusive else 0
-    corner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + extra
-    meet, area_a = _area(corner), _area(a[..., 2:] - a[..., :2] + extra)
-    area_b = _area(b[..., 2:] - b[..., :2] + extra)
-    union = area_a + area_b - meet
-    return torch.where(union > 0, meet / union, torch.zeros_like(meet))
+    (low_a, high_a), (low_b, high_b) = (
+        (corners[..., :2], corners[..., 2:] + extra) for corners in (one.detach().cpu().numpy() for one in (a, b))
+    )
+    meet = _area(np.minimum(high_a, high_b) - np.maximum(low_a, low_b))
+    union = _area(high_a - low_a) + _area(high_b - low_b) - meet
+    return torch.from_numpy(meet / np.maximum(union, np.finfo(union.dtype).tiny)).to(a.device)
+
+
+def _area(sides: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
+    sides = np.maximum(sides, 0)
+    return sides[..., 0] * sides[..., 1]
 
 
 def coverage(boxes: Boxes, size: tuple[int, int]) -> tuple[Float[Tensor, "boxes width"], Float[Tensor, "boxes height"]]:
@@ -244,16 +243,17 @@ def sums_inside(masks: Masks, boxes: Boxes, owner: Int[Tensor, " boxes"]) -> Flo
     """
     maps = on_cpu(masks)
     height, width = maps.shape[1:]
-    corners = np.clip(boxes.detach().cpu().numpy().astype(np.float64), 0, [width, height, width, height])
-    pixels = corners.astype(np.int64)
-    inside = np.zeros(len(corners))
-    for k, (i, (x0, y0, x1, y1)) in enumerate(zip(owner.tolist(), pixels.tolist(), strict=True)):
-        if x1 > x0 and y1 > y0:
-            inside[k] = cv2.sumElems(maps[i, y0:y1, x0:x1])[0]
-    for k in np.flatnonzero((corners != pixels).any(1)).tolist():  # edges between pixels
-        columns, rows = (part[0].numpy() for part in coverage(torch.from_numpy(corners[k : k + 1]), (height, width)))
-        inside[k] = rows @ maps[int(owner[k])].astype(np.float64) @ columns
-    return torch.from_numpy(inside)
+    corners = clip(boxes.detach().cpu().double(), (height, width))
+    pixels = corners.long()
+    inside = [
+        cv2.sumElems(maps[i, y0:y1, x0:x1])[0] if x1 > x0 and y1 > y0 else 0.0
+        for i, (x0, y0, x1, y1) in zip(owner.tolist(), pixels.tolist(), strict=True)
+    ]
+    if not torch.equal(corners, pixels.double()):
+        for k in (corners != pixels).any(1).nonzero()[:, 0].tolist():  # edges between pixels
+            columns, rows = (part[0].numpy() for part in coverage(corners[k : k + 1], (height, width)))
+            inside[k] = float(rows @ maps[int(owner[k])].astype(np.float64) @ columns)
+    return torch.tensor(inside, dtype=torch.float64)
 
 
 def paint(boxes: Boxes, size: tuple[int, int]) -> Pixels:

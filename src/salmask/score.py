@@ -39,13 +39,15 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """What changes no number: processes side by side, who watches the chunks go by, and what the page's header says.
+    """What changes no number: how maps are scored, and what the page's header says.
 
-    about: data, classifier, command, version, in words.
+    processes: side by side; progress: watches the chunks go by; only_scored: boxes and labels of images that have no
+    map are left out, instead of raising; about: data, classifier, command, version, in words.
     """
 
     processes: int = 1
     progress: Progress = iter
+    only_scored: bool = False
     about: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,6 +110,8 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
             f"baselines must be among {', '.join(BASELINES)}, and not the maps' own name; came {wrong[0]!r}"
         )
     truth = read_truth(boxes, masks_dir, labels)
+    if work.only_scored:
+        truth = truth.only(saved.ids)
     truth.match(saved.ids)
     if scoring is not None and scoring.target == "predicted" and "correct" not in truth.has():
         raise ValueError("the predicted class is to be explained: give labels with the column predicted")

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -34,18 +34,31 @@ class Truth:
         known = self.labels is not None and all(label.predicted is not None for label in self.labels.values())
         return found | ({"correct"} if known else set())
 
+    def only(self, ids: Sequence[str]) -> "Truth":
+        """Return the truth of these images alone."""
+        known = set(ids)
+        boxes, labels = (
+            None if table is None else {name: rows for name, rows in table.items() if name in known}
+            for table in (self.boxes, self.labels)
+        )
+        return replace(self, boxes=boxes, labels=labels)
+
     def match(self, ids: Sequence[str]) -> None:
         """Raise ValueError unless every map has its truth, and every row of truth its map."""
         known = set(ids)
         for what, table in (("boxes", self.boxes), ("labels", self.labels)):
             if table is None:
                 continue
-            if without := [name for name in ids if name not in table]:
-                raise ValueError(f"{_some(without)} without {what}: add rows for them or leave these maps out")
-            if beyond := [name for name in table if name not in known]:
+            without = [name for name in ids if name not in table]
+            beyond = [name for name in table if name not in known]
+            alone = f"{what} without a map for {_some(beyond)}"
+            if without:
+                also = f", and {alone}: are the ids written alike? Else" if beyond else ":"
+                raise ValueError(f"{_some(without)} without {what}{also} add rows for them or leave these maps out")
+            if beyond:
                 raise ValueError(
-                    f"{what} without a map for {_some(beyond)}: write the ids alike on both sides (a map is named "
-                    f"{ids[0]!r}), or leave these rows out"
+                    f"{alone}: write the ids alike on both sides (a map is named {ids[0]!r}), or say --only-scored "
+                    "(Work.only_scored) to leave these rows out"
                 )
         if self.masks is None:
             return

@@ -76,6 +76,8 @@ class Evaluate(Pictures):
     """The class that is explained and scored."""
     normalize: Normalize | None = None
     """How maps come to [0, 1] where an explainer's do not."""
+    baselines: bool = True
+    """Measure trivial maps on the same pictures, too: full, empty, center, random."""
     batch_size: int = 32
     """Pictures at once."""
     limit: int | None = None
@@ -95,6 +97,7 @@ class Evaluate(Pictures):
         from salmask.report import add_training
         from salmask.specs import load_classifier, load_explainer, load_metrics
         from salmask.train import METRICS
+        from salmask.trivial import BASELINES
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         loaded, curves = {}, {}
@@ -108,6 +111,10 @@ class Evaluate(Pictures):
                 curves[name] = lines
         if base is None:
             raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
+        named = {name.partition(":")[0] for name in loaded}
+        for name in BASELINES if self.baselines else ():
+            if name not in named:
+                loaded[name] = load_explainer(name, loaded=base, seed=self.seed)[1:]
         judge = (
             load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
         )
@@ -174,6 +181,8 @@ class Score(Sight):
     """Folder of the pictures, for scores that need them: an id is the path of a picture below it."""
     baselines: bool = True
     """Score trivial maps on the same pictures, too: full, empty, center, random."""
+    only_scored: bool = False
+    """Leave out boxes and labels of pictures that have no map, instead of stopping."""
     processes: int = 1
     """How many work side by side."""
     seed: int = 0
@@ -208,7 +217,7 @@ class Score(Sight):
             scoring=scoring,
             baselines=tuple(BASELINES) if self.baselines else (),
             seed=self.seed,
-            work=Work(self.processes, progress_bar("scoring"), about),
+            work=Work(self.processes, progress_bar("scoring"), self.only_scored, about),
         )
         say(f"report: {self.out / 'index.html'}")
         print_table(summary, tuple(dict.fromkeys(name for row in summary.values() for name in row))[:8])

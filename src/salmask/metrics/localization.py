@@ -8,6 +8,7 @@ the crops) is computed once per case.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -73,13 +74,11 @@ def f1_of_boxes(
     R = inside / area of the whole box; F1 = 2PR / (P + R + 1e-6). A box of zero area has F1 = 0.
     """
     boxes, owner = stack(truth)
-    sums = (masks.double().sum((1, 2, 3)) if mass is None else mass).cpu().numpy()
-    corners = boxes.numpy().astype(np.float64)
-    inside = sums_inside(masks, boxes, owner).numpy()
-    precision = inside / (sums[owner.numpy()] + EPS)
-    area = np.maximum(corners[:, 2:] - corners[:, :2], 0).prod(1)
-    recall = np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
-    return torch.from_numpy(2 * precision * recall / (precision + recall + EPS)), owner
+    sums = masks.double().sum((1, 2, 3)) if mass is None else mass
+    inside = sums_inside(masks, boxes, owner)
+    precision = inside / (sums.cpu() + EPS)[owner]
+    recall = inside / areas(boxes.double()).clamp_min(torch.finfo(torch.float64).tiny)
+    return 2 * precision * recall / (precision + recall + EPS), owner
 
 
 def _reduce(values: Tensor, owner: Tensor, count: int, how: str) -> Values:
@@ -185,7 +184,8 @@ def _near(inside: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _boxes(case: Case, rule: Rule, legacy: bool) -> Boxes:
-    return case.once(("mask_boxes", rule, legacy), lambda: mask_boxes(case.masks, rule=rule, legacy_box=legacy))
+    known: Rule = partial(above_mean, mass=case.looked.mass) if rule is above_mean else rule
+    return case.once(("mask_boxes", rule, legacy), lambda: mask_boxes(case.masks, rule=known, legacy_box=legacy))
 
 
 def _overlap(case: Case, rule: Rule, legacy: bool) -> Values:
