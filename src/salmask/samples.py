@@ -8,6 +8,7 @@ evaluation read.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -217,10 +218,14 @@ class CropFlip:
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a randomly cropped and flipped sample."""
+        return move(sample, self._geometry, clip=True)
+
+    @cached_property
+    def _geometry(self) -> v2.Transform:  # made once: making it takes longer than applying it
         crop = v2.RandomResizedCrop(
             self.size, scale=self.scale, ratio=self.ratio, interpolation=self.interpolation, antialias=True
         )
-        return move(sample, v2.Compose([crop, v2.RandomHorizontalFlip(self.flip)]), clip=True)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(self.flip)])
 
 
 def _size(sample: Sample) -> str:
