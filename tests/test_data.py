@@ -340,6 +340,18 @@ def test_crops_move_everything_together() -> None:
     assert 5 < kept < 30  # some crops lose the object, and then its box
 
 
+@pytest.mark.parametrize("transform", [CropFlip(24), Squash(24), ShortSide(24)])
+def test_a_picture_moves_alike_with_and_without_what_is_known_of_it(transform) -> None:
+    noise = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    known = replace(marked(40, 30), image=noise)
+    for seed in range(5):
+        alike = []
+        for sample in (known, replace(known, boxes=no_boxes(), pixels=None), replace(known, pixels=None)):
+            torch.manual_seed(seed)
+            alike.append(transform(sample).image)
+        assert torch.equal(alike[0], alike[1]) and torch.equal(alike[0], alike[2])
+
+
 def test_clip_drops_what_is_lost() -> None:
     boxes = torch.tensor([[-5.0, -5, 5, 5], [10, 0, 12, 5], [3, 3, 20, 4]])
     assert clip_boxes(boxes, width=10, height=8).tolist() == [[0, 0, 5, 5], [3, 3, 10, 4]]

@@ -146,6 +146,8 @@ def move(sample: Sample, transform: v2.Transform, *, clip: bool) -> Sample:
     are cut at the new border and lost ones dropped; without, every box stays, also where it now reaches
     beyond the picture.
     """
+    if sample.pixels is None and not len(sample.boxes):
+        return replace(sample, image=transform(sample.image))  # the same, without the cost of keeping things together
     height, width = sample.image.shape[-2:]
     parts: dict[str, Tensor] = {"image": tv_tensors.Image(sample.image)}
     if len(sample.boxes):
