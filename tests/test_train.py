@@ -472,9 +472,10 @@ def test_a_process_that_is_really_killed_is_taken_up_to_the_bit(tmp_path, name) 
 def test_tensorboard_shows_the_lines_once_also_after_a_resume(tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    settings = replace(SETTINGS, save_every=4)
     with pytest.raises(Dying):
-        run(tmp_path, batches=until(5))
-    run(tmp_path, resume=True)
+        run(tmp_path, settings=settings, batches=until(7))  # line 6 is written, and will be once more
+    run(tmp_path, settings=settings, resume=True)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name in lines(tmp_path)[0].keys() - {"step"}:
         shown = {event.step: event.value for event in board.Scalars(name)}
