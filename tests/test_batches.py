@@ -115,6 +115,18 @@ def test_without_augmentation_pictures_come_as_they_are() -> None:
     assert torch.equal((batch.images[0] * 255).round().byte(), expected)
 
 
+def test_training_batches_leave_boxes_and_pixel_masks_behind() -> None:
+    seen: list[Sample] = []
+
+    def note(sample: Sample) -> Sample:
+        seen.append(sample)
+        return sample
+
+    for batch in stream(Counting(), 3, augment=note):
+        assert all(len(boxes) == 0 for boxes in batch.boxes) and batch.pixels == [None] * 4
+    assert len(seen) == 12 and all(len(one.boxes) == 0 and one.pixels is None for one in seen)
+
+
 def test_bad_settings_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="empty"):
         training_batches(Counting(0), batch_size=1, seed=0)

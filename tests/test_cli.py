@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from salmask.classifier import Classifier
 from salmask.cli import main
 from salmask.commands import COMMANDS
-from salmask.readers import read_image
+from salmask.readers import read_boxes, read_image
 from salmask.samples import Sample, collate, no_boxes
 from salmask.specs import View
 from salmask.synthetic import write_folder
@@ -224,6 +224,77 @@ def test_a_classifier_and_a_masker_are_trained_on_a_folder(data, tmp_path, capsy
     before = (run / "model.safetensors").read_bytes()
     assert main([*train, "--area-in", "0.3", "--area-out", "3", "--resume"]) == 0
     assert (run / "model.safetensors").read_bytes() == before
+
+
+# Data of other layouts
+
+
+def _as_ilsvrc(data: Path, root: Path) -> Path:
+    """Write the same pictures and boxes as an ILSVRC tree; its validation pictures lie in no folder of their class."""
+    shutil.copytree(data / "train", root / "train")
+    (root / "val").mkdir()
+    for name, rows in read_boxes(data / "val_boxes.csv").items():
+        shutil.copy(data / name, root / "val")
+        things = ""
+        for row in rows:
+            corners = zip(("xmin", "ymin", "xmax", "ymax"), row.box, strict=True)
+            box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+            things += f"<object><name>{row.label}</name><bndbox>{box}</bndbox></object>"
+        path = root / "Annotations" / "val" / f"{Path(name).stem}.xml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"<a><size><width>64</width><height>64</height></size>{things}</a>")
+    return root
+
+
+def _as_pets(data: Path, root: Path) -> Path:
+    """Write the same pictures and pixel masks as Oxford-IIIT Pet: one folder, lists of names, trimaps."""
+    base = root / "oxford-iiit-pet"
+    for folder in ("images", "annotations/trimaps"):
+        (base / folder).mkdir(parents=True)
+    for split, own in (("train", "trainval"), ("val", "test")):
+        lines = []
+        for number, label in enumerate(sorted(path.name for path in (data / split).iterdir()), 1):
+            for path in sorted((data / split / label).iterdir()):
+                name = f"{label}_{path.stem}{own}"
+                Image.open(path).save(base / "images" / f"{name}.jpg", quality=95)
+                mask = np.array(Image.open(data / f"{split}_masks" / label / path.name))
+                trimap = np.where(mask == 255, 1, 2).astype(np.uint8)
+                Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{name}.png")
+                lines.append(f"{name} {number} 1 1")
+        (base / "annotations" / f"{own}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def _means(out: Path, explainer: str) -> dict[str, float]:
+    return {name: row["mean"] for name, row in json.loads((out / "summary.json").read_text())[explainer].items()}
+
+
+def test_an_ilsvrc_tree_gives_the_scores_of_the_same_folder(pictures, spec, tmp_path) -> None:
+    tree = _as_ilsvrc(pictures, tmp_path / "tree")
+    for name, data in (("folder", str(pictures)), ("told", str(tree)), ("said", f"ilsvrc:{tree}")):
+        arguments = ["evaluate", "--data", data, *spec, "--explainer", "center", "ground_truth", "--metric", "le", "f1"]
+        assert main([*arguments, "--out", str(tmp_path / name)]) == 0
+    wanted = _means(tmp_path / "folder", "center")
+    for name in ("told", "said"):
+        found = _means(tmp_path / name, "center")
+        assert all(found[key] == pytest.approx(wanted[key], abs=1e-9) for key in ("le", "f1", "acc_whole"))
+        assert _means(tmp_path / name, "ground_truth")["f1"] == pytest.approx(1, abs=1e-3)  # no masks: the box is all
+
+
+def test_the_whole_way_on_pets_whose_trimaps_are_pixel_masks(pictures, tmp_path, capsys) -> None:
+    tree, file, run = _as_pets(pictures, tmp_path / "tree"), tmp_path / "pets.safetensors", tmp_path / "run"
+    arguments = ["classifier", "--data", f"pets:{tree}", "--network", "timm:test_resnet", "--image-size", "64"]
+    assert main([*arguments, "--epochs", "0.5", "--batch-size", "10", "--out", str(file)]) == 0
+    assert "accuracy on val" in capsys.readouterr().out
+    given = ["--data", str(tree), "--classifier", f"timm:test_resnet@{file}"]
+    assert main(["train", *given, "--epochs", "0.5", "--batch-size", "10", "--out", str(run)]) == 0
+    assert json.loads((run / "run.json").read_text())["classes"][:2] == ["Arrow", "Crescent"]
+    evaluate = ["evaluate", *given, "--explainer", str(run), "ground_truth", "--metric", "pxap", "le"]
+    assert main([*evaluate, "--out", str(tmp_path / "out")]) == 0
+    assert _means(tmp_path / "out", "ground_truth")["pxap"] == 1
+    assert 0 < _means(tmp_path / "out", "run")["pxap"] < 1
+    refused(capsys, ["train", *given, "--out", tmp_path / "no", "--data", f"pets:{tmp_path}"], "--download")
+    refused(capsys, ["train", "--download", *given, "--data", pictures, "--out", tmp_path / "no"], "only pets:DIR")
 
 
 # Bad input

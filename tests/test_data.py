@@ -19,12 +19,15 @@ from salmask.data import (
     Sample,
     ShortSide,
     Squash,
+    absolute,
     boxes_in,
     clip_boxes,
     collate,
+    has_split,
     ilsvrc_boxes,
     move,
     no_boxes,
+    open_data,
     read_boxes,
     read_image,
     read_pixels,
@@ -252,8 +255,13 @@ def test_bad_pixel_masks_are_refused(root: Path) -> None:
     path = root / "train_masks" / "cat" / "a.png"
     path.parent.mkdir(parents=True)
     Image.fromarray(np.full((10, 20), 7, np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"0 \(background\), 255 \(object\), 128 \(ignored\).*\[7\]"):
+    with pytest.raises(ValueError, match=r"0 \(background\), 255 \(object\), 128 \(ignored\), or of 2 .*\[7\]"):
         read_pixels(path)
+    Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)  # neither a mask nor a trimap
+    with pytest.raises(ValueError, match=r"came shape \(1, 2\), values \[0, 1\]"):
+        read_pixels(path)
+    Image.fromarray(np.array([[1, 2, 3]], np.uint8)).save(path)
+    assert read_pixels(path).tolist() == [[1, 0, 255]]
     Image.fromarray(np.zeros((10, 19), np.uint8)).save(path)
     with pytest.raises(ValueError, match="20x10; came 19x10"):
         ImageFolder(root, "train")[0]
@@ -332,6 +340,18 @@ def test_crops_move_everything_together() -> None:
     assert 5 < kept < 30  # some crops lose the object, and then its box
 
 
+@pytest.mark.parametrize("transform", [CropFlip(24), Squash(24), ShortSide(24)])
+def test_a_picture_moves_alike_with_and_without_what_is_known_of_it(transform) -> None:
+    noise = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    known = replace(marked(40, 30), image=noise)
+    for seed in range(5):
+        alike = []
+        for sample in (known, replace(known, boxes=no_boxes(), pixels=None), replace(known, pixels=None)):
+            torch.manual_seed(seed)
+            alike.append(transform(sample).image)
+        assert torch.equal(alike[0], alike[1]) and torch.equal(alike[0], alike[2])
+
+
 def test_clip_drops_what_is_lost() -> None:
     boxes = torch.tensor([[-5.0, -5, 5, 5], [10, 0, 12, 5], [3, 3, 20, 4]])
     assert clip_boxes(boxes, width=10, height=8).tolist() == [[0, 0, 5, 5], [3, 3, 10, 4]]
@@ -367,6 +387,10 @@ def test_ilsvrc_boxes_are_those_of_the_synset(tmp_path: Path) -> None:
     assert found.boxes.tolist() == [[2, 1, 12, 6], [0, 0, 22, 10]]
     assert (found.width, found.height) == (20, 10)
     assert ilsvrc_boxes(path, "n03").boxes.shape == (0, 4)
+    assert ilsvrc_boxes(path).names == ["n01", "n02", "n01"]
+    path.write_text(XML.replace("<xmin>2<", "<xmin>20<").replace("<xmax>12<", "<xmax>22<"))
+    with pytest.raises(ValueError, match=r"a\.xml: the box .* lies outside of its picture, 20 wide and 10 high"):
+        ilsvrc_boxes(path, "n01")
     path.write_text(XML.replace("<xmax>12", "<xmax>2"))
     with pytest.raises(ValueError, match=r"a\.xml: expected xmin < xmax"):
         ilsvrc_boxes(path, "n01")
@@ -395,17 +419,129 @@ def test_ilsvrc_reads_xml_beside_pictures_of_another_size(tmp_path: Path) -> Non
         ILSVRC(tmp_path, "val", boxes=tmp_path / "none")
 
 
-def test_oxford_pets_read_trimaps(tmp_path: Path) -> None:
-    base = tmp_path / "oxford-iiit-pet"
-    names = ["Abyssinian_1", "great_dane_2"]
-    for name in names:
+def write(path: Path, text: str = XML) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "boxes"),
+    [
+        ("", "Annotations/val/n02/c.xml"),
+        ("", "Annotations/val/c.xml"),
+        ("", "Annotations/n02/c.xml"),
+        ("", "Annotations/c.xml"),
+        ("Data/CLS-LOC/", "Annotations/CLS-LOC/val/n02/c.xml"),
+        ("Data/CLS-LOC/", "Annotations/CLS-LOC/val/c.xml"),
+    ],
+)
+def test_an_ilsvrc_tree_is_known_by_its_annotations(tmp_path: Path, pictures: str, boxes: str) -> None:
+    for name in ("train/n01/a.JPEG", "train/n02/b.JPEG", "val/n02/c.JPEG"):
+        paint(tmp_path / pictures / name)
+    write(tmp_path / boxes)
+    classes = open_data(str(tmp_path), "train").classes
+    for spec in (str(tmp_path), f"ilsvrc:{tmp_path}", absolute(str(tmp_path))):
+        data = open_data(spec, "val", classes=classes, transform=Squash(20))
+        assert (data.classes, data.targets, data.ids) == (["n01", "n02"], [1], ["val/n02/c.JPEG"])
+        assert data[0].boxes.tolist() == [[0, 0, 3, 6]]
+    assert has_split(str(tmp_path), "val") and not has_split(str(tmp_path), "test")
+    with pytest.raises(ValueError, match="lacks: n02"):
+        open_data(str(tmp_path), "val", classes=["n01"])
+    with pytest.raises(FileNotFoundError, match="no split 'test'"):
+        open_data(str(tmp_path), "test")
+    with pytest.raises(ValueError, match=r"only pets:DIR can be downloaded"):
+        open_data(str(tmp_path), "val", download=True)
+
+
+def test_validation_pictures_in_no_folder_have_the_class_of_their_xml(tmp_path: Path) -> None:
+    for name in ("train/n01/a.JPEG", "train/n02/b.JPEG", "val/c.JPEG", "val/d.JPEG"):
+        paint(tmp_path / name)
+    for name in "cd":
+        write(tmp_path / "Annotations" / "val" / f"{name}.xml", XML if name == "c" else XML.replace("n01", "n02", 1))
+    data = open_data(str(tmp_path), "val")
+    assert (data.classes, data.ids, data.targets) == (["n01", "n02"], ["val/c.JPEG", "val/d.JPEG"], [0, 1])
+    assert data[0].boxes.tolist() == [[2, 1, 12, 6], [0, 0, 22, 10]]
+    assert data[1].boxes.tolist() == [[2, 1, 12, 6], [0, 0, 3, 3]]
+    (tmp_path / "Annotations" / "val" / "d.xml").unlink()
+    with pytest.raises(ValueError, match=r"the class of .*d\.JPEG is not known: expected d\.xml"):
+        open_data(str(tmp_path), "val")
+
+
+def test_a_box_table_beats_a_folder_of_annotations_and_a_prefix_both(root: Path, monkeypatch) -> None:
+    write(root / "Annotations" / "train" / "cat" / "b.xml", XML.replace("n01", "cat"))
+    assert isinstance(open_data(str(root), "train"), ImageFolder)
+    assert open_data(f"ilsvrc:{root}", "train")[1].boxes.tolist() == [[2, 1, 12, 6], [0, 0, 22, 10]]
+    (root / "train_boxes.csv").unlink()
+    assert isinstance(open_data(f"folder:{root}", "train"), ImageFolder)
+    monkeypatch.chdir(root.parent)
+    assert absolute(root.name) == f"ilsvrc:{root.resolve()}"
+
+
+def pets(root: Path) -> Path:
+    """Write a picture of each of two breeds, with its trimap, and return the folder that they lie in."""
+    base = root / "oxford-iiit-pet"
+    for name in ("Abyssinian_1", "great_dane_2"):
         paint(base / "images" / f"{name}.jpg")
         trimap = np.full((10, 20), 2, np.uint8)
         trimap[2:6, 5:9] = 3
         trimap[3:5, 6:8] = 1
         (base / "annotations" / "trimaps").mkdir(parents=True, exist_ok=True)
         Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{name}.png")
-    (base / "annotations" / "trainval.txt").write_text("Abyssinian_1 1 1 1\ngreat_dane_2 2 2 1\n")
+    for split in ("trainval", "test"):
+        (base / "annotations" / f"{split}.txt").write_text("Abyssinian_1 1 1 1\ngreat_dane_2 2 2 1\n")
+    return base
+
+
+def test_pets_are_known_by_their_folder_and_their_splits_have_our_names(tmp_path: Path) -> None:
+    pets(tmp_path)
+    for spec in (str(tmp_path), f"pets:{tmp_path}", absolute(str(tmp_path))):
+        for split, own in (("train", "trainval"), ("val", "test"), ("test", "test")):
+            data = open_data(spec, split)
+            assert isinstance(data, OxfordPets)
+            assert data.ids == OxfordPets(tmp_path, own).ids and has_split(spec, split)
+    turned = open_data(str(tmp_path), "train", classes=["Great Dane", "Abyssinian"])
+    assert (turned.classes, turned.targets) == (["Great Dane", "Abyssinian"], [1, 0])
+    with pytest.raises(FileNotFoundError, match="--download"):
+        open_data(f"pets:{tmp_path / 'elsewhere'}", "train")
+
+
+def test_pets_are_fetched_only_on_request(tmp_path: Path, monkeypatch) -> None:
+    import torchvision.datasets
+
+    class Known:
+        classes = ("Abyssinian", "Great Dane")
+
+        def __init__(self, root: str | Path, *, split: str, download: bool) -> None:
+            if not download:
+                raise RuntimeError("Dataset not found")
+            pets(Path(root))
+
+    monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", Known)
+    with pytest.raises(FileNotFoundError):
+        open_data(f"pets:{tmp_path}", "train")
+    assert len(open_data(f"pets:{tmp_path}", "train", download=True)) == 2
+
+
+@pytest.mark.parametrize("layout", ["ilsvrc", "pets"])
+def test_broken_pictures_of_published_layouts_are_left_out_on_request(tmp_path: Path, layout: str) -> None:
+    if layout == "pets":
+        broken = pets(tmp_path) / "images" / "Abyssinian_1.jpg"
+    else:
+        for name in ("train/n01/a.JPEG", "train/n02/b.JPEG"):
+            paint(tmp_path / name)
+        write(tmp_path / "Annotations" / "b.xml")
+        broken = tmp_path / "train" / "n01" / "a.JPEG"
+    broken.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{broken.name} cannot be decoded"):
+        open_data(str(tmp_path), "train")[0]
+    with pytest.warns(UserWarning, match=f"1 of 2 pictures are broken and left out: .*{broken.name}"):
+        data = open_data(str(tmp_path), "train", skip_broken=True)
+    assert len(data.classes) == 2 and data.targets == [1] == [data[0].target]
+
+
+def test_oxford_pets_read_trimaps(tmp_path: Path) -> None:
+    base = pets(tmp_path)
+    names = ["Abyssinian_1", "great_dane_2"]
     data = OxfordPets(tmp_path, "trainval", transform=Squash(20))
     assert data.classes == ["Abyssinian", "Great Dane"]
     assert data.targets == [0, 1]
@@ -419,5 +555,7 @@ def test_oxford_pets_read_trimaps(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="download=True"):
         OxfordPets(tmp_path / "elsewhere", "test")
     Image.fromarray(np.zeros((10, 20), np.uint8)).save(base / "annotations" / "trimaps" / "Abyssinian_1.png")
-    with pytest.raises(ValueError, match=r"Abyssinian_1\.png must hold 1"):
+    with pytest.raises(
+        ValueError, match=r"Abyssinian_1\.png must be one grey channel of 2 \(background\), 1 \(object\)"
+    ):
         data[0]

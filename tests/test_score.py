@@ -188,6 +188,25 @@ def test_boxes_are_scaled_from_their_picture(saved, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a") == pytest.approx(rows_of(tmp_path / "b"), rel=1e-6)
 
 
+def test_a_folder_of_xml_files_gives_the_scores_of_the_table(saved, tmp_path: Path) -> None:
+    case, maps, boxes = saved
+    height, width = case.masks.shape[-2:]
+    for name, own in zip(case.ids, case.boxes, strict=True):
+        things = "".join(
+            f"<object><name>c</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            for x0, y0, x1, y1 in (2 * own).tolist()
+        )
+        path = tmp_path / "xml" / Path(name).with_suffix(".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"<a><size><width>{2 * width}</width><height>{2 * height}</height></size>{things}</a>")
+    score(maps, boxes, out=tmp_path / "table", metrics=BOX_METRICS)
+    score(maps, tmp_path / "xml", out=tmp_path / "files", metrics=BOX_METRICS)
+    assert rows_of(tmp_path / "table") == rows_of(tmp_path / "files")
+    path.unlink()
+    with pytest.raises(ValueError, match="without boxes"):
+        score(maps, tmp_path / "xml", out=tmp_path / "less", metrics=BOX_METRICS)
+
+
 def test_pixel_masks_of_another_size_are_brought_to_the_maps(saved, tmp_path: Path) -> None:
     case, maps, boxes = saved
     stored = {0: 0, 1: 255, 255: 128}

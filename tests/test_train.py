@@ -2,6 +2,9 @@
 
 import copy
 import json
+import multiprocessing
+import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -431,6 +434,53 @@ def test_a_run_that_was_killed_twice_and_one_that_was_finished_resume_too(tmp_pa
     finished, _ = run(tmp_path / "killed", SAMPLE, resume=True)  # nothing is left to do
     assert equal(finished, masker)
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def paused(start: int) -> Iterator[Batch]:
+    """The stream, so slowly that a kill falls somewhere in it, and never to its end."""
+    for k in range(start, SETTINGS.steps(IMAGES) - 1):
+        time.sleep(0.02)
+        yield batch_number(k)
+    time.sleep(600)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes that are born running")
+@pytest.mark.parametrize("name", ["auto", "sample"])
+def test_a_process_that_is_really_killed_is_taken_up_to_the_bit(tmp_path, name) -> None:
+    settings, out = replace(SETTINGS, save_every=1, log_every=1), tmp_path / "killed"
+    masker, classifier = run(tmp_path / "whole", settings=settings, **options_of(name))
+    for moment in (0.0, 0.03, 0.07):
+        process = multiprocessing.get_context("fork").Process(
+            target=run,
+            args=(out,),
+            kwargs={"settings": settings, "batches": paused, "resume": True, **options_of(name)},
+        )
+        process.start()
+        for _ in range(3000):
+            if (out / "checkpoint.pt").exists():
+                break
+            time.sleep(0.01)
+        time.sleep(moment)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL and (out / "checkpoint.pt").exists()
+    again, again_classifier = run(out, settings=settings, resume=True, **options_of(name))
+    assert equal(masker, again) and equal(classifier.network, again_classifier.network)
+    assert lines(out) == lines(tmp_path / "whole")
+
+
+def test_tensorboard_shows_the_lines_once_also_after_a_resume(tmp_path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = replace(SETTINGS, save_every=4)
+    with pytest.raises(Dying):
+        run(tmp_path, settings=settings, batches=until(7))  # line 6 is written, and will be once more
+    run(tmp_path, settings=settings, resume=True)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in lines(tmp_path)[0].keys() - {"step"}:
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert len(shown) == len(board.Scalars(name))
+        assert shown == pytest.approx({line["step"]: line[name] for line in lines(tmp_path)}, rel=1e-5, abs=2e-6)
 
 
 @pytest.mark.parametrize("name", ["fix", "sample"])

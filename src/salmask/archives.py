@@ -1,32 +1,121 @@
-"""Published layouts: ILSVRC with its XML boxes, and Oxford-IIIT Pet with its trimaps."""
+"""Published layouts: ILSVRC with its XML boxes, and Oxford-IIIT Pet with its trimaps; and which layout lies where.
 
+    DIR          the folders of `readers`, or one of the layouts below, by what lies there
+    ilsvrc:DIR   [Data/CLS-LOC/]<split>/<synset>/*.JPEG, and XML in Annotations, below a folder of the split or not
+    pets:DIR     oxford-iiit-pet/images and /annotations; `train` and `val` stand for its trainval and test
+
+`open_data` reads any of them.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
-from salmask.readers import class_folders, finite_number, list_images, read_image
-from salmask.samples import Sample, SampleTransform, no_boxes
-from salmask.types import IGNORED, Boxes, Pixels
+from salmask.readers import (
+    TRIMAP,
+    BoxRow,
+    ImageFolder,
+    class_folders,
+    finite_number,
+    list_images,
+    pin_classes,
+    read_image,
+    read_pixels,
+    without_broken,
+)
+from salmask.samples import Labelled, Sample, SampleTransform, no_boxes
+from salmask.types import Boxes
 
-__all__ = ["ILSVRC", "OxfordPets", "XMLBoxes", "ilsvrc_boxes"]
+__all__ = ["ILSVRC", "OxfordPets", "XMLBoxes", "absolute", "has_split", "ilsvrc_boxes", "open_data", "xml_rows"]
+
+PETS = "oxford-iiit-pet"
+PETS_SPLITS = {"train": "trainval", "val": "test"}
+
+
+def open_data(
+    spec: str,
+    split: str,
+    *,
+    transform: SampleTransform | None = None,
+    skip_broken: bool = False,
+    classes: Sequence[str] | None = None,
+    download: bool = False,
+) -> Labelled:
+    """Return a split of the data that `spec` names: DIR, ilsvrc:DIR or pets:DIR.
+
+    A plain DIR is Oxford-IIIT Pet if oxford-iiit-pet lies in it, ILSVRC if Annotations does and no box table,
+    else `ImageFolder`; folder:DIR is that in any case.
+    download: fetch Oxford-IIIT Pet where it is not there. Errors: as the readers; ValueError for another download.
+    """
+    layout, root = _layout(spec)
+    if layout == "pets":
+        own = PETS_SPLITS.get(split, split)
+        return OxfordPets(root, own, transform=transform, skip_broken=skip_broken, classes=classes, download=download)
+    if download:
+        raise ValueError(f"only pets:DIR can be downloaded, came {spec}: leave --download out")
+    if layout == "ilsvrc":
+        return ILSVRC(
+            _pictures(root),
+            split,
+            boxes=_boxes(root, split),
+            transform=transform,
+            skip_broken=skip_broken,
+            classes=classes,
+        )
+    return ImageFolder(root, split, transform=transform, skip_broken=skip_broken, classes=classes)
+
+
+def has_split(spec: str, split: str) -> bool:
+    """Return whether the data that `spec` names has a split."""
+    layout, root = _layout(spec)
+    return layout == "pets" or (_pictures(root) / split).is_dir()
+
+
+def absolute(spec: str) -> str:
+    """Return a spec that means the same in every working folder."""
+    layout, root = _layout(spec)
+    return f"{layout}:{root.resolve()}"
+
+
+def _layout(spec: str) -> tuple[str, Path]:
+    layout, colon, path = spec.partition(":")
+    if colon and layout in ("folder", "ilsvrc", "pets"):
+        return layout, Path(path)
+    root = Path(spec)
+    if (root / PETS).is_dir():
+        return "pets", root
+    ilsvrc = (root / "Annotations").is_dir() and not any(root.glob("*_boxes.csv"))
+    return ("ilsvrc" if ilsvrc else "folder"), root
+
+
+def _pictures(root: Path) -> Path:
+    """Return the folder of an ILSVRC tree that holds the splits."""
+    return inner if (inner := root / "Data" / "CLS-LOC").is_dir() else root
+
+
+def _boxes(root: Path, split: str) -> Path:
+    """Return the folder of an ILSVRC tree that holds the XML files of a split, or may hold them."""
+    base = root / "Annotations"
+    tries = (base / "CLS-LOC" / split, base / split, base / "CLS-LOC")
+    return next((folder for folder in tries if folder.is_dir()), base)
 
 
 class XMLBoxes(NamedTuple):
-    """Boxes of one class in one picture, and the picture's size as the file states it."""
+    """Boxes in one picture, the class of each, and the picture's size as the file states it."""
 
     boxes: Boxes
+    names: list[str]
     width: int
     height: int
 
 
-def ilsvrc_boxes(path: Path, synset: str) -> XMLBoxes:
-    """Read the boxes of the objects whose <name> is `synset`.
+def ilsvrc_boxes(path: Path, synset: str | None = None) -> XMLBoxes:
+    """Read the boxes of the objects whose <name> is `synset`; of all where it is None.
 
     The XML's numbers are taken as half-open, as the published scores do, although the annotators meant the
     maxima inclusive; boxes are not cut at the border. Errors: FileNotFoundError, ValueError naming the
@@ -37,34 +126,78 @@ def ilsvrc_boxes(path: Path, synset: str) -> XMLBoxes:
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} is no XML file of boxes ({error}): fetch it again or remove it") from error
     width, height = (int(finite_number(tree.findtext(f"size/{key}"), where=f"{path}, {key}")) for key in _SIZE)
-    boxes = []
+    names, boxes = [], []
     for thing in tree.iter("object"):
-        if thing.findtext("name") == synset:
-            box = [finite_number(thing.findtext(f"bndbox/{key}"), where=f"{path}, {key}") for key in _CORNERS]
-            if box[2] <= box[0] or box[3] <= box[1]:
+        name = thing.findtext("name") or ""
+        if synset in (None, name):
+            x0, y0, x1, y1 = box = [
+                finite_number(thing.findtext(f"bndbox/{key}"), where=f"{path}, {key}") for key in _CORNERS
+            ]
+            if x1 <= x0 or y1 <= y0:
                 raise ValueError(f"{path}: expected xmin < xmax and ymin < ymax, came a box of no area, {box}")
+            if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+                raise ValueError(f"{path}: the box {box} lies outside of its picture, {width} wide and {height} high")
             boxes.append(box)
-    return XMLBoxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), width, height)
+            names.append(name)
+    return XMLBoxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), names, width, height)
+
+
+def xml_rows(folder: Path, ids: Sequence[str]) -> dict[str, list[BoxRow]]:
+    """Return the boxes of the pictures that have an XML file in a folder, as `read_boxes` does of a table.
+
+    Of an id such as n01440764/x.JPEG, whose folder is the name of some object in it, those objects count, else all.
+    """
+    table = {}
+    for name in ids:
+        if (path := _xml_file(folder, name)) is not None:
+            found = ilsvrc_boxes(path)
+            own = Path(name).parent.name
+            table[name] = [
+                BoxRow(line=number, label=label, box=tuple(box), frame=(found.width, found.height))
+                for number, (box, label) in enumerate(zip(found.boxes.tolist(), found.names, strict=True), 1)
+                if own not in found.names or label == own
+            ]
+    return {name: rows for name, rows in table.items() if rows}
+
+
+def _xml_file(folder: Path, name: str) -> Path | None:
+    """Return the XML file of a picture, in a folder of its class or not."""
+    picture = Path(name)
+    file = f"{picture.stem}.xml"
+    tries = (folder / picture.parent / file, folder / picture.parent.name / file, folder / file)
+    return next((path for path in tries if path.is_file()), None)
 
 
 class ILSVRC(Dataset[Sample]):
     """Pictures in `root/split/<synset>/*`, boxes in `boxes/<synset>/<stem>.xml` or `boxes/<stem>.xml`.
 
     A picture without a file of boxes has none. Boxes are scaled from the size that the XML states to that
-    of the picture, so resized copies work. Errors: as `ImageFolder` and `ilsvrc_boxes`.
+    of the picture, so resized copies work. Pictures that lie in `root/split` itself, as the validation set comes,
+    are of the class that their XML names first; `classes`, else the folders of `root/train`, say its number.
+    Errors: as `ImageFolder` and `ilsvrc_boxes`; ValueError for such a picture without boxes.
     """
 
     def __init__(
-        self, root: str | Path, split: str, *, boxes: str | Path, transform: SampleTransform | None = None
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        boxes: str | Path,
+        transform: SampleTransform | None = None,
+        skip_broken: bool = False,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.root, self.boxes, self.transform = Path(root), Path(boxes), transform
         if not self.boxes.is_dir():
             raise FileNotFoundError(f"no folder of XML boxes {self.boxes}: expected <synset>/<picture>.xml in it")
-        folders = class_folders(self.root, split)
-        self.classes = [folder.name for folder in folders]
-        files = [(target, folder.name, name) for target, folder in enumerate(folders) for name in list_images(folder)]
-        self.ids = [f"{split}/{synset}/{name}" for _, synset, name in files]
-        self.targets = [target for target, _, _ in files]
+        labelled = self._flat(split) if self._is_flat(split) else self._in_folders(split)
+        if classes is None and self._is_flat(split) and (self.root / "train").is_dir():
+            classes = [folder.name for folder in class_folders(self.root, "train")]
+        self.classes = pin_classes(sorted(set(labelled.values())), classes, where=self.root / split)
+        number = {name: place for place, name in enumerate(self.classes)}
+        self.ids, self.targets = list(labelled), [number[synset] for synset in labelled.values()]
+        if skip_broken:
+            self.ids, self.targets = without_broken(self.root, self.ids, self.targets)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,14 +208,35 @@ class ILSVRC(Dataset[Sample]):
         sample = Sample(id=self.ids[index], image=image, target=self.targets[index], boxes=boxes)
         return sample if self.transform is None else self.transform(sample)
 
+    def _is_flat(self, split: str) -> bool:
+        folder = self.root / split
+        return folder.is_dir() and not any(path.is_dir() for path in folder.iterdir())
+
+    def _in_folders(self, split: str) -> dict[str, str]:
+        folders = class_folders(self.root, split)
+        return {f"{split}/{folder.name}/{name}": folder.name for folder in folders for name in list_images(folder)}
+
+    def _flat(self, split: str) -> dict[str, str]:
+        labelled = {}
+        for name in list_images(self.root / split):
+            path = _xml_file(self.boxes, name)
+            names = [] if path is None else ilsvrc_boxes(path).names
+            if not names:
+                raise ValueError(
+                    f"the class of {self.root / split / name} is not known: expected {Path(name).stem}.xml with an "
+                    f"object in {self.boxes}, or the picture in a folder of its class"
+                )
+            labelled[f"{split}/{name}"] = names[0]
+        return labelled
+
     def _boxes(self, index: int, *, width: int, height: int) -> Boxes:
-        synset, stem = self.classes[self.targets[index]], Path(self.ids[index]).stem
-        for path in (self.boxes / synset / f"{stem}.xml", self.boxes / f"{stem}.xml"):
-            if path.exists():
-                found = ilsvrc_boxes(path, synset)
-                sx, sy = width / found.width, height / found.height
-                return found.boxes * torch.tensor([sx, sy, sx, sy])
-        return no_boxes()
+        synset, name = self.classes[self.targets[index]], self.ids[index]
+        path = _xml_file(self.boxes, f"{synset}/{Path(name).name}")
+        if path is None:
+            return no_boxes()
+        found = ilsvrc_boxes(path, synset)
+        sx, sy = width / found.width, height / found.height
+        return found.boxes * torch.tensor([sx, sy, sx, sy])
 
 
 class OxfordPets(Dataset[Sample]):
@@ -98,6 +252,8 @@ class OxfordPets(Dataset[Sample]):
         split: str,
         *,
         transform: SampleTransform | None = None,
+        skip_broken: bool = False,
+        classes: Sequence[str] | None = None,
         download: bool = False,
     ) -> None:
         from torchvision.datasets import OxfordIIITPet
@@ -108,39 +264,32 @@ class OxfordPets(Dataset[Sample]):
             known = OxfordIIITPet(root, split=split, download=download)
         except RuntimeError as error:
             raise FileNotFoundError(
-                f"no Oxford-IIIT Pet in {root}: expected oxford-iiit-pet/images and /annotations, or download=True"
+                f"no Oxford-IIIT Pet in {root}: expected {PETS}/images and {PETS}/annotations there, or download=True "
+                "(--download)"
             ) from error
-        self.root, self.transform = Path(root) / "oxford-iiit-pet", transform
-        self.classes = list(known.classes)
+        self.root, self.transform = Path(root) / PETS, transform
+        self.classes = pin_classes(list(known.classes), classes, where=self.root)
         lines = (self.root / "annotations" / f"{split}.txt").read_text().split("\n")
         fields = [line.split() for line in lines if line.strip()]
-        self._names = [field[0] for field in fields]
-        self.ids = [f"images/{name}.jpg" for name in self._names]
-        self.targets = [int(field[1]) - 1 for field in fields]
+        self.ids = [f"images/{field[0]}.jpg" for field in fields]
+        self.targets = [self.classes.index(known.classes[int(field[1]) - 1]) for field in fields]
+        if skip_broken:
+            self.ids, self.targets = without_broken(self.root, self.ids, self.targets)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        pixels = _trimap(self.root / "annotations" / "trimaps" / f"{self._names[index]}.png")
-        image = read_image(self.root / self.ids[index])
+        name = self.ids[index]
+        pixels = read_pixels(self.root / "annotations" / "trimaps" / f"{Path(name).stem}.png", codes=(TRIMAP,))
         sample = Sample(
-            id=self.ids[index],
-            image=image,
+            id=name,
+            image=read_image(self.root / name),
             target=self.targets[index],
             boxes=boxes_of(pixels),
             pixels=pixels,
         )
         return sample if self.transform is None else self.transform(sample)
-
-
-def _trimap(path: Path) -> Pixels:
-    """Read a trimap: 1 object, 2 background, 3 border."""
-    with Image.open(path) as picture:
-        array = np.array(picture)
-    if array.ndim != 2 or not set(np.unique(array).tolist()) <= {1, 2, 3}:
-        raise ValueError(f"the trimap {path} must hold 1 (object), 2 (background), 3 (border) only")
-    return torch.from_numpy(np.array([0, 1, 0, IGNORED], np.uint8)[array])
 
 
 _SIZE = ("width", "height")

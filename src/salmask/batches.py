@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.samples import Batch, Labelled, Sample, SampleTransform, pack, unpack
+from salmask.samples import Batch, Labelled, Sample, SampleTransform, no_boxes, pack, unpack
 
 __all__ = [
     "Cached",
@@ -59,8 +59,9 @@ def training_batches(
 
     Batch k holds the items k * batch_size ... (k + 1) * batch_size - 1 of the concatenated permutations; n
     / batch_size batches are one pass. `augment` comes after the data set's own transform and may draw from
-    torch's global generator. Neither `start` nor `workers` changes a bit of a batch. Errors: ValueError for
-    an empty data set, a batch size below 1, a negative start.
+    torch's global generator. Neither `start` nor `workers` changes a bit of a batch. Where the evidence is stays
+    behind: a training batch has pictures and labels, but no box and no pixel mask. Errors: ValueError for an empty
+    data set, a batch size below 1, a negative start.
     """
     if len(dataset) == 0:
         raise ValueError("the data set is empty: expected at least one image to train on")
@@ -250,7 +251,7 @@ class _Keyed(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         with drawing(self.seed, *key):
-            sample = self.dataset[key[1]]
+            sample = replace(self.dataset[key[1]], boxes=no_boxes(), pixels=None)
             return sample if self.augment is None else self.augment(sample)
 
 

@@ -7,7 +7,7 @@ The parts: `samples` (a sample, a batch, the transforms), `readers` (folders), `
 `batches` (streams and subsets).
 """
 
-from salmask.archives import ILSVRC, OxfordPets, ilsvrc_boxes
+from salmask.archives import ILSVRC, OxfordPets, absolute, has_split, ilsvrc_boxes, open_data
 from salmask.batches import (
     Cached,
     View,
@@ -46,14 +46,17 @@ __all__ = [
     "ShortSide",
     "Squash",
     "View",
+    "absolute",
     "boxes_in",
     "cached",
     "clip_boxes",
     "collate",
     "evaluation_batches",
+    "has_split",
     "ilsvrc_boxes",
     "move",
     "no_boxes",
+    "open_data",
     "read_boxes",
     "read_image",
     "read_pixels",

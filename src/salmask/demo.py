@@ -42,7 +42,7 @@ class Sizes:
     """How much is made and trained. epochs of the maskers are passes over the training pictures."""
 
     pictures: int = 4000
-    measured: int = 500
+    measured: int = 300
     side: int = 64
     classifier_epochs: float = 11.0
     fixed_epochs: float = 2.5

@@ -2,7 +2,7 @@
 
     root/<split>/<class>/*.jpg ...        the pictures, a folder a class
     root/<split>_boxes.csv                image,class,x0,y0,x1,y1[,width,height]; several rows an image
-    root/<split>_masks/<class>/<stem>.png pixel masks: 0 background, 255 object, 128 ignored
+    root/<split>_masks/<class>/<stem>.png pixel masks: 0 background, 255 object, 128 ignored, or a trimap of 1, 2, 3
 
 Boxes and masks are optional. `image` is the path relative to the root. Boxes are half-open, in pixels of
 the upright picture or, where `width,height` are given, of a picture of that size.
@@ -12,7 +12,8 @@ import csv
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,20 +30,24 @@ from salmask.types import IGNORED, Boxes, Pixels
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "TRIMAP",
     "BoxRow",
     "ImageFolder",
     "boxes_in",
     "class_folders",
     "finite_number",
     "list_images",
+    "pin_classes",
     "read_boxes",
     "read_image",
     "read_pixels",
     "read_table",
+    "without_broken",
 ]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MASK_VALUES = {0: 0, 255: 1, 128: IGNORED}
+MASK = {0: 0, 255: 1, 128: IGNORED}
+TRIMAP = {2: 0, 1: 1, 3: IGNORED}
 HEADER = ("image", "class", "x0", "y0", "x1", "y1")
 ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
 # What PIL raises for files that are cut short, empty, of another format, or absurdly large.
@@ -79,21 +84,27 @@ def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def read_pixels(path: Path) -> Pixels:
-    """Decode a pixel mask: 0 background, 255 object (1 here), 128 ignored (255 here). Errors: ValueError."""
+def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP)) -> Pixels:
+    """Decode a pixel mask to 0 background, 1 object, 255 ignored.
+
+    codes: the ways to write (background, object, ignored), of which the first that has all values of the file is
+    taken: (0, 255, 128), and the trimap (2, 1, 3). Errors: ValueError.
+    """
     try:
         with Image.open(path) as picture:
             array = np.array(picture.convert("L") if picture.mode in {"1", "P", "RGB"} else picture)
     except BROKEN as error:
         raise ValueError(f"the pixel mask {path} cannot be decoded ({error}): repair or remove it") from error
-    values = np.unique(array)
-    if array.ndim != 2 or not set(values.tolist()) <= set(MASK_VALUES):
+    values = set(np.unique(array).tolist())
+    code = next((code for code in codes if values <= code.keys()), None)
+    if array.ndim != 2 or code is None:
+        told = ", or of ".join("{} (background), {} (object), {} (ignored)".format(*code) for code in codes)
         raise ValueError(
-            f"the pixel mask {path} must be one grey channel of 0 (background), 255 (object), 128 (ignored); came "
-            f"shape {array.shape}, values {values[:8].tolist()}"
+            f"the pixel mask {path} must be one grey channel of {told}; came shape {array.shape}, values "
+            f"{sorted(values)[:8]}"
         )
     table = np.zeros(256, np.uint8)
-    for stored, meant in MASK_VALUES.items():
+    for stored, meant in code.items():
         table[stored] = meant
     return torch.from_numpy(table[array])
 
@@ -179,7 +190,7 @@ class ImageFolder(Dataset[Sample]):
         self.root, self.split, self.transform = Path(root), split, transform
         folders = class_folders(self.root, split)
         found = [(folder, list_images(folder)) for folder in folders]
-        self.classes = _pinned(folders, classes, where=self.root / split)
+        self.classes = pin_classes([folder.name for folder in folders], classes, where=self.root / split)
         self.ids: list[str] = []
         self.targets: list[int] = []
         for folder, names in found:
@@ -189,7 +200,7 @@ class ImageFolder(Dataset[Sample]):
         self._rows = self._boxes_by_image() if self._table.exists() else {}
         self._masks = self.root / f"{split}_masks"
         if skip_broken:
-            self._leave_out_broken()
+            self.ids, self.targets = without_broken(self.root, self.ids, self.targets)
         self._check_boxes()
 
     def __len__(self) -> int:
@@ -246,17 +257,6 @@ class ImageFolder(Dataset[Sample]):
             if size is not None:
                 boxes_in(rows, width=size[0], height=size[1], source=str(self._table))
 
-    def _leave_out_broken(self) -> None:
-        broken = [index for index, name in enumerate(self.ids) if not _decodes(self.root / name)]
-        if not broken:
-            return
-        names = ", ".join(self.ids[index] for index in broken[:5]) + (" ..." if len(broken) > 5 else "")
-        warnings.warn(f"{len(broken)} of {len(self.ids)} pictures are broken and left out: {names}", stacklevel=3)
-        kept = sorted(set(range(len(self.ids))) - set(broken))
-        if not kept:
-            raise ValueError(f"none of the {len(broken)} pictures in {self.root / self.split} can be decoded")
-        self.ids, self.targets = [self.ids[i] for i in kept], [self.targets[i] for i in kept]
-
 
 def class_folders(root: Path, split: str) -> list[Path]:
     """Return the class folders of a split, sorted. Errors: FileNotFoundError, ValueError for a split without any."""
@@ -291,6 +291,34 @@ def list_images(folder: Path) -> list[str]:
     return names
 
 
+def pin_classes(found: Sequence[str], classes: Sequence[str] | None, *, where: Path) -> list[str]:
+    """Return the given classes, or those found where none are. Errors: ValueError for found ones that are not given."""
+    if classes is None:
+        return list(found)
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{where} has classes that the given list lacks: {', '.join(unknown[:5])}; expected some of the "
+            f"{len(classes)} classes {', '.join(list(classes)[:5])} ..."
+        )
+    return list(classes)
+
+
+def without_broken(root: Path, ids: Sequence[str], targets: Sequence[int]) -> tuple[list[str], list[int]]:
+    """Return ids and targets of the pictures that can be decoded; warn of the others.
+
+    Errors: ValueError where none is left.
+    """
+    good = [_decodes(root / name) for name in ids]
+    broken = [name for name, fine in zip(ids, good, strict=True) if not fine]
+    if broken:
+        names = ", ".join(broken[:5]) + (" ..." if len(broken) > 5 else "")
+        warnings.warn(f"{len(broken)} of {len(ids)} pictures are broken and left out: {names}", stacklevel=4)
+    if not any(good):
+        raise ValueError(f"none of the {len(ids)} pictures in {root} can be decoded")
+    return list(compress(ids, good)), list(compress(targets, good))
+
+
 def finite_number(text: str | None, *, where: str) -> float:
     """Read a finite number. Errors: ValueError saying `where` and what came."""
     try:
@@ -300,19 +328,6 @@ def finite_number(text: str | None, *, where: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{where}: expected a number, came {text!r}")
     return number
-
-
-def _pinned(folders: Iterable[Path], classes: Sequence[str] | None, *, where: Path) -> list[str]:
-    names = [folder.name for folder in folders]
-    if classes is None:
-        return names
-    unknown = sorted(set(names) - set(classes))
-    if unknown:
-        raise ValueError(
-            f"{where} has classes that the given list lacks: {', '.join(unknown[:5])}; expected some of the "
-            f"{len(classes)} classes {', '.join(list(classes)[:5])} ..."
-        )
-    return list(classes)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

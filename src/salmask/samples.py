@@ -8,6 +8,7 @@ evaluation read.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -145,6 +146,8 @@ def move(sample: Sample, transform: v2.Transform, *, clip: bool) -> Sample:
     are cut at the new border and lost ones dropped; without, every box stays, also where it now reaches
     beyond the picture.
     """
+    if sample.pixels is None and not len(sample.boxes):
+        return replace(sample, image=transform(sample.image))  # the same, without the cost of keeping things together
     height, width = sample.image.shape[-2:]
     parts: dict[str, Tensor] = {"image": tv_tensors.Image(sample.image)}
     if len(sample.boxes):
@@ -217,10 +220,14 @@ class CropFlip:
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a randomly cropped and flipped sample."""
+        return move(sample, self._geometry, clip=True)
+
+    @cached_property
+    def _geometry(self) -> v2.Transform:  # made once: making it takes longer than applying it
         crop = v2.RandomResizedCrop(
             self.size, scale=self.scale, ratio=self.ratio, interpolation=self.interpolation, antialias=True
         )
-        return move(sample, v2.Compose([crop, v2.RandomHorizontalFlip(self.flip)]), clip=True)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(self.flip)])
 
 
 def _size(sample: Sample) -> str:

@@ -89,8 +89,8 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     """Score saved maps and write rows, counts, meta.json, summary.json and index.html to `out`.
 
     maps: MAPS.npz or MAPS.npy (`saved_maps`). boxes: image,class,x0,y0,x1,y1[,width,height], in pixels of the maps
-    unless width,height say which picture they are in. masks_dir: one PNG per id (0 background, 255 object, 128
-    ignored), brought to the maps' size by nearest neighbour. labels: image,label[,predicted], class indices.
+    unless width,height say which picture they are in; or a folder of XML files (`archives`). masks_dir: one PNG per
+    id (`read_pixels`), brought to the maps' size by nearest neighbour. labels: image,label[,predicted], class indices.
     gaze: folder of gaze maps (`gaze`), for scores of human attention; the centre bias is the mean gaze of the others.
     metrics: names of METRICS; None: every plain name that the given truth allows. normalize: how maps come into
     [0, 1]: none, minmax, max or rank. scoring: for metrics that show pictures to a classifier (one process only).
@@ -109,7 +109,7 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
         raise ValueError(
             f"baselines must be among {', '.join(BASELINES)}, and not the maps' own name; came {wrong[0]!r}"
         )
-    truth = read_truth(boxes, masks_dir, labels)
+    truth = read_truth(boxes, masks_dir, labels, saved.ids)
     if work.only_scored:
         truth = truth.only(saved.ids)
     truth.match(saved.ids)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from salmask.archives import xml_rows
 from salmask.chunks import Label
 from salmask.readers import BoxRow, read_boxes, read_pixels, read_table
 from salmask.types import Boxes, Pixels
@@ -136,13 +137,20 @@ class Truth:
             )
 
 
-def read_truth(boxes: str | Path | None, masks: str | Path | None, labels: str | Path | None) -> Truth:
-    """Read what is given. Errors: FileNotFoundError; ValueError naming file and line."""
+def read_truth(
+    boxes: str | Path | None, masks: str | Path | None, labels: str | Path | None, ids: Sequence[str]
+) -> Truth:
+    """Read what is given; boxes: a table, or a folder of XML files, of which those of the ids are read.
+
+    Errors: FileNotFoundError; ValueError naming file and line.
+    """
+    table = None if boxes is None else Path(boxes)
+    read = None if table is None else (xml_rows(table, ids) if table.is_dir() else read_boxes(table))
     return Truth(
-        boxes=None if boxes is None else read_boxes(Path(boxes)),
+        boxes=read,
         masks=None if masks is None else Path(masks),
         labels=None if labels is None else read_labels(labels),
-        table=None if boxes is None else Path(boxes),
+        table=table,
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from salmask.commands.options import Pictures, Precision
+from salmask.commands.options import Data, Precision
 from salmask.console import print_table, progress_bar, say, typed_command, version
 
 if TYPE_CHECKING:
@@ -36,11 +36,9 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Pictures):
+class Classifier(Data):
     """Train or fine-tune a classifier on a folder of pictures, for data that has none."""
 
-    data: Path
-    """Folder with train/<class>/* and, for its accuracy, val/<class>/*."""
     network: str
     """timm:NAME, or timm:NAME@FILE to go on from weights."""
     out: Path
@@ -65,7 +63,7 @@ class Classifier(Pictures):
         import torch
 
         from salmask.classifier import Classifier
-        from salmask.data import ImageFolder
+        from salmask.data import has_split
         from salmask.files import writable_folder
         from salmask.fit import FitSettings, accuracy, fit_classifier
         from salmask.specs import Loaded, View, load_classifier, save_classifier
@@ -73,22 +71,22 @@ class Classifier(Pictures):
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out names a .safetensors file, came {self.out}")
-        folders = ImageFolder(self.data, "train", transform=None, skip_broken=self.skip_broken)
+        pictures = self.read("train")
         name = self.network.removeprefix("timm:")
         torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
         if "@" in name:
             loaded = load_classifier(self.network, **self.pictures())
-            if loaded.classifier.num_classes != len(folders.classes):
+            if loaded.classifier.num_classes != len(pictures.classes):
                 raise ValueError(
                     f"{name} tells {loaded.classifier.num_classes} classes apart, {self.data} has "
-                    f"{len(folders.classes)}: go on from weights for these classes, or begin anew"
+                    f"{len(pictures.classes)}: go on from weights for these classes, or begin anew"
                 )
         else:
             built = Classifier.from_timm(
-                name, pretrained=self.pretrained, num_classes=len(folders.classes), image_size=self.image_size
+                name, pretrained=self.pretrained, num_classes=len(pictures.classes), image_size=self.image_size
             )
             loaded = Loaded(built, name, View(built.image_size, self.fit or "crop", self.interpolation or "bilinear"))
-        loaded = replace(loaded, classes=tuple(folders.classes))
+        loaded = replace(loaded, classes=tuple(pictures.classes))
         settings = FitSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -99,30 +97,22 @@ class Classifier(Pictures):
         )
         fit_classifier(
             loaded.classifier,
-            folders,
+            pictures,
             settings=settings,
             augment=loaded.view.augmentation(),
             progress=progress_bar("training"),
         )
         save_classifier(self.out, loaded)
         say(f"classifier: timm:{loaded.network}@{self.out}")
-        if (self.data / "val").is_dir():
-            val = ImageFolder(
-                self.data,
-                "val",
-                transform=loaded.view.transform(),
-                classes=folders.classes,
-                skip_broken=self.skip_broken,
-            )
+        if has_split(self.data, "val"):
+            val = self.read("val", transform=loaded.view.transform(), classes=pictures.classes)
             say(f"accuracy on val: {accuracy(loaded.classifier, val):.3f}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Pictures):
+class Train(Data):
     """Train a masker beside a classifier."""
 
-    data: Path
-    """Folder with train/<class>/*."""
     classifier: str
     """timm:NAME, timm:NAME@FILE, or the folder of a run."""
     out: Path
@@ -175,7 +165,7 @@ class Train(Pictures):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.data import ImageFolder, training_batches
+        from salmask.data import training_batches
         from salmask.jobs import load_infills, train_run
         from salmask.released import as_released
         from salmask.specs import load_classifier
@@ -185,7 +175,7 @@ class Train(Pictures):
         variant = self._variant()
         recipe = variant.build_recipe()
         loaded = load_classifier(self.classifier, **self.pictures())
-        pictures = ImageFolder(self.data, "train", transform=None, classes=loaded.classes, skip_broken=self.skip_broken)
+        pictures = self.read("train", classes=loaded.classes)
         dataset = chosen_data(variant, pictures, self.seed)
         settings = Settings(
             epochs=self.epochs,
@@ -221,7 +211,7 @@ class Train(Pictures):
             out=self.out,
             resume=self.resume,
             facts={
-                "data": str(self.data),
+                "data": self.data,
                 "per_class": self.per_class,
                 "variant": variant.settings(),
                 "command": typed_command(),
@@ -258,8 +248,8 @@ class Train(Pictures):
 class Inpainter:
     """Train an inpainter on a folder of pictures: a counterfactual infill for `train --infill FILE`."""
 
-    data: Path
-    """Folder with train/<class>/*."""
+    data: str
+    """As for `train`."""
     out: Path
     """.safetensors file; a picture of what it fills is written beside it."""
     image_size: int = 128
@@ -281,14 +271,14 @@ class Inpainter:
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.data import ImageFolder
+        from salmask.data import open_data
         from salmask.files import writable_folder
         from salmask.jobs import train_inpainter
 
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out names a .safetensors file, came {self.out}")
         writable_folder(self.out.parent)
-        pictures = ImageFolder(self.data, "train", transform=None, skip_broken=self.skip_broken)
+        pictures = open_data(self.data, "train", skip_broken=self.skip_broken)
         errors = train_inpainter(
             pictures,
             out=self.out,

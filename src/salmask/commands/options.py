@@ -1,9 +1,15 @@
 """Options that several commands share."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-__all__ = ["Normalize", "Pictures", "Precision", "Sight"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from salmask.data import Labelled, SampleTransform
+
+__all__ = ["Data", "Normalize", "Pictures", "Precision", "Sight"]
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Normalize = Literal["none", "minmax", "max", "rank"]
@@ -31,3 +37,33 @@ class Pictures(Sight):
 
     skip_broken: bool = False
     """Leave out pictures that cannot be decoded, instead of stopping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Pictures):
+    """Which pictures, with what is known of where their evidence is."""
+
+    data: str
+    """Folder with train/<class>/*, val/<class>/* and, for localization, box tables; or an ILSVRC tree, or pets:DIR
+    (docs/data.md)."""
+    download: bool = False
+    """Fetch Oxford-IIIT Pet into the DIR of pets:DIR, if it is not there."""
+
+    def read(
+        self, split: str, *, transform: "SampleTransform | None" = None, classes: "Sequence[str] | None" = None
+    ) -> "Labelled":
+        """Return a split of the data."""
+        from salmask.data import open_data
+
+        return open_data(
+            self.data,
+            split,
+            transform=transform,
+            skip_broken=self.skip_broken,
+            classes=classes,
+            download=self.download,
+        )
+
+    def data_name(self) -> str:
+        """Return what a report calls the data."""
+        return Path(self.data).name

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from salmask.commands.options import Normalize, Pictures, Sight
+from salmask.commands.options import Data, Normalize, Pictures, Sight
 from salmask.console import print_table, progress_bar, say, typed_command, version
 
 __all__ = ["Evaluate", "Explain", "Report", "Sanity", "Score"]
@@ -55,11 +55,9 @@ class Explain(Pictures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Pictures):
+class Evaluate(Data):
     """Measure explainers on a split: rows, a table with intervals, pictures, a page."""
 
-    data: Path
-    """Folder with <split>/<class>/* and, for localization, <split>_boxes.csv."""
     explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN|NAME ...")]
     """Folders of runs, released checkpoints (.chk), or names such as gradcam, center, rise:masks=500."""
     out: Path
@@ -89,7 +87,6 @@ class Evaluate(Pictures):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.data import ImageFolder
         from salmask.files import writable_folder
         from salmask.jobs import compare, spread
         from salmask.measure import Rules
@@ -119,9 +116,7 @@ class Evaluate(Pictures):
             load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
         )
         view = base.view
-        dataset = ImageFolder(
-            self.data, self.split, transform=view.transform(), classes=base.classes, skip_broken=self.skip_broken
-        )
+        dataset = self.read(self.split, transform=view.transform(), classes=base.classes)
         rules = Rules(
             target=self.target,
             normalize={} if self.normalize is None else self.normalize,
@@ -142,7 +137,7 @@ class Evaluate(Pictures):
             batch_size=self.batch_size,
             out=self.out,
             about={
-                "data": f"{self.data.name}, {self.split}",
+                "data": f"{self.data_name()}, {self.split}",
                 "classifier": self.classifier or self.explainer[0],
                 "command": typed_command(),
                 "version": version(),
@@ -160,9 +155,10 @@ class Score(Sight):
     maps: tyro.conf.Positional[Path]
     """.npz with ids (N,) and maps (N, H, W), or maps.npy with ids.txt or ids.npy beside it."""
     boxes: Path | None = None
-    """CSV with image,class,x0,y0,x1,y1, in pixels of the maps unless width,height are given."""
+    """CSV with image,class,x0,y0,x1,y1, in pixels of the maps unless width,height are given; or a folder of XML files
+    such as ILSVRC's."""
     masks: Path | None = None
-    """Folder of pixel truth, one PNG an id."""
+    """Folder of pixel truth, one PNG an id: 0, 255 (object), 128 (ignored), or trimaps as of Oxford-IIIT Pet."""
     out: Path
     """Folder for rows.jsonl, summary.json and index.html."""
     labels: Path | None = None
@@ -224,11 +220,9 @@ class Score(Sight):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sanity(Pictures):
+class Sanity(Data):
     """Do the maps change when the weights do? Randomise layer after layer: rows, a curve, picture strips."""
 
-    data: Path
-    """Folder with <split>/<class>/*."""
     explainer: str
     """Folder of a run, or a name such as gradcam."""
     out: Path
@@ -248,13 +242,12 @@ class Sanity(Pictures):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.data import ImageFolder
         from salmask.jobs import check_sanity, spread
         from salmask.specs import load_classifier, load_explainer
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         _, explainer, loaded = load_explainer(self.explainer, loaded=base)
-        dataset = ImageFolder(self.data, self.split, transform=loaded.view.transform(), skip_broken=self.skip_broken)
+        dataset = self.read(self.split, transform=loaded.view.transform())
         written = check_sanity(
             explainer,
             loaded,

@@ -24,8 +24,8 @@ class Study:
     .py file with a function study(scale)."""
     out: Path
     """Folder for the study's rows and report; `all` makes one folder a study in it."""
-    data: Path | None = None
-    """Folder with train, val and their box tables; built-in pictures where not given."""
+    data: str | None = None
+    """Folder with train, val and their box tables, an ILSVRC tree, or pets:DIR; built-in pictures where not given."""
     classifier: str | None = None
     """SPEC of the explained classifier; trained on the spot for built-in pictures."""
     jobs: Path = Path("runs/study")
@@ -106,7 +106,7 @@ class Study:
                 engine=self._engine(),
                 say=say,
                 about={
-                    "data": "built-in pictures" if self.data is None else self.data.name,
+                    "data": "built-in pictures" if self.data is None else Path(self.data).name,
                     "classifier": self.classifier or "trained on built-in pictures",
                     "command": typed_command(),
                     "version": version(),
@@ -129,13 +129,14 @@ class Study:
         return replace(scale, **given)
 
     def _place(self) -> Any:
+        from salmask.data import absolute
         from salmask.study import Place
 
         if self.data is not None:
             if self.classifier is None:
                 raise ValueError("a study of your own data needs --classifier: train one with `salmask classifier`")
             return Place(
-                data=str(self.data.resolve()),
+                data=absolute(self.data),
                 classifier=self.classifier,
                 image_size=self.image_size,
                 interpolation=self.interpolation,

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from salmask.data import CropFlip, ImageFolder, Labelled, cached, shuffled_labels, split_off, subset, training_batches
+from salmask.data import CropFlip, Labelled, cached, open_data, shuffled_labels, split_off, subset, training_batches
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
@@ -53,7 +53,7 @@ _OF_THE_TABLE = ("seeds", "other_seeds", "candidates", "measured", "final")  # w
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a study finds its pictures and its classifier. data: a folder, or None for built-in pictures."""
+    """Where a study finds its pictures and its classifier. data: of `open_data`, or None for built-in pictures."""
 
     data: str | None
     classifier: str
@@ -69,7 +69,7 @@ class Place:
     def folder(self, split: str, *, transform: Any, classes: Any = None) -> Labelled:
         """Return the pictures of a split."""
         if self.data is not None:
-            return ImageFolder(Path(self.data), split, transform=transform, classes=classes)
+            return open_data(self.data, split, transform=transform, classes=classes)
         pictures = Synthetic(4000 if split == "train" else 500, seed=int(split != "train"), size=64)
         return pictures if transform is None else _Seen(pictures, transform)
 
