@@ -170,8 +170,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path) -> None:
 
 
 def test_as_released_draws_classifiers_and_does_not_use_them() -> None:
-    described = dataclasses.replace(RECIPES["casm_l100"], clean_statistics=True)
+    described = dataclasses.replace(RECIPES["casm_l100"], statistics="clean")
     released = as_released(described)
     assert (described.history, released.history) == ("sample", "skip_update")
-    assert not released.clean_statistics and released.historic == described.historic
+    assert released.statistics == "all" and released.historic == described.historic
     assert as_released(RECIPES["fix"]) == RECIPES["fix"]

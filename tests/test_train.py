@@ -359,10 +359,23 @@ def test_clean_statistics_remember_the_clean_pictures_alone(tmp_path) -> None:
     twin.network.train()
     twin.logits(batch_number(0).images)
     _, mixed = run(tmp_path / "mixed", ALONGSIDE, settings)
-    _, clean = run(tmp_path / "clean", replace(ALONGSIDE, clean_statistics=True), settings)
+    _, clean = run(tmp_path / "clean", replace(ALONGSIDE, statistics="clean"), settings)
     theirs = twin.network.stem[1].running_mean
     torch.testing.assert_close(clean.network.stem[1].running_mean, theirs)
     assert not torch.allclose(mixed.network.stem[1].running_mean, theirs, rtol=1e-3)
+
+
+def test_held_statistics_are_those_that_the_classifier_came_with(tmp_path) -> None:
+    first = new_classifier().network.stem[1]
+    _, held = run(tmp_path, replace(ALONGSIDE, statistics="held"), replace(SETTINGS, epochs=0.5))
+    last = held.network.stem[1]
+    assert torch.equal(last.running_mean, first.running_mean) and torch.equal(last.running_var, first.running_var)
+    assert not torch.equal(last.weight, first.weight)  # the rest learns
+
+
+def test_unknown_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match="statistics is one of all, clean, held, came 'mine'"):
+        replace(ALONGSIDE, statistics="mine")
 
 
 def test_still_statistics_come_back_to_life() -> None:

@@ -25,6 +25,7 @@ from salmask.objective import OBJECTIVES, Objective, Outcome, area_weighted
 __all__ = ["HISTORIES", "RECIPES", "Balance", "Recipe"]
 
 HISTORIES = ("off", "skip_update", "sample")
+STATISTICS = ("all", "clean", "held")
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ class Recipe:
         the paper's released code does); "sample" a stored one (what is described; CASM).
     pool_every, pool_size: store the classifier every so many batches, at most so many; the first one is stored at
         the start. A full pool replaces a random one.
-    clean_statistics: a classifier trained alongside remembers the normalisation statistics of clean pictures alone,
-        so that in use the masker reads the features that it was trained on; the released code mixes in those of
-        kept and removed pictures.
+    statistics: what the batch normalisation of a classifier trained alongside remembers, and so what the masker reads
+        in use: "all", of clean, kept and removed pictures (the released code); "clean", of clean ones alone; "held",
+        nothing: it works with those that it came with, in training as in use, so that small batches are no trouble.
     balance: steer the area weights; needs the terms of `objective.area_weighted`.
     """
 
@@ -133,13 +134,15 @@ class Recipe:
     historic: float = 0.0
     pool_every: int = 100
     pool_size: int = 30
-    clean_statistics: bool = False
+    statistics: str = "all"
     balance: Balance | None = None
     name: str = field(default="own", compare=False)
 
     def __post_init__(self) -> None:
         if self.history not in HISTORIES:
             raise ValueError(f"history is one of {', '.join(HISTORIES)}, came {self.history!r}")
+        if self.statistics not in STATISTICS:
+            raise ValueError(f"statistics is one of {', '.join(STATISTICS)}, came {self.statistics!r}")
         if not 0 <= self.historic <= 1:
             raise ValueError(f"historic is a probability, came {self.historic}")
         needed = set(area_weighted().terms)
@@ -160,7 +163,7 @@ class Recipe:
             "historic": self.historic,
             "pool_every": self.pool_every,
             "pool_size": self.pool_size,
-            "clean_statistics": self.clean_statistics,
+            "statistics": self.statistics,
             "balance": None if self.balance is None else asdict(self.balance),
         }
 
@@ -174,7 +177,7 @@ def _recipes() -> dict[str, Recipe]:
     balanced = Recipe(area_weighted(), balance=Balance())
     table = {
         "auto": balanced,
-        "auto_ca": replace(balanced, **alongside, history="skip_update", clean_statistics=True),  # type: ignore[arg-type]
+        "auto_ca": replace(balanced, **alongside, history="skip_update", statistics="held"),  # type: ignore[arg-type]
         "fix": Recipe(OBJECTIVES["fix"]),
         "ca": Recipe(OBJECTIVES["ca"], **alongside, history="skip_update"),  # type: ignore[arg-type]
         "casm_f": Recipe(casm["casm_f"]),

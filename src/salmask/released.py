@@ -40,7 +40,7 @@ def as_released(recipe: Recipe) -> Recipe:
     does not learn from them ("skip_update"); and normalisation statistics are those of all pictures mixed.
     """
     history = "skip_update" if recipe.history == "sample" else recipe.history
-    return replace(recipe, history=history, clean_statistics=False)
+    return replace(recipe, history=history, statistics="all")
 
 
 def metric_as_released(name: str) -> str:

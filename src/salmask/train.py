@@ -112,7 +112,11 @@ def train(
     run = _Run(masker, classifier, recipe, settings, infill or mean_colour(classifier), settings.steps(images), fabric)
     start, logged = run.load(out, images) if resume else _fresh(out)
     with ExitStack() as held, _Log(out, start, fabric.is_global_zero, **logged) as log:
-        held.enter_context(classifier.frozen() if recipe.fixed else _learning(classifier.network))
+        held.enter_context(
+            classifier.frozen()
+            if recipe.fixed
+            else _learning(classifier.network, hold_statistics=recipe.statistics == "held")
+        )
         if run.pool is not None and fabric.is_global_zero:
             run.pool.prune(out / POOL)  # files that an earlier run, or the lost part of this one, has left
         masker.train()
@@ -261,7 +265,7 @@ class _Run:
         return self.pool.draw(), False
 
     def _statistics(self, opponent: Classifier) -> Any:
-        return still_statistics(opponent.network) if self.recipe.clean_statistics else ExitStack()
+        return still_statistics(opponent.network) if self.recipe.statistics == "clean" else ExitStack()
 
     def _objective(self) -> Any:
         steering, objective = self.recipe.balance, self.recipe.objective
@@ -421,12 +425,17 @@ class _Log:
 
 
 @contextmanager
-def _learning(network: nn.Module) -> Iterator[None]:
-    """Hold a network in train mode, without gradients of an earlier owner; restore modes and gradients after."""
+def _learning(network: nn.Module, *, hold_statistics: bool) -> Iterator[None]:
+    """Hold a network in train mode, without gradients of an earlier owner; restore modes and gradients after.
+
+    hold_statistics: its normalisation stays in eval mode, so that it uses the statistics that it has.
+    """
     modes = [(module, module.training) for module in network.modules()]
     gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
     try:
         network.train().zero_grad(set_to_none=True)
+        for layer in _normalisations(network) if hold_statistics else ():
+            layer.eval()
         yield
     finally:
         for module, mode in modes:
@@ -448,7 +457,7 @@ def _drawing(device: torch.device, *key: int) -> Iterator[None]:
 @contextmanager
 def still_statistics(network: nn.Module) -> Iterator[None]:
     """Let normalisation layers in train mode use their batch without remembering it."""
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = _normalisations(network)
     momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
@@ -457,6 +466,10 @@ def still_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+def _normalisations(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def mean_colour(classifier: Classifier) -> MeanColour:

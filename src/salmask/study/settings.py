@@ -86,7 +86,7 @@ class Variant:
 
     recipe: of `recipes.RECIPES`. terms: (name, weight) pairs that replace its objective. weights: (name, weight)
     pairs set anew in it. alongside: True for a classifier that is trained too (CA), None as the recipe has it.
-    history, historic, pool_every, pool_size: of the recipe, where not None.
+    history, historic, pool_every, pool_size, statistics: of the recipe, where not None.
     layers: maps that are read; None for the study's own. head: "sigmoid" or "concrete" (Gumbel), with temperature,
     hard and learnable. area_condition, class_condition: what else the masker is told. area_power: 1 or 2, of
     abs(mean m - p). infill_kept, infill_removed: names or files as in `specs.load_infill`; remask: as the released
@@ -106,6 +106,7 @@ class Variant:
     historic: float | None = None
     pool_every: int | None = None
     pool_size: int | None = None
+    statistics: str | None = None
     layers: tuple[int, ...] | None = None
     upsample: str = "nearest"
     head: str = "sigmoid"
@@ -158,7 +159,7 @@ class Variant:
             recipe = replace(recipe, objective=_bordered(recipe.objective, self.tv_border))
         if self.alongside is not None:
             recipe = replace(recipe, fixed=not self.alongside)
-        given = {name: getattr(self, name) for name in ("history", "historic", "pool_every", "pool_size")}
+        given = {name: getattr(self, name) for name in ("history", "historic", "pool_every", "pool_size", "statistics")}
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
     def trained(self) -> "Variant":

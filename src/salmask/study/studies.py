@@ -87,6 +87,7 @@ def classifier(scale: Scale) -> Study:
         Row(name="FIX", candidates=_candidates("FIX"), seeds=scale.other_seeds),
         Row(name="CA, pool off", variant=ca(history="off"), seeds=scale.other_seeds),
         Row(name="CA, skip update", variant=ca(), seeds=scale.other_seeds),
+        Row(name="CA, statistics held", variant=ca(statistics="held"), seeds=scale.other_seeds),
         Row(name="CA, read with the original", variant=ca(reads=ORIGINAL), seeds=scale.other_seeds),
     ]
     for size, every in ((30, 100), (30, 10), (5, 10)):
