@@ -51,7 +51,8 @@ def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) 
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if not warned:
-                warnings.warn(f"out of memory: going on with {max_batch} images a pass", stacklevel=2)
+                count_now = f"{max_batch} image{'' if max_batch == 1 else 's'}"
+                warnings.warn(f"out of memory: going on with {count_now} a pass", stacklevel=2)
             warned = True
             continue
         yield result

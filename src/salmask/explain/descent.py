@@ -9,7 +9,6 @@ leaves the batch.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import out_of_memory
+from salmask.explain.batching import pieces
 from salmask.explain.folded import folded
 from salmask.explain.parametrisations import Drawn, Parametrisation, Scene
 from salmask.explain.schedule import Schedule, View
@@ -200,32 +199,13 @@ class Optimised:
             images, targets, start = _entered(classifier, images, targets, start)
             passes = 2 * self.schedule.iterations * self._pictures  # an image's, so that a batch changes nothing
             twin = folded(classifier, images, passes=passes, gradients=True)
-            return _joined(list(self._parts(classifier, twin, images, targets, start)))
 
-    def _parts(
-        self, classifier: Classifier, twin: Classifier, images: Images, targets: Targets | None, start: Masks | None
-    ) -> Iterator[Solution]:
-        """Solve as many images at once as max_batch allows; halve that, and say so, when memory runs out."""
-        share = max(1, self.max_batch // self._pictures)
-        done = 0
-        while done < len(images):
-            rows = slice(done, done + share)
-            try:
-                part = self._solve(
-                    classifier,
-                    twin,
-                    images[rows],
-                    None if targets is None else targets[rows],
-                    None if start is None else start[rows],
-                )
-            except RuntimeError as error:
-                if share == 1 or not out_of_memory(error):
-                    raise
-                share //= 2
-                warnings.warn(f"out of memory: going on with {share} images at once", stacklevel=2)
-                continue
-            yield part
-            done += share
+            def part(rows: slice) -> Solution:
+                asked, begun = (None if values is None else values[rows] for values in (targets, start))
+                return self._solve(classifier, twin, images[rows], asked, begun)
+
+            share = max(1, self.max_batch // self._pictures)
+            return _joined(list(pieces(part, len(images), max_batch=share)))
 
     def _solve(
         self, classifier: Classifier, twin: Classifier, images: Images, targets: Targets | None, start: Masks | None
