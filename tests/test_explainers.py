@@ -327,7 +327,7 @@ class Functional(SmallNet):
         return self.head(torch.relu(self.deep(x)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"cam"}))  # which reads no layer before a ReLU
 def test_in_place_and_reused_relus_change_no_map(name, images):
     layers = ("stem.0", "middle", "deep")
     wanted = explain(build(name), hand_written(seeded(Functional), layers=layers), images, torch.tensor([1, 2])).masks

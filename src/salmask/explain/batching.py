@@ -17,7 +17,7 @@ from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour
 from salmask.types import Images, Targets
 
-__all__ = ["at_rest", "by_pieces", "check_limit", "mean_colour", "out_of_memory", "pieces"]
+__all__ = ["at_rest", "by_pieces", "check_limit", "entered", "mean_colour", "out_of_memory", "pieces"]
 
 _Result = TypeVar("_Result")
 
@@ -75,10 +75,8 @@ def by_pieces(
         raise ValueError("expected at least one image, came a batch of none")
     if targets is not None and targets.shape != (len(images),):
         raise ValueError(f"expected targets ({len(images)},), one an image, came {tuple(targets.shape)}")
-    images = _entered(images, classifier)
-    given = None if targets is None else _entered(targets, classifier)
-    if given is not None and not given.is_floating_point():  # `check_targets` refuses the others
-        given = given.long()
+    images = entered(images, classifier)
+    given = None if targets is None else entered(targets, classifier)
 
     def part(rows: slice) -> Explanation:
         return explain(classifier, images[rows], None if given is None else given[rows])
@@ -98,8 +96,11 @@ def check_limit(max_batch: int) -> None:
         raise ValueError(f"max_batch is the number of images in one pass, at least 1, came {max_batch}")
 
 
-def _entered(values: Tensor, classifier: Classifier) -> Tensor:
+def entered(values: Tensor, classifier: Classifier) -> Tensor:
+    """Bring values to the classifier's device, as a tensor that autograd may keep; half precision becomes float32."""
     moved = values.detach().to(classifier.device)
+    if moved.is_floating_point() and moved.element_size() < 4:
+        moved = moved.float()
     return moved.clone() if moved.is_inference() else moved
 
 
