@@ -37,20 +37,19 @@ def folded(classifier: Classifier, images: Images, *, passes: int, gradients: bo
     full = all(value.dtype == torch.float32 for value in network.parameters())
     if passes < WORTHWHILE or not full or _hooked(network) or type(classifier).logits is not Classifier.logits:
         return classifier
-    picture = torch.cat([images[:1], 1 - images[:1].flip(3)])
+    pictures = torch.cat([images[:1], 1 - images[:1].flip(3)])
+    asked = ((pictures, False), (pictures[:1], gradients))  # twice: the network may have a memory
     for quicken in (_in_channels_last,) if gradients else (_in_onednn_layout, _in_channels_last):
         try:
             with warnings.catch_warnings():  # torch's own code for oneDNN's layout warns of an old decorator
                 warnings.simplefilter("ignore", FutureWarning)
                 twin = _with_network(classifier, quicken(network))
-            found = _answer(twin, picture.flip(0), gradients=gradients)
+            found = [_answer(twin, shown, gradients=slopes) for shown, slopes in asked]
         except Exception as error:  # whatever a network's code makes of being traced
             _log.info("%s does not work for this network: %s", quicken.__name__, error)
             continue
-        # the pictures the other way round, and one of them again: neither the batch nor a memory may matter
-        found = tuple(value.flip(0) for value in found)
-        wanted = [_answer(classifier, asked, gradients=gradients) for asked in (picture, picture[:1])]
-        if all(_close(tuple(value[: len(one[0])] for value in found), one) for one in wanted):
+        wanted = [_answer(classifier, shown, gradients=slopes) for shown, slopes in asked]
+        if all(_close(one, other) for one, other in zip(found, wanted, strict=True)):
             return twin
     return classifier
 
