@@ -215,6 +215,12 @@ def test_sentences_carry_the_numbers(summary):
     assert any(text.startswith("1 explanation failed (bad)") for text in texts)
 
 
+def test_sentences_say_that_nothing_is_told_apart(tmp_path):
+    few = fill(tmp_path, explainers=("good", "same"), ids=IDS[:3])
+    texts = report.describe(report.summarize(read_rows(few), read_counts(few), META))
+    assert texts[0] == "On 3 images none of 3 ranked metrics tells the explainers apart at 5 %."
+
+
 def test_sentences_say_where_a_control_is_not_beaten(summary):
     control = summary.best["le"]
     texts = report.describe(summary, controls=[control])

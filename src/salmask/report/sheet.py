@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["MAP_ALONE", "MAP_KEPT_REMOVED", "picture_sheet"]
 
+_NAMES = ("image", "map", "kept", "removed")
 MAP_ALONE = (1,)
 MAP_KEPT_REMOVED = (1, 2, 3)
 """Panels of a strip (`pictures.strip`: image, map, kept, removed) that are shown, one below the other."""
@@ -38,6 +39,8 @@ def picture_sheet(
         top = side * (1 + row * len(panels))
         found = {column: files[image] for column, files in enumerate(columns.values(), start=1) if image in files}
         sheet.paste(_panel(next(iter(found.values())), 0, side), (0, top))
+        for line, panel in enumerate(panels[1:], start=1):
+            pen.text((3, top + line * side + 4), _NAMES[panel], fill="black", font=font)
         for column, file in found.items():
             for line, panel in enumerate(panels):
                 sheet.paste(_panel(file, panel, side), (column * side, top + line * side))
