@@ -203,7 +203,7 @@ def write(given: argparse.Namespace, rows: dict[str, Any]) -> None:
     about |= {"machine": platform.machine(), "python": platform.python_version()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     runs = json.loads(given.out.read_text()) if given.out.exists() else {}
-    runs[f"{given.network} at {given.image_size}"] = {"settings": about, "methods": rows}
+    runs[f"{given.network} at {given.image_size}, {given.passes} passes"] = {"settings": about, "methods": rows}
     given.out.write_text(json.dumps(runs, indent=1) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Class activation maps against pytorch-grad-cam and torch-cam on the same network and layer, and on toys."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,18 +63,22 @@ THEIRS = {
     "hirescam": "HiResCAM",
     "ablationcam": "AblationCAM",
     "eigencam": "EigenCAM",
+    "scorecam": "ScoreCAM",
 }
 
 
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("layer", [1, 2])
-def test_equals_pytorch_grad_cam_before_normalisation(name, layer, images, targets):
+def test_equals_pytorch_grad_cam_before_normalisation(name, layer, images, targets, monkeypatch):
     peer = pytest.importorskip("pytorch_grad_cam")
     target_of = pytest.importorskip("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
     network = plain_network()
     classifier = wrapped(network)
     if name == "ablationcam":  # where all the logits that are divided by are positive
         network[5].bias.data.add_(5)
+    if name == "scorecam":  # theirs blows its masks up with the corners aligned, and the map without
+        enlarge = partial(nn.Upsample, mode="bilinear", align_corners=False)
+        monkeypatch.setattr(nn, "UpsamplingBilinear2d", enlarge)
     with getattr(peer, THEIRS[name])(network, [network[layer]]) as cam:
         raw = []
         inner = cam.get_cam_image
@@ -98,6 +103,7 @@ def test_equals_pytorch_grad_cam_after_normalisation(images, targets):
     np.testing.assert_allclose(normalise(ours, "minmax")[:, 0].numpy(), theirs, atol=2e-5)
 
 
+# Its GradCAMpp divides a copy, so that its weights are the sum of relu(g) g^2: pytorch-grad-cam's is compared above.
 TORCH_CAM = {"gradcam": "GradCAM", "xgradcam": "XGradCAM", "layercam": "LayerCAM", "scorecam": "ScoreCAM", "cam": "CAM"}
 
 
@@ -306,7 +312,7 @@ class Constant(nn.Module):
         return self.head(self.tap(x.mean((2, 3), keepdim=True).expand(-1, -1, 3, 3)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("name", [*THEIRS, "scorecam", "cam"])
+@pytest.mark.parametrize("name", [*THEIRS, "cam"])
 def test_constant_feature_maps_give_zeros_and_say_so(name, images):
     torch.manual_seed(0)
     found = EXPLAINERS[name]()(wrapped(Constant(), layers=("tap",)), images)
@@ -338,5 +344,5 @@ def test_dead_channels_share_one_pass(images):
 def test_nothing_is_warned_of(images):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name in (*THEIRS, "scorecam", "cam"):
+        for name in (*THEIRS, "cam"):
             EXPLAINERS[name]()(wrapped(plain_network()), images)

@@ -184,12 +184,15 @@ def test_explain_shows_pictures_to_the_classifier_as_it_is_told(how, demo, pictu
 
 def test_evaluate_measures_runs_and_names_and_report_makes_the_page_again(demo, pictures, tmp_path, capsys) -> None:
     out = tmp_path / "measured"
-    arguments = ["evaluate", "--data", str(pictures), "--explainer", str(demo / "fix"), "center", "--out", str(out)]
+    named = [f"mine={demo / 'fix'}", "center"]
+    arguments = ["evaluate", "--data", str(pictures), "--explainer", *named, "--out", str(out)]
     assert main([*arguments, "--metric", "le", "f1", "mask_mean", "--limit", "6"]) == 0
     told = capsys.readouterr().out
     assert "report:" in told and "center" in told
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert {row["explainer"] for row in rows} == {"fix", *BASELINES}
+    assert {row["explainer"] for row in rows} == {"mine", *BASELINES}
+    assert (out / "pictures" / "mine").is_dir() and (out / "training" / "mine.jsonl").is_file()
+    assert "mine" in (out / "table.md").read_text() and "fix" not in (out / "table.md").read_text()
     assert len({row["image"] for row in rows}) == 6 and len(rows) == 6 * (1 + len(BASELINES))
     page, summary = (out / "index.html").read_bytes(), (out / "summary.json").read_bytes()
     (out / "index.html").unlink()

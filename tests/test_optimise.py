@@ -285,7 +285,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(small_net: nn.Module, images
             raise torch.OutOfMemoryError("no room")
 
     small_net.register_forward_pre_hook(limited)
-    with pytest.warns(UserWarning, match="1 images at once"):
+    with pytest.warns(UserWarning, match="going on with 1 image a pass"):
         masks = quick("opticam", max_batch=3)(classifier, images).masks
     torch.testing.assert_close(masks, expected, rtol=0, atol=1e-5)
 
@@ -450,10 +450,29 @@ def test_meaningful_removes_the_quadrant_that_counts() -> None:
 
 @pytest.mark.parametrize("variant", ["sufficient", "destroying"])
 def test_fido_finds_the_quadrant_that_counts(variant: str) -> None:
-    explainer = fido(variant=variant, stride=2, infill=BLACK, iterations=80, lr=0.1, l1=0.03)
+    explainer = fido(variant=variant, cells=8, infill=BLACK, iterations=80, lr=0.1, price=2.0)
     masks = explainer(toy(Quadrant()), torch.full((1, 3, SIZE, SIZE), 0.8), torch.tensor([0])).masks
     within, without = inside(masks)
     assert within > 0.7 and without < 0.2
+
+
+def test_fido_leaves_no_cell_undecided_by_default() -> None:
+    picture = torch.full((1, 3, SIZE, SIZE), 0.8)
+    masks = fido(infill=BLACK)(toy(Quadrant()), picture, torch.tensor([0])).masks
+    within, without = inside(masks)
+    assert within > 0.9 and without < 0.1
+    assert ((masks < 0.15) | (masks > 0.85)).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_the_price_of_fido_is_that_of_the_picture_whatever_its_size(size: int) -> None:
+    blank = toy(Quadrant(gain=0.0))  # nothing but the price moves the cells
+    found = [
+        fido(cells=cells, iterations=20)(blank, torch.rand(1, 3, size, size), torch.tensor([0])).masks
+        for cells in (4, 8)
+    ]
+    torch.testing.assert_close(found[0].mean(), found[1].mean(), rtol=1e-3, atol=1e-3)
+    assert found[0].mean() < 0.2
 
 
 def test_bank_masks_keep_the_quadrant_and_drop_the_rest() -> None:

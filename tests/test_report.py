@@ -233,6 +233,12 @@ def test_sentences_carry_the_numbers(summary):
     assert any(text.startswith("1 explanation failed (bad)") for text in texts)
 
 
+def test_sentences_say_that_nothing_is_told_apart(tmp_path):
+    few = fill(tmp_path, explainers=("good", "same"), ids=IDS[:3])
+    texts = report.describe(report.summarize(read_rows(few), read_counts(few), META))
+    assert texts[0] == "On 3 images none of 3 ranked metrics tells the explainers apart at 5 %."
+
+
 def test_sentences_say_where_a_control_is_not_beaten(summary):
     control = summary.best["le"]
     texts = report.describe(summary, controls=[control])
@@ -344,6 +350,30 @@ def test_one_explainer_and_one_image_make_a_page(tmp_path):
     found = report.write_report(tmp_path)
     assert found["good"]["le"]["low"] is None and found["good"]["le"]["n"] == 1
     assert "Differences from the best" not in (tmp_path / "index.html").read_text()
+
+
+def test_the_grid_is_a_file_with_maps_kept_and_removed(tmp_path):
+    colours = {"image": (255, 0, 0), "map": (0, 255, 0), "kept": (0, 0, 255), "removed": (255, 255, 0)}
+    fill(tmp_path)
+    for column, name in enumerate(("good", "bad")):
+        place = tmp_path / "pictures" / file_name(name)
+        place.mkdir(parents=True)
+        for image in IDS[: 9 - 5 * column]:  # four pictures that both have
+            strip = Image.new("RGB", (256, 64))
+            for panel, colour in enumerate(colours.values()):
+                strip.paste(colour, (64 * panel, 0, 64 * panel + 64, 64))
+            strip.save(place / f"{file_name(image)}.png")
+    report.write_report(tmp_path)
+    with Image.open(tmp_path / "grid.jpg") as sheet:
+        assert sheet.size == (3 * 96, 96 + 4 * 3 * 96)
+        seen = {
+            "image": sheet.getpixel((48, 144)),
+            "map": sheet.getpixel((144, 144)),
+            "kept": sheet.getpixel((240, 240)),
+            "removed": sheet.getpixel((144, 336)),
+        }
+    for panel, colour in seen.items():
+        assert np.abs(np.array(colour) - colours[panel]).max() < 8, panel
 
 
 def test_rows_without_meta_are_shown_unranked(tmp_path):

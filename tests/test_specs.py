@@ -26,6 +26,7 @@ from salmask.specs import (
     load_metrics,
     load_recipe,
     load_run,
+    named,
     save_classifier,
     save_run,
 )
@@ -186,6 +187,34 @@ def test_a_run_is_an_explainer_on_its_own_classifier(run, loaded, monkeypatch) -
     assert own.classifier.fingerprint() == loaded.classifier.fingerprint()
     monkeypatch.chdir(run)
     assert load_explainer(".", loaded=None)[0] == "my run"
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("auto=runs/x", ("auto", "runs/x")),
+        ("my best one = runs/x", ("my best one", " runs/x")),
+        ("quick rise=rise:masks=500,seed=3", ("quick rise", "rise:masks=500,seed=3")),
+        ("rise:masks=500", (None, "rise:masks=500")),
+        ("runs/x:reads=timm:resnet18@a=b.safetensors", (None, "runs/x:reads=timm:resnet18@a=b.safetensors")),
+        ("runs/lr=0.1", (None, "runs/lr=0.1")),
+        ("tenth=runs/lr=0.1", ("tenth", "runs/lr=0.1")),
+        ("gradcam", (None, "gradcam")),
+    ],
+)
+def test_a_title_stands_before_the_first_equals_sign(spec, wanted) -> None:
+    assert named(spec) == wanted
+
+
+def test_explainers_take_a_title(run, loaded, monkeypatch) -> None:
+    assert load_explainer(f"auto={run}", loaded=None)[0] == "auto"
+    name, method, _ = load_explainer("quick=rise:masks=5", loaded=loaded)
+    assert name == "quick" and method.masks == 5
+    with pytest.raises(ValueError, match="expected a title before the equals sign, came '=gradcam'"):
+        load_explainer("=gradcam", loaded=loaded)
+    run.rename(run.parent / "lr=0.1")  # a folder of this name is meant, not a run `0.1` that is called lr
+    monkeypatch.chdir(run.parent)
+    assert load_explainer("lr=0.1", loaded=None)[0] == "lr=0.1"
 
 
 def test_explainers_by_name_take_settings_after_a_colon(loaded) -> None:

@@ -45,6 +45,7 @@ __all__ = [
     "load_metrics",
     "load_recipe",
     "load_run",
+    "named",
     "save_classifier",
     "save_run",
 ]
@@ -189,27 +190,45 @@ def load_checkpoint(path: str | Path) -> tuple[Masker, Loaded]:
     return masker, Loaded(classifier, network, View(224))
 
 
+def named(spec: str) -> tuple[str | None, str]:
+    """Split TITLE=SPEC into the title that tables show and what it stands for; (None, spec) without a title.
+
+    A title holds no colon, slash or equals sign: `rise:masks=500` and `RUN:reads=SPEC` have none. The folder of a run
+    whose own name holds an equals sign is that folder. Errors: ValueError for an empty title.
+    """
+    found = re.match(r"([^:/\\=]*)=(.+)", spec)
+    if found is None or _run(spec)[0] is not None:
+        return None, spec
+    if not found[1].strip():
+        raise ValueError(f"expected a title before the equals sign, came {spec!r}")
+    return found[1].strip(), found[2]
+
+
 def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
     A RUN is a folder, or the checkpoint file of a masker that was trained by the paper's released code.
+    `TITLE=RUN` and `TITLE=NAME` choose the name in tables (`named`).
 
     A name may carry settings: `rise:masks=500`, `extremal:areas=[0.05,0.2]`; values are read as JSON where they can
     be. So may a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area,
     `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
     seed: of an explainer that draws, unless its settings name one.
     """
+    title, name = named(name)
     run, options = _run(name)
     if run is not None:
         masker, own = load_checkpoint(run) if Path(run).is_file() else load_run(run)
         given = _options(options)
         if (spec := given.pop("reads", None)) is not None:
             own = _read_by(masker, str(spec), own)
-        title = Path(run).resolve().name + (f":{options}" if options else "")
+        title = title or Path(run).resolve().name + (f":{options}" if options else "")
         try:
             return title, Learned(masker, **given), own
         except TypeError as error:
-            raise ValueError(f"the masker in {run} does not take {options!r}, only top, area and reads") from error
+            raise ValueError(
+                f"the masker in {run} does not take {options!r}, only top, area, max_batch and reads"
+            ) from error
     plain, _, options = name.partition(":")
     if plain not in EXPLAINERS:
         raise ValueError(
@@ -220,7 +239,7 @@ def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[
         raise ValueError(f"{plain} explains a classifier: name one with --classifier")
     drawn = {"seed": seed} if "seed" in signature(EXPLAINERS[plain]).parameters else {}
     try:
-        return name, EXPLAINERS[plain](**drawn | _options(options)), loaded
+        return title or name, EXPLAINERS[plain](**drawn | _options(options)), loaded
     except TypeError as error:
         raise ValueError(f"explainer {plain} does not take {options!r}: {error}") from error
 

@@ -58,8 +58,9 @@ class Explain(Pictures):
 class Evaluate(Data):
     """Measure explainers on a split: rows, a table with intervals, pictures, a page."""
 
-    explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN|NAME ...")]
-    """Folders of runs, released checkpoints (.chk), or names such as gradcam, center, rise:masks=500."""
+    explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TITLE=]RUN|NAME ...")]
+    """Folders of runs, released checkpoints (.chk), or names such as gradcam, rise:masks=500; TITLE=... goes by that
+    title in all that is shown."""
     out: Path
     """Folder for rows.jsonl, summary.json and index.html; a killed run goes on there."""
     split: str = "val"
@@ -92,7 +93,7 @@ class Evaluate(Data):
         from salmask.measure import Rules
         from salmask.released import metric_as_released
         from salmask.report import add_training
-        from salmask.specs import load_classifier, load_explainer, load_metrics
+        from salmask.specs import load_classifier, load_explainer, load_metrics, named
         from salmask.train import METRICS
         from salmask.trivial import BASELINES
 
@@ -101,10 +102,10 @@ class Evaluate(Data):
         for spec in self.explainer:
             name, method, own = load_explainer(spec, loaded=base, seed=self.seed)
             if name in loaded:
-                raise ValueError(f"two explainers are named {name}: give their runs' folders different names")
+                raise ValueError(f"two explainers are named {name}: give one another title, TITLE={spec}")
             loaded[name] = (method, own)
             base = base or own.seen(**self.pictures())
-            if (lines := Path(spec) / METRICS).is_file():
+            if (lines := Path(named(spec)[1]) / METRICS).is_file():
                 curves[name] = lines
         if base is None:
             raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
@@ -138,7 +139,7 @@ class Evaluate(Data):
             out=self.out,
             about={
                 "data": f"{self.data_name()}, {self.split}",
-                "classifier": self.classifier or self.explainer[0],
+                "classifier": self.classifier or named(self.explainer[0])[1],
                 "command": typed_command(),
                 "version": version(),
             },

@@ -87,4 +87,4 @@ def check_targets(targets: Targets | None, logits: Logits) -> Targets:
         raise ValueError(
             f"targets run from {int(targets.min())} to {int(targets.max())}, the classes from 0 to {classes - 1}"
         )
-    return targets.to(logits.device)
+    return targets.to(logits.device).long()

@@ -17,7 +17,7 @@ from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour
 from salmask.types import Images, Targets
 
-__all__ = ["at_rest", "by_pieces", "check_limit", "mean_colour", "out_of_memory", "pieces"]
+__all__ = ["at_rest", "by_pieces", "check_limit", "entered", "mean_colour", "out_of_memory", "pieces"]
 
 _Result = TypeVar("_Result")
 
@@ -51,7 +51,8 @@ def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) 
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if not warned:
-                warnings.warn(f"out of memory: going on with {max_batch} images a pass", stacklevel=2)
+                count_now = f"{max_batch} image{'' if max_batch == 1 else 's'}"
+                warnings.warn(f"out of memory: going on with {count_now} a pass", stacklevel=2)
             warned = True
             continue
         yield result
@@ -74,10 +75,8 @@ def by_pieces(
         raise ValueError("expected at least one image, came a batch of none")
     if targets is not None and targets.shape != (len(images),):
         raise ValueError(f"expected targets ({len(images)},), one an image, came {tuple(targets.shape)}")
-    images = _entered(images, classifier)
-    given = None if targets is None else _entered(targets, classifier)
-    if given is not None and not given.is_floating_point():  # `check_targets` refuses the others
-        given = given.long()
+    images = entered(images, classifier)
+    given = None if targets is None else entered(targets, classifier)
 
     def part(rows: slice) -> Explanation:
         return explain(classifier, images[rows], None if given is None else given[rows])
@@ -97,8 +96,11 @@ def check_limit(max_batch: int) -> None:
         raise ValueError(f"max_batch is the number of images in one pass, at least 1, came {max_batch}")
 
 
-def _entered(values: Tensor, classifier: Classifier) -> Tensor:
+def entered(values: Tensor, classifier: Classifier) -> Tensor:
+    """Bring values to the classifier's device, as a tensor that autograd may keep; half precision becomes float32."""
     moved = values.detach().to(classifier.device)
+    if moved.is_floating_point() and moved.element_size() < 4:
+        moved = moved.float()
     return moved.clone() if moved.is_inference() else moved
 
 

@@ -9,7 +9,6 @@ leaves the batch.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import out_of_memory
+from salmask.explain.batching import entered, pieces
 from salmask.explain.folded import folded
 from salmask.explain.parametrisations import Drawn, Parametrisation, Scene
 from salmask.explain.schedule import Schedule, View
@@ -196,36 +195,22 @@ class Optimised:
         """Run the loop and return maps, costs and the history of values; `start` is a map to start from."""
         if not len(images):
             raise ValueError("expected at least one image, came a batch of none")
+        if targets is not None and targets.shape != (len(images),):
+            raise ValueError(f"expected targets ({len(images)},) of integers, came {tuple(targets.shape)}")
+        if start is not None:
+            _check_start(start, images)
         with classifier.frozen(), _differentiable():
-            images, targets, start = _entered(classifier, images, targets, start)
+            images = entered(images, classifier)
+            targets, start = (None if one is None else entered(one, classifier) for one in (targets, start))
             passes = 2 * self.schedule.iterations * self._pictures  # an image's, so that a batch changes nothing
             twin = folded(classifier, images, passes=passes, gradients=True)
-            return _joined(list(self._parts(classifier, twin, images, targets, start)))
 
-    def _parts(
-        self, classifier: Classifier, twin: Classifier, images: Images, targets: Targets | None, start: Masks | None
-    ) -> Iterator[Solution]:
-        """Solve as many images at once as max_batch allows; halve that, and say so, when memory runs out."""
-        share = max(1, self.max_batch // self._pictures)
-        done = 0
-        while done < len(images):
-            rows = slice(done, done + share)
-            try:
-                part = self._solve(
-                    classifier,
-                    twin,
-                    images[rows],
-                    None if targets is None else targets[rows],
-                    None if start is None else start[rows],
-                )
-            except RuntimeError as error:
-                if share == 1 or not out_of_memory(error):
-                    raise
-                share //= 2
-                warnings.warn(f"out of memory: going on with {share} images at once", stacklevel=2)
-                continue
-            yield part
-            done += share
+            def part(rows: slice) -> Solution:
+                asked, begun = (None if values is None else values[rows] for values in (targets, start))
+                return self._solve(classifier, twin, images[rows], asked, begun)
+
+            share = max(1, self.max_batch // self._pictures)
+            return _joined(list(pieces(part, len(images), max_batch=share)))
 
     def _solve(
         self, classifier: Classifier, twin: Classifier, images: Images, targets: Targets | None, start: Masks | None
@@ -345,22 +330,12 @@ def _differentiable() -> Iterator[None]:
         yield
 
 
-def _entered(
-    classifier: Classifier, images: Images, targets: Given | None, start: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Bring all to the classifier's device, as tensors that autograd may keep."""
-    if start is not None and start.shape != (len(images), 1, *images.shape[-2:]):
+def _check_start(start: Tensor, images: Images) -> None:
+    if start.shape != (len(images), 1, *images.shape[-2:]):
         raise ValueError(
             f"expected maps to start from of shape ({len(images)}, 1, {images.shape[-2]}, {images.shape[-1]}), "
             f"came {tuple(start.shape)}: resize them first"
         )
-    if targets is not None and targets.shape != (len(images),):
-        raise ValueError(f"expected targets ({len(images)},) of integers, came {tuple(targets.shape)}")
-    given = [None if values is None else values.detach().to(classifier.device) for values in (images, targets, start)]
-    images_in, targets_in, start_in = (
-        values.clone() if values is not None and values.is_inference() else values for values in given
-    )
-    return images_in, targets_in, start_in  # type: ignore[return-value]
 
 
 def _joined(parts: Sequence[Solution]) -> Solution:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets
+from salmask.explain.batching import at_rest, by_pieces, check_limit
 from salmask.masker import Masker
 from salmask.types import Images, Targets
 
@@ -19,6 +20,7 @@ class Learned:
     area: target area in [0, 1], for a masker conditioned on areas.
     top: a binary mask of this share of the cells of the masker's grid, those with the highest logits; of equal ones
         the first in reading order. How a masker that was told no area is brought to one.
+    max_batch: images in one pass.
 
     Most maskers are class-agnostic: they read the features, not a class, and the explanation says so in `notes`.
     A masker conditioned on classes explains the targets that it is given.
@@ -26,7 +28,10 @@ class Learned:
 
     normalize = "none"
 
-    def __init__(self, masker: Masker, *, area: float | None = None, top: float | None = None) -> None:
+    def __init__(
+        self, masker: Masker, *, area: float | None = None, top: float | None = None, max_batch: int = 64
+    ) -> None:
+        check_limit(max_batch)
         if masker.area_condition != (area is not None):
             raise ValueError(
                 "this masker is conditioned on an area: give `area` in [0, 1]"
@@ -36,7 +41,7 @@ class Learned:
         for name, share in (("area", area), ("top", top)):
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share in [0, 1], came {share}")
-        self.masker, self.area, self.top = masker, area, top
+        self.masker, self.area, self.top, self.max_batch = masker, area, top, max_batch
 
     @property
     def settings(self) -> dict[str, object]:
@@ -50,18 +55,21 @@ class Learned:
         training = self.masker.training
         try:
             self.masker.eval()
-            with classifier.frozen(), torch.no_grad():
-                logits, maps = classifier.features(images)
-                chosen = check_targets(targets, logits)
-                size = (images.shape[-2], images.shape[-1])
-                told = {"areas": self._areas(images), "targets": self._classes(chosen)}
-                if self.top is None:
-                    masks = self.masker(maps, size, **told)
-                else:
-                    cells = top_cells(self.masker.logits(maps, size, **told), self.top)
-                    masks = F.interpolate(cells, size, mode="nearest")
+            with at_rest(classifier, gradients=False):
+                return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
         finally:
             self.masker.train(training)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        logits, maps = classifier.features(images)
+        chosen = check_targets(targets, logits)
+        size = (images.shape[-2], images.shape[-1])
+        told = {"areas": self._areas(images), "targets": self._classes(chosen)}
+        if self.top is None:
+            masks = self.masker(maps, size, **told)
+        else:
+            cells = top_cells(self.masker.logits(maps, size, **told), self.top)
+            masks = F.interpolate(cells, size, mode="nearest")
         notes = () if self.masker.classes else (CLASS_AGNOSTIC,)
         return Explanation(masks, chosen, logits, Passes(forward=1), notes=notes)
 

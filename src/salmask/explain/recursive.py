@@ -148,7 +148,7 @@ def masked_input_accuracy(
     images = images.detach().to(classifier.device)
     with at_rest(classifier, gradients=False):
         logits = classifier.logits(images)
-    truth = check_targets(truth, logits).long()
+    truth = check_targets(truth, logits)
     away = torch.randint(1, logits.shape[1], truth.shape, generator=generator).to(truth)
     labels = {"true": truth, "predicted": logits.argmax(1), "wrong": (truth + away) % logits.shape[1]}
     found = {}
@@ -166,7 +166,7 @@ def additive_part(classifier: Classifier, images: Images, targets: Targets | Non
         images = images.detach().to(classifier.device)
         leaf = images.clone().requires_grad_()
         logits = classifier.logits(leaf)
-        scores = logit(logits, check_targets(targets, logits).long())
+        scores = logit(logits, check_targets(targets, logits))
         (slopes,) = torch.autograd.grad(scores.sum(), leaf)
     return (scores - (slopes * (images - classifier.mean)).sum((1, 2, 3))).detach()
 

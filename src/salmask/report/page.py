@@ -21,6 +21,7 @@ from salmask.records import FAILURES, file_name, read_counts, read_lines, read_m
 from salmask.report import charts
 from salmask.report.checks import ChecksPart, read_checks
 from salmask.report.sentences import describe, p_text
+from salmask.report.sheet import MAP_KEPT_REMOVED, picture_sheet
 from salmask.report.study import STRIP, StudyPart, picture_strip, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
 from salmask.statistics import Interval
@@ -34,7 +35,7 @@ _SKIPPED = {"step", "epoch", "time", "seconds", "rate", "lr"}  # of metrics.json
 
 
 def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-    """Write summary.json, differences.json, agreement.json, table.md and index.html from the files in the folder.
+    """Write summary.json, differences.json, agreement.json, table.md, index.html and grid.jpg from a folder's files.
 
     The same files give the same bytes. Reads rows.jsonl (or rows.jsonl.gz), counts/, meta.json, failures.jsonl,
     pictures/ and training/<run>.jsonl; all but the rows may be absent.
@@ -62,6 +63,9 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     draft = folder / "index.html.part"
     draft.write_text(page, encoding="utf-8")
     draft.replace(folder / "index.html")
+    pictures = _pictures(folder, list(summary.intervals))
+    if part is None and (sheet := picture_sheet(pictures, count=6, side=96, panels=MAP_KEPT_REMOVED)) is not None:
+        sheet.save(folder / "grid.jpg", quality=85)
     return summary.as_dict()
 
 
@@ -342,10 +346,8 @@ def _controls(meta: Mapping[str, Any], summary: Summary) -> list[str]:
 
 def _grid(folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the picture grid: rows are images, columns explainers; every strip embedded once."""
-    shown = [name for name in explainers if (folder / "pictures" / file_name(name)).is_dir()]
-    files = {
-        name: {path.stem: path for path in (folder / "pictures" / file_name(name)).glob("*.png")} for name in shown
-    }
+    files = _pictures(folder, explainers)
+    shown = list(files)
     failed = {(one.get("explainer"), file_name(str(one.get("image")))) for one in failures}
     images = sorted({stem for table in files.values() for stem in table})
     rows = []
@@ -362,6 +364,12 @@ def _grid(folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[st
         ]
         rows.append({"image": image.replace("__", "/"), "data": _embed(first[0]), "cells": cells})
     return {"explainers": shown, "rows": rows}
+
+
+def _pictures(folder: Path, explainers: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return explainer -> image -> file of its strip, for the explainers that have pictures."""
+    places = {name: folder / "pictures" / file_name(name) for name in explainers}
+    return {name: {path.stem: path for path in at.glob("*.png")} for name, at in places.items() if at.is_dir()}
 
 
 def _strip(path: Path) -> tuple[Image.Image, Image.Image]:

@@ -61,6 +61,8 @@ def _overall(summary: Summary) -> str:
             wins[name] = wins.get(name, 0) + 1
     top = max(wins.values())
     leaders = [name for name, count in wins.items() if count == top]
+    if top == len(tested) and len(leaders) == len(set(summary.intervals) - set(summary.unranked)):
+        return f"On {summary.images} images none of {len(tested)} ranked metrics tells the explainers apart at 5 %."
     verb = "is" if len(leaders) == 1 else "are each"
     return f"{_names(leaders)} {verb} best, or not told from the best, on {top} of {len(tested)} ranked metrics."
 

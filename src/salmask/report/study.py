@@ -5,7 +5,6 @@ Read from study.json (which explainers make a row, what is claimed) and the rows
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from scipy import stats
 
 from salmask import statistics
 from salmask.records import Rows, file_name
 from salmask.report.charts import line_chart, scatter_chart
 from salmask.report.checks import Checks, ChecksPart, checks_part
+from salmask.report.sheet import MAP_ALONE, picture_sheet
 from salmask.report.tables import Summary, number, spread, table
 from salmask.statistics import Interval
 
@@ -112,33 +112,13 @@ def _within(interval: Interval, bounds: Sequence[object]) -> Interval:
     )
 
 
-def picture_strip(folder: Path, study: Mapping[str, Any], *, count: int = 24) -> Image.Image | None:
-    """Return the first training's maps of every row, one column each, over `count` pictures; None without pictures."""
-    names = [row["members"][0] for row in study["rows"]]
-    found = {
-        name: {path.name: path for path in (folder / "pictures" / file_name(name)).glob("*.png")} for name in names
+def picture_strip(folder: Path, study: Mapping[str, Any]) -> Image.Image | None:
+    """Return the first training's maps of every row, one column each, over 24 pictures; None without pictures."""
+    columns = {
+        row["name"]: {path.stem: path for path in (folder / "pictures" / file_name(row["members"][0])).glob("*.png")}
+        for row in study["rows"]
     }
-    shared = sorted(set.intersection(*(set(files) for files in found.values()))) if found else []
-    if not shared:
-        return None
-    chosen = [shared[place] for place in np.linspace(0, len(shared) - 1, min(count, len(shared))).astype(int)]
-    font = ImageFont.load_default(10)
-    heads = [textwrap.wrap(name, 13) for name in ("image", *(row["name"] for row in study["rows"]))]
-    step, top = _SIDE + _GAP, _LINE * max(map(len, heads)) + 2 * _GAP
-    sheet = Image.new("RGB", (step * len(heads), top + step * len(chosen)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(heads):
-        low = top - _GAP - _LINE * len(lines)  # the last line stands on the pictures
-        for place, line in enumerate(lines):
-            pen.text((column * step + 1, low + place * _LINE), line, fill="black", font=font)
-    for row, file in enumerate(chosen):
-        for column, name in enumerate([names[0], *names]):
-            with Image.open(found[name][file]) as panels:  # image, map, kept, removed
-                width = panels.width // 4
-                place = width if column else 0
-                panel = panels.convert("RGB").crop((place, 0, place + width, panels.height)).resize((_SIDE, _SIDE))
-            sheet.paste(panel, (column * step, top + row * step))
-    return sheet
+    return picture_sheet(columns, count=24, side=_SIDE, panels=MAP_ALONE)
 
 
 def _finding(

@@ -223,8 +223,7 @@ def _masker(
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     masker, own = load_run(folder)
     untouched = own.classifier.fingerprint() == base.classifier.fingerprint()
-    given = {"area": read.area, "top": read.top}
-    explainer = Learned(masker, **{name: share for name, share in given.items() if share is not None})
+    explainer = Learned(masker, area=read.area, top=read.top)
     if read.reads is None:
         return explainer, base if untouched else own
     if read.reads == ORIGINAL:

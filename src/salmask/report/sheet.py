@@ -1,0 +1,59 @@
+"""The pictures of an evaluation as one file: rows are images, columns explainers."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["MAP_ALONE", "MAP_KEPT_REMOVED", "picture_sheet"]
+
+_GAP = 4  # pixels between two panels
+_NAMES = ("image", "map", "kept", "removed")
+MAP_ALONE = (1,)
+MAP_KEPT_REMOVED = (1, 2, 3)
+"""Panels of a strip (`pictures.strip`: image, map, kept, removed) that are shown, one below the other."""
+
+
+def picture_sheet(
+    columns: Mapping[str, Mapping[str, Path]], *, count: int, side: int, panels: Sequence[int]
+) -> Image.Image | None:
+    """Return a sheet of `count` images, spread over those that have most columns; None where there are no pictures.
+
+    columns: head of a column -> image -> file of its strip. side: pixels of a panel. panels: the lines of an image.
+    A column without a picture of an image stays white there.
+    """
+    images = sorted({image for files in columns.values() for image in files})
+    most = max((sum(image in files for files in columns.values()) for image in images), default=0)
+    full = [image for image in images if sum(image in files for files in columns.values()) == most]
+    if not full:
+        return None
+    chosen = [full[place] for place in np.linspace(0, len(full) - 1, min(count, len(full))).astype(int)]
+    size = max(10, side // 8)
+    font, line_height = ImageFont.load_default(size), size + 2
+    heads = [textwrap.wrap(name, 13) for name in ("image", *columns)]
+    step, top = side + _GAP, line_height * max(map(len, heads)) + 2 * _GAP
+    height = step * len(panels)
+    sheet = Image.new("RGB", (step * len(heads), top + height * len(chosen)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(heads):  # the last line stands on the pictures
+        for place, text in enumerate(reversed(lines), start=1):
+            pen.text((column * step + 1, top - _GAP - line_height * place), text, fill="black", font=font)
+    for row, image in enumerate(chosen):
+        high = top + row * height
+        found = {column: files[image] for column, files in enumerate(columns.values(), start=1) if image in files}
+        sheet.paste(_panel(next(iter(found.values())), 0, side), (0, high))
+        for line, panel in enumerate(panels[1:], start=1):
+            pen.text((3, high + line * step + 4), _NAMES[panel], fill="black", font=font)
+        for column, file in found.items():
+            for line, panel in enumerate(panels):
+                sheet.paste(_panel(file, panel, side), (column * step, high + line * step))
+    return sheet
+
+
+def _panel(file: Path, panel: int, side: int) -> Image.Image:
+    with Image.open(file) as strip:
+        width = strip.width // 4
+        cut = strip.convert("RGB").crop((panel * width, 0, (panel + 1) * width, strip.height))
+    return cut.resize((side, side), Image.Resampling.LANCZOS)
