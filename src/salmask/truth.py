@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,6 +16,8 @@ from salmask.readers import BoxRow, read_boxes, read_pixels, read_table
 from salmask.types import Boxes, Pixels
 
 __all__ = ["Truth", "read_labels", "read_truth"]
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,7 @@ class Truth:
 
     def only(self, ids: Sequence[str]) -> "Truth":
         """Return the truth of these images alone."""
-        known = set(ids)
-        boxes, labels = (
-            None if table is None else {name: rows for name, rows in table.items() if name in known}
-            for table in (self.boxes, self.labels)
-        )
-        return replace(self, boxes=boxes, labels=labels)
+        return replace(self, boxes=_kept(self.boxes, ids), labels=_kept(self.labels, ids))
 
     def match(self, ids: Sequence[str]) -> None:
         """Raise ValueError unless every map has its truth, and every row of truth its map."""
@@ -152,6 +150,11 @@ def read_truth(
         labels=None if labels is None else read_labels(labels),
         table=table,
     )
+
+
+def _kept(table: Mapping[str, _Row] | None, ids: Sequence[str]) -> dict[str, _Row] | None:
+    known = set(ids)
+    return None if table is None else {name: row for name, row in table.items() if name in known}
 
 
 def read_labels(path: str | Path) -> dict[str, Label]:

@@ -109,9 +109,9 @@ class Evaluate(Data):
                 curves[name] = lines
         if base is None:
             raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
-        named = {name.partition(":")[0] for name in loaded}
+        given = {name.partition(":")[0] for name in loaded}
         for name in BASELINES if self.baselines else ():
-            if name not in named:
+            if name not in given:
                 loaded[name] = load_explainer(name, loaded=base, seed=self.seed)[1:]
         judge = (
             load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
