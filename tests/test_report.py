@@ -365,12 +365,12 @@ def test_the_grid_is_a_file_with_maps_kept_and_removed(tmp_path):
             strip.save(place / f"{file_name(image)}.png")
     report.write_report(tmp_path)
     with Image.open(tmp_path / "grid.jpg") as sheet:
-        assert sheet.size == (3 * 96, 96 + 4 * 3 * 96)
+        assert sheet.size == (3 * 100, 22 + 4 * 3 * 100)  # a line of heads; panels of 96 and gaps of 4
         seen = {
-            "image": sheet.getpixel((48, 144)),
-            "map": sheet.getpixel((144, 144)),
-            "kept": sheet.getpixel((240, 240)),
-            "removed": sheet.getpixel((144, 336)),
+            "image": sheet.getpixel((48, 70)),
+            "map": sheet.getpixel((148, 70)),
+            "kept": sheet.getpixel((248, 170)),
+            "removed": sheet.getpixel((148, 270)),
         }
     for panel, colour in seen.items():
         assert np.abs(np.array(colour) - colours[panel]).max() < 8, panel

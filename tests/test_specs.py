@@ -238,7 +238,10 @@ def test_lists_and_seeds_reach_the_explainer(loaded) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", r"no explainer 'nothing': expected the folder of a run, or one of ablationcam, "),
+        (
+            "nothing",
+            r"no explainer 'nothing': expected the folder of a run, a released checkpoint .* or one of ablationcam, ",
+        ),
         ("gradcam:layer", r"expected settings as key=value,key=value after the colon, came 'layer'"),
         ("gradcam:colour=red", r"explainer gradcam does not take 'colour=red'"),
     ],
