@@ -11,6 +11,7 @@ from PIL import Image
 
 from metric_cases import random_case
 from salmask.metrics import METRICS, Case
+from salmask.records import file_name
 from salmask.saved_maps import open_maps
 from salmask.score import Scoring, Work, read_labels
 from salmask.score import score as score_with_baselines
@@ -231,6 +232,9 @@ def test_labels_give_the_overall_metric_and_a_classifier_the_rest(saved, tmp_pat
     pictures = dict(zip(case.ids, case.images, strict=True))
     scoring = Scoring(case.classifier, lambda ids: torch.stack([pictures[one] for one in ids]))
     score(maps, boxes, out=tmp_path / "out", labels=labels, scoring=scoring, metrics=["om", "sm"])
+    shown = tmp_path / "out" / "pictures" / "maps"
+    assert {path.name for path in shown.glob("*.png")} == {f"{file_name(image)}.png" for image in case.ids}
+    assert (tmp_path / "out" / "grid.jpg").is_file()
     found = rows_of(tmp_path / "out")
     for name in ("om", "sm"):
         assert [found[image, name] for image in case.ids] == pytest.approx(METRICS[name](case).tolist(), rel=1e-5)

@@ -18,7 +18,7 @@ from salmask.saved_maps import Piece
 from salmask.trivial import BASELINES
 from salmask.types import Images, Masks
 
-__all__ = ["Chunk", "Label", "Scoring", "one_thread", "score_case", "score_chunk"]
+__all__ = ["Chunk", "Label", "Scoring", "chunk_maps", "one_thread", "score_case", "score_chunk"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def one_thread() -> None:
 
 def score_chunk(job: Chunk, scoring: Scoring | None = None) -> dict[str, np.ndarray]:
     """Return metric -> (B,) values or (B, ...) counts of a chunk; errors as of Case."""
-    maps = _maps(job)
+    maps = chunk_maps(job)
     labels = job.labels or [Label(0)] * len(job.ids)
     correct = None
     if all(label.predicted is not None for label in labels):
@@ -130,7 +130,8 @@ def _explained(label: Label, scoring: Scoring | None) -> int:
     return label.predicted
 
 
-def _maps(job: Chunk) -> Masks:
+def chunk_maps(job: Chunk) -> Masks:
+    """Return the maps of a chunk (B, 1, H, W), in [0, 1] if `normalize` brings them there."""
     if isinstance(job.maps, str):
         draw = BASELINES[job.maps]
         return torch.stack([draw(job.size, image, job.seed)[None] for image in job.ids])

@@ -10,19 +10,19 @@ is recorded with its error, the others keep their rows.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from salmask.measure import COLUMNS, Block, Job, Rules, measure, take
-from salmask.pictures import strip
+from salmask.pictures import spread, strip
 from salmask.records import agree_on_meta, file_name
 from salmask.report import write_report
 from salmask.writer import Failures, Writer
 
-__all__ = ["COLUMNS", "Rules", "evaluate", "spread"]
+__all__ = ["COLUMNS", "Rules", "evaluate"]
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -109,11 +109,6 @@ def _usable(metrics: Mapping[str, Any], first: Any) -> tuple[dict[str, Any], dic
         if absent := sorted(lacking[need] for need in metric.needs if need in lacking):
             left_out[name] = f"the data's first batch has no {' and no '.join(absent)}"
     return {name: metric for name, metric in metrics.items() if name not in left_out}, left_out
-
-
-def spread(ids: Sequence[str], count: int) -> list[str]:
-    """Return `count` of the ids at even distances: pictures of every class where the data is sorted by class."""
-    return [ids[i] for i in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
 
 
 def _picture_ids(pictures: int | Collection[str], batches: Iterable[Any]) -> Callable[[str], bool]:

@@ -5,7 +5,7 @@ counts go to the folder at once. A run that was stopped goes on where it stopped
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,14 +16,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from salmask.chunks import Chunk, Label, Scoring, one_thread, score_case, score_chunk
+from salmask.chunks import Chunk, Label, Scoring, chunk_maps, one_thread, score_case, score_chunk
 from salmask.files import writable_folder
 from salmask.gaze import Gaze, read_gaze
+from salmask.masking import MeanColour, keep, remove
 from salmask.measure import COLUMNS
 from salmask.metrics import METRICS, Metric
 from salmask.metrics.case import check_maps
 from salmask.normalising import NORMALISERS
-from salmask.records import agree_on_meta
+from salmask.pictures import spread, strip
+from salmask.records import agree_on_meta, file_name
 from salmask.report import write_report
 from salmask.saved_maps import Piece, SavedMaps, open_maps
 from salmask.trivial import BASELINES
@@ -33,6 +35,7 @@ from salmask.writer import Writer
 __all__ = ["Label", "Scoring", "Truth", "Work", "read_labels", "score", "score_case"]
 
 CHUNK = 64
+PICTURES = 24
 T = TypeVar("T")
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -86,14 +89,15 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     seed: int = 0,
     work: Work | None = None,
 ) -> dict[str, Any]:
-    """Score saved maps and write rows, counts, meta.json, summary.json and index.html to `out`.
+    """Score saved maps and write rows, counts, meta.json, summary.json, index.html and some pictures to `out`.
 
     maps: MAPS.npz or MAPS.npy (`saved_maps`). boxes: image,class,x0,y0,x1,y1[,width,height], in pixels of the maps
     unless width,height say which picture they are in; or a folder of XML files (`archives`). masks_dir: one PNG per
     id (`read_pixels`), brought to the maps' size by nearest neighbour. labels: image,label[,predicted], class indices.
     gaze: folder of gaze maps (`gaze`), for scores of human attention; the centre bias is the mean gaze of the others.
     metrics: names of METRICS; None: every plain name that the given truth allows. normalize: how maps come into
-    [0, 1]: none, minmax, max or rank. scoring: for metrics that show pictures to a classifier (one process only).
+    [0, 1]: none, minmax, max or rank. scoring: for metrics that show pictures to a classifier, and for the page to show
+    (one process only).
     baselines: trivial maps (`trivial`) that are scored on the same images, beside the given ones.
 
     Returns the summary. Errors: ValueError for ids without truth or truth without ids, maps that are not finite
@@ -137,7 +141,7 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     computes = {key: metric.compute for key, metric in chosen.items() if metric.compute is not None}
     plain = [key for key in chosen if key not in computes]
     with Writer(folder, [*plain, "degenerate"], computes) as writer:
-        for name, ids, found in work.progress(_results(run, skip=writer.has)):
+        for name, ids, found in work.progress(_results(run, folder, skip=writer.has)):
             for i, image in enumerate(ids):
                 values = {key: float(found[key][i]) for key in (*plain, "degenerate")}
                 writer.add(name, image, values, {key: found[key][i] for key in computes})
@@ -214,11 +218,14 @@ def _meta(run: _Run) -> dict[str, Any]:
 Found = tuple[str, list[str], dict[str, np.ndarray]]
 
 
-def _results(run: _Run, *, skip: Callable[[str, str], bool]) -> Iterator[Found]:
+def _results(run: _Run, folder: Path, *, skip: Callable[[str, str], bool]) -> Iterator[Found]:
     """Yield (explainer, ids, results) of one chunk after the other, from one or several processes."""
     jobs = _jobs(run, skip)
     if run.work.processes == 1 or run.scoring is not None:
+        shown = set(spread(run.maps.ids, PICTURES))
         for name, job in jobs:
+            if run.scoring is not None:
+                _draw(folder / "pictures" / file_name(name), job, run.scoring, shown)
             yield name, job.ids, score_chunk(job, run.scoring)
         return
     pending: deque[tuple[str, list[str], Future]] = deque()
@@ -230,6 +237,18 @@ def _results(run: _Run, *, skip: Callable[[str, str], bool]) -> Iterator[Found]:
                 yield name, ids, future.result()
         for name, ids, future in pending:
             yield name, ids, future.result()
+
+
+def _draw(folder: Path, job: Chunk, scoring: Scoring, shown: Collection[str]) -> None:
+    """Write image, overlay, kept and removed picture side by side, for the images that are shown."""
+    places = [i for i, image in enumerate(job.ids) if image in shown]
+    if not places:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    images, masks, infill = scoring.images([job.ids[i] for i in places]), chunk_maps(job)[places], MeanColour()
+    pictures = zip(places, images, masks, keep(images, masks, infill), remove(images, masks, infill), strict=True)
+    for i, *panels in pictures:
+        strip(*panels).save(folder / f"{file_name(job.ids[i])}.png")
 
 
 def _jobs(run: _Run, skip: Callable[[str, str], bool]) -> Iterator[tuple[str, Chunk]]:
