@@ -222,6 +222,22 @@ def test_pixel_masks_of_another_size_are_brought_to_the_maps(saved, tmp_path: Pa
     assert [found[name, "energy_inside:pixels"] for name in case.ids] == pytest.approx(expected, rel=1e-5)
 
 
+def test_boxes_of_the_pictures_are_placed_on_the_maps(saved, tmp_path: Path) -> None:
+    case, maps, boxes = saved
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["image,label", *(f"{n},{t}" for n, t in zip(case.ids, case.targets, strict=True))]))
+    pictures = dict(zip(case.ids, case.images, strict=True))
+    head, *lines = boxes.read_text().splitlines()
+    halved = [[*line.split(",")[:2], *(str(float(v) / 2) for v in line.split(",")[2:])] for line in lines]
+    (tmp_path / "half.csv").write_text("\n".join([head, *map(",".join, halved)]))
+    scoring = Scoring(
+        case.classifier, lambda ids: torch.stack([pictures[one] for one in ids]), place=lambda one, found: 2 * found
+    )
+    score(maps, tmp_path / "half.csv", out=tmp_path / "out", labels=labels, scoring=scoring, metrics=["f1"])
+    found = rows_of(tmp_path / "out")
+    assert [found[one, "f1"] for one in case.ids] == pytest.approx(METRICS["f1"](case).tolist(), rel=1e-5)
+
+
 def test_labels_give_the_overall_metric_and_a_classifier_the_rest(saved, tmp_path: Path) -> None:
     case, maps, boxes = saved
     labels = tmp_path / "labels.csv"

@@ -16,7 +16,7 @@ from salmask.metrics import METRICS, Case, Metric
 from salmask.normalising import normalise
 from salmask.saved_maps import Piece
 from salmask.trivial import BASELINES
-from salmask.types import Images, Masks
+from salmask.types import Boxes, Images, Masks
 
 __all__ = ["Chunk", "Label", "Scoring", "chunk_maps", "one_thread", "score_case", "score_chunk"]
 
@@ -36,12 +36,14 @@ class Scoring:
     images: ids -> (B, 3, H, W) in [0, 1], of the maps' size.
     missing: ids -> those that have no picture, where that can be told without reading it.
     target: which class is explained, the "label" or the "predicted" one of the labels.
+    place: id, boxes in pixels of its picture as it lies on the disk -> boxes in pixels of its map.
     """
 
     classifier: Any
     images: Callable[[Sequence[str]], Images]
     missing: Callable[[Sequence[str]], Sequence[str]] = lambda ids: ()
     target: str = "label"
+    place: Callable[[str, Boxes], Boxes] | None = None
 
     def __post_init__(self) -> None:
         if self.target not in ("label", "predicted"):

@@ -42,7 +42,7 @@ from salmask.recipes import Recipe
 from salmask.score import Scoring
 from salmask.specs import Loaded, load_infill, save_run
 from salmask.train import Batches, Settings, mean_colour, train
-from salmask.types import Infill
+from salmask.types import Boxes, Infill
 
 __all__ = [
     "check_sanity",
@@ -331,17 +331,18 @@ def scoring_from(loaded: Loaded, folder: Path, *, target: str = "label") -> Scor
     """Return the classifier that scores saved maps, and where it finds their pictures: id = path below `folder`."""
     transform = loaded.view.transform()
 
+    def seen(one: str, boxes: Boxes) -> Sample:
+        return transform(Sample(id=one, image=read_image(folder / one), target=0, boxes=boxes, pixels=None))
+
     def images(ids: Sequence[str]) -> Tensor:
-        samples = [
-            Sample(id=one, image=read_image(folder / one), target=0, boxes=no_boxes(), pixels=None) for one in ids
-        ]
-        return collate([transform(sample) for sample in samples]).images
+        return collate([seen(one, no_boxes()) for one in ids]).images
 
     return Scoring(
         loaded.classifier,
         images,
         lambda ids: [str(folder / one) for one in ids if not (folder / one).exists()],
         target,
+        lambda one, boxes: seen(one, boxes).boxes,
     )
 
 

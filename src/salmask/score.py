@@ -7,7 +7,7 @@ counts go to the folder at once. A run that was stopped goes on where it stopped
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -92,8 +92,9 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     """Score saved maps and write rows, counts, meta.json, summary.json, index.html and some pictures to `out`.
 
     maps: MAPS.npz or MAPS.npy (`saved_maps`). boxes: image,class,x0,y0,x1,y1[,width,height], in pixels of the maps
-    unless width,height say which picture they are in; or a folder of XML files (`archives`). masks_dir: one PNG per
-    id (`read_pixels`), brought to the maps' size by nearest neighbour. labels: image,label[,predicted], class indices.
+    (with `scoring` that places them, of the pictures) unless width,height say which picture they are in; or a folder
+    of XML files (`archives`). masks_dir: one PNG per id (`read_pixels`), brought to the maps' size by nearest
+    neighbour. labels: image,label[,predicted], class indices.
     gaze: folder of gaze maps (`gaze`), for scores of human attention; the centre bias is the mean gaze of the others.
     metrics: names of METRICS; None: every plain name that the given truth allows. normalize: how maps come into
     [0, 1]: none, minmax, max or rank. scoring: for metrics that show pictures to a classifier, and for the page to show
@@ -117,6 +118,8 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     if work.only_scored:
         truth = truth.only(saved.ids)
     truth.match(saved.ids)
+    if scoring is not None:
+        truth = replace(truth, place=scoring.place)
     if scoring is not None and scoring.target == "predicted" and "correct" not in truth.has():
         raise ValueError("the predicted class is to be explained: give labels with the column predicted")
     watched = None if gaze is None else read_gaze(gaze, saved.ids, (saved.shape[1], saved.shape[2]))
@@ -156,9 +159,11 @@ def _check(run: _Run) -> None:
     """Look at every map and all truth, before anything is written and hours are spent. Errors: ValueError."""
     size = (run.maps.shape[1], run.maps.shape[2])
     classes = None if run.scoring is None else getattr(run.scoring.classifier, "num_classes", None)
-    run.truth.check(run.maps.ids, size, classes=classes)
+    if classes is not None:
+        run.truth.check_labels(run.maps.ids, classes)
     if run.scoring is not None:
         run.scoring.check(run.maps.ids, size)
+    run.truth.check(run.maps.ids, size)
     if run.scoring is not None and run.scoring.target == "predicted" and classes is not None and run.truth.labels:
         for name, label in run.truth.labels.items():
             if label.predicted is not None and label.predicted >= classes:

@@ -1,7 +1,7 @@
 """What saved maps are scored against: boxes of a table, a folder of pixel masks, labels; read, checked, scaled."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -24,13 +24,15 @@ _Row = TypeVar("_Row")
 class Truth:
     """Ground truth by image id: boxes as the table has them, the folder of pixel masks, labels.
 
-    table: the file that the boxes come from, for errors.
+    table: the file that the boxes come from, for errors. place: id, boxes in pixels of its picture -> of its map, for
+    boxes whose table does not say which picture they are in; None where they are in pixels of the maps.
     """
 
     boxes: Mapping[str, Sequence[BoxRow]] | None = None
     masks: Path | None = None
     labels: Mapping[str, Label] | None = None
     table: Path | None = None
+    place: Callable[[str, Boxes], Boxes] | None = None
 
     def has(self) -> set[str]:
         """Return the fields of Case that can be filled."""
@@ -68,20 +70,23 @@ class Truth:
                 f"{_some(without)} without a mask in {self.masks}: expected files such as {without[0]}.png"
             )
 
-    def check(self, ids: Sequence[str], size: tuple[int, int], *, classes: int | None = None) -> None:
-        """Look at all truth of maps of a size (H, W), so that a long run does not meet bad truth at its end.
+    def check_labels(self, ids: Sequence[str], classes: int) -> None:
+        """Raise ValueError for a label that is none of the classes that the scoring classifier tells apart."""
+        for name in ids if self.labels is not None else ():
+            if (target := self.labels[name].target) >= classes:  # type: ignore[index]
+                raise ValueError(
+                    f"the label of {name!r} must be a class index in [0, {classes - 1}] of the scoring classifier; "
+                    f"came {target}"
+                )
 
-        classes: how many the scoring classifier tells apart. Masks without an object or of another shape are told
-        in one warning. Errors: ValueError for boxes outside of their map, broken masks, labels that are no class.
+    def check(self, ids: Sequence[str], size: tuple[int, int]) -> None:
+        """Look at all boxes and masks of maps of a size (H, W), so that a long run does not meet bad ones at its end.
+
+        Masks without an object or of another shape are told in one warning.
+        Errors: ValueError for boxes outside of their map, and for broken masks.
         """
         for name in ids:
             self.boxes_on(name, size)
-            label = None if self.labels is None else self.labels[name]
-            if classes is not None and label is not None and label.target >= classes:
-                raise ValueError(
-                    f"the label of {name!r} must be a class index in [0, {classes - 1}] of the scoring classifier; "
-                    f"came {label.target}"
-                )
         if self.masks is not None:
             self._check_masks(ids, size)
 
@@ -92,15 +97,18 @@ class Truth:
         height, width = size
         rows = self.boxes[name]
         boxes = np.array([row.box for row in rows], dtype=np.float64)
-        frames = np.array([row.frame or (width, height) for row in rows], dtype=np.float64)
-        boxes *= np.tile([width, height] / frames, 2)
+        if self.place is not None and rows[0].frame is None:
+            boxes = self.place(name, torch.from_numpy(boxes.astype(np.float32))).numpy().astype(np.float64)
+        else:
+            frames = np.array([row.frame or (width, height) for row in rows], dtype=np.float64)
+            boxes *= np.tile([width, height] / frames, 2)
         outside = (boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
         if outside.any():
             row = rows[int(outside.argmax())]
             raise ValueError(
                 f"{self.table} line {row.line}: the box {row.box} of {name!r} lies outside of its map, {width} wide "
-                f"and {height} high: give boxes in pixels of the maps, or the columns width,height of the picture "
-                "that they are in"
+                f"and {height} high: give boxes in pixels of the maps (with --data, of the pictures), or the columns "
+                "width,height of the picture that they are in"
             )
         return torch.from_numpy(boxes.astype(np.float32))
 
