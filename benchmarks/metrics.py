@@ -238,7 +238,7 @@ def theirs_wsol(maps: torch.Tensor, boxes: list, pixels: list) -> tuple[np.ndarr
 def timed(work: Callable, *arguments, least: float = 0.3) -> tuple[float, object]:
     """Return CPU seconds of the fastest of several calls, and the result."""
     best, spent, result = np.inf, 0.0, None
-    while spent < least or result is None:
+    while spent < least or best == np.inf:
         start = time.process_time()
         result = work(*arguments)
         seconds = time.process_time() - start
