@@ -1,0 +1,1 @@
+"""A classifier trained alongside that keeps its normalisation statistics, against a fixed one."""
