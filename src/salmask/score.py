@@ -158,19 +158,11 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
 def _check(run: _Run) -> None:
     """Look at every map and all truth, before anything is written and hours are spent. Errors: ValueError."""
     size = (run.maps.shape[1], run.maps.shape[2])
-    classes = None if run.scoring is None else getattr(run.scoring.classifier, "num_classes", None)
-    if classes is not None:
-        run.truth.check_labels(run.maps.ids, classes)
     if run.scoring is not None:
+        if (classes := getattr(run.scoring.classifier, "num_classes", None)) is not None:
+            run.truth.check_labels(run.maps.ids, classes, predicted=run.scoring.target == "predicted")
         run.scoring.check(run.maps.ids, size)
     run.truth.check(run.maps.ids, size)
-    if run.scoring is not None and run.scoring.target == "predicted" and classes is not None and run.truth.labels:
-        for name, label in run.truth.labels.items():
-            if label.predicted is not None and label.predicted >= classes:
-                raise ValueError(
-                    f"the predicted class of {name!r} must be a class index in [0, {classes - 1}] of the scoring "
-                    f"classifier; came {label.predicted}"
-                )
     for ids, piece in run.maps.pieces(CHUNK):
         check_maps(torch.from_numpy(piece.read()), ids, bounded=run.normalize == "none")
 

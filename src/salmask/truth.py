@@ -70,14 +70,19 @@ class Truth:
                 f"{_some(without)} without a mask in {self.masks}: expected files such as {without[0]}.png"
             )
 
-    def check_labels(self, ids: Sequence[str], classes: int) -> None:
-        """Raise ValueError for a label that is none of the classes that the scoring classifier tells apart."""
+    def check_labels(self, ids: Sequence[str], classes: int, *, predicted: bool) -> None:
+        """Raise ValueError for a label that is none of the classes that the scoring classifier tells apart.
+
+        predicted: look at the predicted class, too.
+        """
         for name in ids if self.labels is not None else ():
-            if (target := self.labels[name].target) >= classes:  # type: ignore[index]
-                raise ValueError(
-                    f"the label of {name!r} must be a class index in [0, {classes - 1}] of the scoring classifier; "
-                    f"came {target}"
-                )
+            label = self.labels[name]  # type: ignore[index]
+            for what, value in (("label", label.target), ("predicted class", label.predicted if predicted else None)):
+                if value is not None and value >= classes:
+                    raise ValueError(
+                        f"the {what} of {name!r} must be a class index in [0, {classes - 1}] of the scoring "
+                        f"classifier; came {value}"
+                    )
 
     def check(self, ids: Sequence[str], size: tuple[int, int]) -> None:
         """Look at all boxes and masks of maps of a size (H, W), so that a long run does not meet bad ones at its end.
