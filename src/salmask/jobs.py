@@ -40,7 +40,7 @@ from salmask.metrics.similarity import Similarity
 from salmask.pictures import picture
 from salmask.recipes import Recipe
 from salmask.score import Scoring
-from salmask.specs import Loaded, load_infill, save_run
+from salmask.specs import Loaded, View, load_infill, save_run
 from salmask.train import Batches, Settings, mean_colour, train
 from salmask.types import Boxes, Infill
 
@@ -48,6 +48,7 @@ __all__ = [
     "check_sanity",
     "compare",
     "explain_files",
+    "load_bank",
     "load_infills",
     "randomise",
     "scoring_from",
@@ -100,6 +101,12 @@ def train_run(
     return masker
 
 
+def load_bank(dataset: Labelled, view: View) -> Tensor:
+    """Return pictures (N, 3, H, W) that fill holes, spread over a data set, as the classifier sees them."""
+    some, transform = spread(dataset, _BANK), view.transform()
+    return collate([transform(some[place]) for place in range(len(some))]).images
+
+
 def load_infills(
     names: Mapping[str, str], loaded: Loaded, dataset: Labelled, *, seed: int, remask: bool = False
 ) -> dict[str, Infill] | None:
@@ -111,8 +118,7 @@ def load_infills(
         return None
     bank = None
     if "bank" in names.values():
-        some, transform = spread(dataset, _BANK), loaded.view.transform()
-        bank = collate([transform(some[place]) for place in range(len(some))]).images
+        bank = load_bank(dataset, loaded.view)
     generator = torch.Generator().manual_seed(7_000_003 + seed)
     made = {
         name: load_infill(name, classifier=loaded.classifier, generator=generator, bank=bank, remask=remask)

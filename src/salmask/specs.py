@@ -7,9 +7,10 @@ run.json, which says how pictures get from the disk to the classifier.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from salmask.data import CropFlip, SampleTransform, ShortSide, Squash
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
+from salmask.explain.optimise import refined
 from salmask.files import replace_file
 from salmask.inpainter import load_inpainter
 from salmask.masker import Masker
@@ -50,7 +52,7 @@ __all__ = [
     "save_run",
 ]
 
-RUN, CLASSIFIER = "run.json", "classifier.safetensors"
+RUN, CLASSIFIER, REFINED = "run.json", "classifier.safetensors", "refined"
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,9 @@ def named(spec: str) -> tuple[str | None, str]:
     return found[1].strip(), found[2]
 
 
-def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[str, Explainer, Loaded]:
+def load_explainer(
+    name: str, *, loaded: Loaded | None, seed: int = 0, bank: Callable[[View], Tensor] | None = None
+) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
     A RUN is a folder, or the checkpoint file of a masker that was trained by the paper's released code.
@@ -212,8 +216,12 @@ def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[
 
     A name may carry settings: `rise:masks=500`, `extremal:areas=[0.05,0.2]`; values are read as JSON where they can
     be. So may a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area,
-    `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
-    seed: of an explainer that draws, unless its settings name one.
+    `RUN:reads=SPEC` to read the maps of another classifier than the run's own. An explainer that hides parts takes
+    `infill` by name or file, as in `load_infill`: `rise:infill=blur`, `bank_masks:infill=bank`.
+    `refined:start=SPEC` improves the maps of a run or of another explainer; `start` comes last, as what follows it
+    may have settings of its own: `refined:iterations=50,start=rise:masks=500`.
+    seed: of an explainer that draws, unless its settings name one. bank: gives the pictures for `infill=bank`, as
+    seen through a view.
     """
     title, name = named(name)
     run, options = _run(name)
@@ -230,18 +238,54 @@ def load_explainer(name: str, *, loaded: Loaded | None, seed: int = 0) -> tuple[
                 f"the masker in {run} does not take {options!r}, only top, area, max_batch and reads"
             ) from error
     plain, _, options = name.partition(":")
+    if plain == REFINED:
+        return _refined(title or name, options, loaded=loaded, seed=seed, bank=bank)
     if plain not in EXPLAINERS:
         raise ValueError(
             f"no explainer {name!r}: expected the folder of a run, a released checkpoint (.chk), "
-            f"or one of {', '.join(sorted(EXPLAINERS))}"
+            f"or one of {', '.join(sorted([*EXPLAINERS, REFINED]))}"
         )
     if loaded is None:
         raise ValueError(f"{plain} explains a classifier: name one with --classifier")
-    drawn = {"seed": seed} if "seed" in signature(EXPLAINERS[plain]).parameters else {}
+    return title or name, _made(EXPLAINERS[plain], plain, options, loaded, seed=seed, bank=bank), loaded
+
+
+def _refined(
+    title: str, options: str, *, loaded: Loaded | None, seed: int, bank: Callable[[View], Tensor] | None
+) -> tuple[str, Explainer, Loaded]:
+    found = re.search(r"(?:^|,)start=(.+)", options)
+    if found is None:
+        raise ValueError(f"refined improves another explainer's maps: name it last, refined:start=SPEC, came {title!r}")
+    _, explainer, own = load_explainer(found[1], loaded=loaded, seed=seed, bank=bank)
+    build = partial(refined, explainer)
+    return title, _made(build, REFINED, options[: found.start()], own, seed=seed, bank=bank), own
+
+
+def _made(
+    build: Callable[..., Explainer],
+    name: str,
+    options: str,
+    loaded: Loaded,
+    *,
+    seed: int,
+    bank: Callable[[View], Tensor] | None,
+) -> Explainer:
+    """Call a constructor with the settings after its name."""
+    given = ({"seed": seed} if "seed" in signature(build).parameters else {}) | _options(options)
+    if "infill" in given and "infill" in signature(build).parameters:
+        if given["infill"] == "bank" and bank is None:
+            raise ValueError(
+                f"{name}:infill=bank fills holes with other pictures: there are none here, only in evaluate"
+            )
+        pictures = bank(loaded.view) if given["infill"] == "bank" and bank is not None else None
+        generator = Generator().manual_seed(seed)
+        given["infill"] = load_infill(
+            str(given["infill"]), classifier=loaded.classifier, generator=generator, bank=pictures
+        )
     try:
-        return title or name, EXPLAINERS[plain](**drawn | _options(options)), loaded
+        return build(**given)
     except TypeError as error:
-        raise ValueError(f"explainer {plain} does not take {options!r}: {error}") from error
+        raise ValueError(f"explainer {name} does not take {options!r}: {error}") from error
 
 
 def _run(name: str) -> tuple[str | None, str]:

@@ -7,17 +7,28 @@ A piece that does not fit into memory is tried again at half the size, with one 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes
-from salmask.masking import MeanColour
-from salmask.types import Images, Targets
+from salmask.masking import Blur, MeanColour
+from salmask.types import Images, Infill, Targets
 
-__all__ = ["at_rest", "by_pieces", "check_limit", "entered", "mean_colour", "out_of_memory", "pieces"]
+__all__ = [
+    "at_rest",
+    "backdrop",
+    "by_pieces",
+    "check_limit",
+    "entered",
+    "mean_colour",
+    "out_of_memory",
+    "pieces",
+    "reseeded",
+]
 
 _Result = TypeVar("_Result")
 
@@ -88,6 +99,28 @@ def mean_colour(classifier: Classifier) -> MeanColour:
     """Return the infill that is zero in the classifier's normalised space."""
     red, green, blue = classifier.mean.flatten().tolist()
     return MeanColour((red, green, blue))
+
+
+def backdrop(infill: Infill | None, classifier: Classifier, image: Images, *, seed: int = 0) -> Infill:
+    """Return what stands in the holes of one picture (1, 3, H, W) that is hidden many times over.
+
+    None is the mean colour; a blur is made once; an infill that draws starts from the seed, so that a map depends
+    neither on the pictures before it nor on earlier calls.
+    """
+    if infill is None:
+        return mean_colour(classifier)
+    if isinstance(infill, Blur):
+        blurred = infill(image, torch.ones_like(image[:, :1]))
+        return lambda images, holes: blurred
+    return reseeded(infill, seed) or infill
+
+
+def reseeded(infill: Infill, seed: int) -> Infill | None:
+    """Return a copy of an infill that draws, with a fresh generator; None for one that does not."""
+    generator = getattr(infill, "generator", None)
+    if not isinstance(generator, Generator) or not is_dataclass(infill) or isinstance(infill, type):
+        return None
+    return replace(infill, generator=Generator(device=generator.device).manual_seed(seed))  # type: ignore[arg-type]
 
 
 def check_limit(max_batch: int) -> None:

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
-from salmask.explain.batching import at_rest, by_pieces, check_limit, mean_colour, pieces
+from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
 from salmask.explain.folded import folded
 from salmask.explain.taps import Tap, channel_axis, count_calls, layer_before, layer_index, layer_output, read_gradients
 from salmask.explain.terms import logit
@@ -152,7 +152,7 @@ class ScoreCAM:
         index = layer_index(classifier, self.layer)
         logits, features = classifier.features(images)
         maps, chosen = features[index].float(), check_targets(targets, logits)
-        infill = mean_colour(classifier) if self.infill is None else self.infill
+        infill = backdrop(self.infill, classifier, images)
         size = (images.shape[-2], images.shape[-1])
         channels = maps[0, :, None]
         alive = (channels.amax((1, 2, 3)) > channels.amin((1, 2, 3))).nonzero().flatten()

@@ -11,7 +11,7 @@ leaves the batch.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import entered, pieces
+from salmask.explain.batching import entered, pieces, reseeded
 from salmask.explain.folded import folded
 from salmask.explain.parametrisations import Drawn, Parametrisation, Scene
 from salmask.explain.schedule import Schedule, View
@@ -86,11 +86,8 @@ def _prepare(infill: Infill, images: Images, draws: int, seed: int) -> Any:
         return infill.prepare(images)
     if isinstance(infill, Blur):
         return _Still(infill(images, torch.ones_like(images[:, :1])))
-    generator = getattr(infill, "generator", None)
-    if isinstance(generator, Generator) and is_dataclass(infill) and not isinstance(infill, type):
-        fresh = Generator(device=generator.device).manual_seed(seed)
-        return _Shared(replace(infill, generator=fresh), draws)  # type: ignore[arg-type]
-    return _Plain(infill)
+    fresh = reseeded(infill, seed)
+    return _Plain(infill) if fresh is None else _Shared(fresh, draws)
 
 
 def _repeat(values: Tensor, times: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import at_rest, by_pieces, check_limit, mean_colour, pieces
+from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
 from salmask.explain.folded import folded
 from salmask.explain.terms import ClassScore, probability
 from salmask.masking import keep
@@ -64,7 +64,7 @@ class Rise:
     ) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
-        infill = mean_colour(classifier) if self.infill is None else self.infill
+        infill = backdrop(self.infill, classifier, images, seed=self.seed)
         drawn = RandomMasks.draw(self, (images.shape[-2], images.shape[-1]), images.device)
 
         def credit(rows: slice) -> Tensor:
@@ -147,7 +147,7 @@ class Occlusion:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
         own = self.score(logits, chosen)
-        infill = mean_colour(classifier) if self.infill is None else self.infill
+        infill = backdrop(self.infill, classifier, images)
         size = (images.shape[-2], images.shape[-1])
         rows, columns = (self._windows(side, min(size)).to(images) for side in size)
         count = len(rows) * len(columns)
