@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from conftest import SmallNet
-from salmask.classifier import Classifier, load_weights
+from salmask.classifier import Classifier, at_once, load_weights
 
 SMALL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 LAYERS = ("stem", "middle", "deep")
@@ -526,3 +526,12 @@ def test_a_checkpoint_of_another_network_is_refused(checkpoints) -> None:
         Classifier.from_timm("test_resnet", pretrained=False, checkpoint=folder / "other.safetensors")
     with pytest.raises(ValueError, match=r"do not fit test_resnet from .*: .* is \(6.*needed \(5"):
         Classifier.from_timm("test_resnet", pretrained=False, checkpoint=folder / "plain.safetensors", num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "wanted"),
+    [(224, "cpu", 12), (32, "cpu", 32), (448, "cpu", 3), (2000, "cpu", 1), (224, "meta", 32)],
+)
+def test_a_pass_on_a_cpu_takes_what_its_caches_bear(size, device, wanted) -> None:
+    assert at_once(torch.empty(64, 3, size, size, device=device), 32) == wanted
+    assert at_once(torch.empty(64, 3, size, size, device=device), 2) == min(2, wanted)

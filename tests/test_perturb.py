@@ -1,6 +1,7 @@
 """RISE and occlusion: by hand on a classifier that sums pixels, against slow loops and Captum's occlusion."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.explain.perturb import Occlusion, RandomMasks, Rise
 from salmask.explain.terms import logit
-from salmask.masking import Blur, MeanColour
+from salmask.masking import Bank, Blur, MeanColour, keep
 
 SIZE = 24
 BLACK = MeanColour((0.0, 0.0, 0.0))
@@ -105,6 +106,29 @@ def test_rise_of_a_constant_classifier_is_its_masks_mean(images):
     found = rise(classifier, images[:1], torch.tensor([1]))
     torch.testing.assert_close(found.masks, 0.5 * masks.mean(0, keepdim=True) / 0.25)
     assert found.range == (0.0, 4.0)
+
+
+@pytest.mark.parametrize("make", [partial(Rise, masks=20, cells=4), partial(Occlusion, window=56, stride=56)])
+def test_an_infill_that_draws_starts_from_the_seed_for_every_picture(make, classifier, images):
+    bank = torch.rand(5, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    explainer = make(score=logit, infill=Bank(bank, torch.Generator()))
+    both = explainer(classifier, images, TARGETS).masks
+    for row in (1, 0):
+        torch.testing.assert_close(explainer(classifier, images[row : row + 1], TARGETS[:1]).masks, both[row : row + 1])
+    plain = make(score=logit, infill=Bank(bank[:1], torch.Generator()))(classifier, images, TARGETS).masks
+    assert not torch.allclose(plain, both)  # several pictures of the bank were drawn
+
+
+def test_a_blur_is_made_once_a_picture(classifier, images, monkeypatch):
+    calls = []
+    once = Blur.__call__
+    monkeypatch.setattr(Blur, "__call__", lambda self, x, holes: calls.append(len(x)) or once(self, x, holes))
+    found = Rise(masks=30, cells=4, score=logit, infill=Blur(), max_batch=7)(classifier, images, TARGETS)
+    assert calls == [1, 1]
+    masks = RandomMasks.draw(Rise(masks=30, cells=4), (SIZE, SIZE), torch.device("cpu")).build(slice(0, 30))
+    shown = keep(images[:1].expand(30, -1, -1, -1), masks, Blur())
+    wanted = torch.einsum("n,nchw->chw", classifier.logits(shown)[:, 0].detach(), masks) / 15
+    torch.testing.assert_close(found.masks[0], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_occlusion_by_hand(classifier, weights):

@@ -15,7 +15,9 @@ from salmask.classifier import Classifier
 from salmask.data import ShortSide, Squash
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
+from salmask.explain.perturb import Rise
 from salmask.masker import Masker
+from salmask.masking import Bank, Blur, MeanColour
 from salmask.metrics import METRICS
 from salmask.recipes import RECIPES
 from salmask.specs import (
@@ -32,6 +34,7 @@ from salmask.specs import (
 )
 
 NETWORK = "test_resnet"
+COLOUR = (0.5, 0.5, 0.5)  # the mean of this network
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +238,42 @@ def test_lists_and_seeds_reach_the_explainer(loaded) -> None:
     assert load_explainer("gradcam", loaded=loaded, seed=3)[0] == "gradcam"  # draws nothing
 
 
+def test_infills_go_by_name(loaded) -> None:
+    assert load_explainer("rise:infill=blur,masks=9", loaded=loaded)[1] == Rise(9, infill=Blur(border=COLOUR))
+    assert load_explainer("opticam:infill=mean", loaded=loaded)[1].infill == MeanColour(COLOUR)
+    seen = []
+    bank = lambda view: seen.append(view) or pictures()  # noqa: E731
+    method = load_explainer("bank_masks:infill=bank,draws=3", loaded=loaded, bank=bank)[1]
+    assert seen == [loaded.view] and method.draws == 3
+    assert isinstance(method.infill, Bank) and torch.equal(method.infill.bank, pictures())
+    load_explainer("rise:infill=noise", loaded=loaded, bank=bank)
+    assert len(seen) == 1  # no picture is read that nobody asked for
+
+
+def test_refined_starts_at_a_run_or_at_another_explainer(run, loaded) -> None:
+    name, method, own = load_explainer(f"better=refined:iterations=2,lr=0.3,start={run}", loaded=None)
+    assert name == "better" and isinstance(method.explainer, Learned)
+    assert method.optimised.schedule.iterations == 2
+    found = method(own.classifier, pictures())
+    first = method.explainer(own.classifier, pictures())
+    assert found.masks.shape == first.masks.shape and not torch.equal(found.masks, first.masks)
+    name, method, own = load_explainer("refined:start=rise:masks=5,infill=blur", loaded=loaded, seed=4)
+    assert name == "refined:start=rise:masks=5,infill=blur" and own is loaded
+    assert method.explainer == Rise(5, infill=Blur(border=COLOUR), seed=4)
+    assert method.optimised.schedule.iterations == 30
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("rise:infill=nothing", "no infill 'nothing': expected mean, blur"),
+        ("rise:infill=bank", "rise:infill=bank fills holes with training pictures, and this command has none"),
+        ("gradcam:infill=blur", "explainer gradcam does not take 'infill=blur'"),
+        ("refined", "name it last, refined:start=SPEC, came 'refined'"),
+        ("refined:iterations=3", "name it last, refined:start=SPEC, came 'refined:iterations=3'"),
+        ("refined:colour=3,start=gradcam", "explainer refined does not take 'colour=3'"),
+        ("refined:start=nothing", "no explainer 'nothing'"),
+        ("refined:iterations=0,start=gradcam", "iterations"),
         (
             "nothing",
             r"no explainer 'nothing': expected the folder of a run, a released checkpoint .* or one of ablationcam, ",

@@ -275,7 +275,7 @@ def _made(
     if "infill" in given and "infill" in signature(build).parameters:
         if given["infill"] == "bank" and bank is None:
             raise ValueError(
-                f"{name}:infill=bank fills holes with other pictures: there are none here, only in evaluate"
+                f"{name}:infill=bank fills holes with training pictures, and this command has none: use evaluate"
             )
         pictures = bank(loaded.view) if given["infill"] == "bank" and bank is not None else None
         generator = Generator().manual_seed(seed)

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from salmask.classifier import Classifier
+from salmask.classifier import Classifier, at_once
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
 from salmask.explain.folded import folded
@@ -163,7 +163,7 @@ class ScoreCAM:
             pictures = keep(images.expand(len(masks), -1, -1, -1), masks.to(images.dtype), infill)
             return twin.logits(pictures)[:, chosen[0]]
 
-        answers = torch.cat(list(pieces(scores, len(asked), max_batch=self.max_batch)))
+        answers = torch.cat(list(pieces(scores, len(asked), max_batch=at_once(images, self.max_batch))))
         said = answers[-1:].repeat(len(channels))
         said[alive] = answers[:-1]
         weights = said.softmax(0)[None, :, None, None]

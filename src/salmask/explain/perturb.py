@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from salmask.classifier import Classifier
+from salmask.classifier import Classifier, at_once
 from salmask.explain.base import Explanation, Passes, check_targets
 from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
 from salmask.explain.folded import folded
@@ -73,7 +73,7 @@ class Rise:
             return torch.einsum("n,nchw->chw", self.score(said, chosen.expand(len(masks))), masks.float())
 
         total = torch.zeros_like(images[:, :1], dtype=torch.float32)
-        for part in pieces(credit, self.masks, max_batch=self.max_batch):
+        for part in pieces(credit, self.masks, max_batch=at_once(images, self.max_batch)):
             total += part
         masks = total / (self.masks * self.chance)
         high = 1 / self.chance if self.score is probability else math.inf
@@ -158,7 +158,9 @@ class Occlusion:
             said = twin.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
             return own - self.score(said, chosen.expand(len(at)))
 
-        lost = torch.cat(list(pieces(losses, count, max_batch=self.max_batch))).view(len(rows), len(columns))
+        lost = torch.cat(list(pieces(losses, count, max_batch=at_once(images, self.max_batch)))).view(
+            len(rows), len(columns)
+        )
         covered = rows.sum(0)[:, None] * columns.sum(0)
         masks = (rows.T.float() @ lost @ columns.float() / covered)[None, None]
         end = 1.0 if self.score is probability else math.inf

@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional as F
 
+from salmask.classifier import at_once
 from salmask.masking import MeanColour
 from salmask.metrics.case import Case
 from salmask.types import Images, Infill, Logits, Masks, Targets
@@ -113,7 +114,7 @@ def read(
         while start < len(targets):
             indices = torch.arange(start, min(start + size, len(targets)), device=targets.device)
             try:
-                parts.append(Reading.of(classifier.logits(pictures(indices)), targets[indices]))
+                parts.append(Reading.of(_logits(classifier, pictures(indices)), targets[indices]))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -124,6 +125,11 @@ def read(
     if not parts:
         return Reading.of(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long))
     return Reading(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _logits(classifier: Any, images: Images) -> Tensor:
+    few = at_once(images, len(images))
+    return torch.cat([classifier.logits(part) for part in images.split(few)])
 
 
 # What stands where pixels are hidden
