@@ -153,6 +153,15 @@ def test_packed_rows_give_the_same_report_and_are_not_added_to(tmp_path):
             report.write_report(tmp_path)
 
 
+def test_all_commands_that_filled_a_folder_are_kept(tmp_path):
+    told = [agree_on_meta(tmp_path, META | made).get("command") for made in ({}, {"command": "a b"})]
+    told += [agree_on_meta(tmp_path, META | {"command": line})["command"] for line in ("c", "a b")]
+    told.append(agree_on_meta(tmp_path, {key: value for key, value in META.items() if key != "command"})["command"])
+    first = META.get("command")
+    before = [] if first is None else [first]
+    assert told == [first, *("\n".join([*before, *lines]) for lines in (["a b"], *[["a b", "c"]] * 3))]
+
+
 def test_the_order_of_rows_changes_no_number(folder, tmp_path):
     lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
     agree_on_meta(tmp_path, META)

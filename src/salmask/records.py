@@ -125,7 +125,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def agree_on_meta(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Write meta.json and return it, joined with the explainers of earlier runs in this folder.
+    """Write meta.json and return it, joined with the explainers and the commands of earlier runs in this folder.
 
     Errors: ValueError that names the setting, where an earlier run had another one.
     """
@@ -139,6 +139,9 @@ def agree_on_meta(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         if explainers.setdefault(name, settings) != settings:
             raise ValueError(_differs(folder, f"explainer {name}", explainers[name], settings))
     joined = asked | {"explainers": explainers}
+    commands = [str(meta["command"]) for meta in (earlier, asked) if meta.get("command")]
+    if commands:  # one a line, each once
+        joined["command"] = "\n".join(dict.fromkeys(line for told in commands for line in told.splitlines()))
     write_json(folder / META, joined)
     return joined
 
