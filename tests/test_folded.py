@@ -107,10 +107,28 @@ class Remembering(Deciding):
         return self.head(self.tap(x).mean((2, 3))) + self.calls
 
 
-@pytest.mark.parametrize("make", [Deciding, Remembering])
-def test_what_cannot_be_folded_is_used_as_it_is(make, images):
+class Pointwise(Deciding):
+    """The same with a convolution that gains nothing in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.tap = nn.Conv2d(3, 4, 1)
+
+
+@pytest.mark.parametrize("make", [Pointwise, Remembering])
+def test_what_gains_nothing_or_does_not_answer_alike_is_used_as_it_is(make, images):
     classifier = wrapped(make(), ("tap",))
     assert twin_of(classifier, images) is classifier
+
+
+def test_wide_convolutions_that_cannot_be_traced_are_put_in_channels_last_order(images):
+    classifier = wrapped(Deciding(), ("tap",))
+    twin = twin_of(classifier, images)
+    assert twin is not classifier and type(twin.network) is Deciding
+    assert twin.network.tap.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not classifier.network.tap.weight.is_contiguous(memory_format=torch.channels_last)
+    for shown in (images, -images):  # both ways through the network
+        torch.testing.assert_close(twin.logits(shown), classifier.logits(shown))
 
 
 def test_hooks_and_half_precision_keep_the_network(small_net, images):
