@@ -29,7 +29,7 @@ __all__ = ["Classifier", "at_once", "load_weights", "pick_layers"]
 _FIXED_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _RESNET = {"maxpool", "layer1", "layer2", "layer3", "layer4"}
 
-_CACHED = 12 * 224 * 224  # pixels; resnet18, resnet50, MobileNet and ConvNeXt take .6 to .9 of the time of 32 pictures
+_CACHED = 10 * 224 * 224  # pixels; resnet18, resnet50, MobileNet and ConvNeXt take .6 to .9 of the time of 32 pictures
 
 ToMap = Callable[[Tensor, tuple[int, int]], Tensor]
 
