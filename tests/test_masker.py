@@ -117,6 +117,15 @@ def test_layers_may_count_from_the_deepest_and_come_in_any_order() -> None:
     assert tiny(layers=(-1, 3)).layers == (3, 4)
 
 
+@pytest.mark.parametrize(("count", "wanted"), [(1, (0,)), (2, (0, 1)), (3, (1, 2)), (5, (3, 4)), (6, (4, 5))])
+def test_the_two_deepest_layers_are_read_unless_told_otherwise(count, wanted) -> None:
+    channels, strides = [4 + k for k in range(count)], [2 ** (k + 1) for k in range(count)]
+    masker = Masker(channels, strides, width=8, generator=seeded()).eval()
+    assert masker.layers == wanted
+    maps = [torch.rand(2, c, -(-64 // s), -(-64 // s)) for c, s in zip(channels, strides, strict=True)]
+    assert masker(maps, (64, 64)).shape == (2, 1, 64, 64)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (33, 50), (7, 9), (224, 225)])
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 def test_any_image_size_gives_masks_of_that_size(size, upsample) -> None:

@@ -29,7 +29,7 @@ from salmask.study.engine import Task
 from salmask.study.run import _apart
 from salmask.study.settings import TERMS, content, read_settings
 from salmask.study.studies import few_classes, fix, infilling
-from salmask.study.work import Job, work
+from salmask.study.work import Job, layers_read, work
 from salmask.synthetic import write_folder
 from salmask.train import Settings, _Run
 
@@ -670,3 +670,12 @@ def test_bad_input_is_one_clear_line(arguments, words, tmp_path, capsys, monkeyp
     assert main(["study", *arguments, "--out", str(tmp_path / "out")]) == 1
     assert words in capsys.readouterr().err
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("maps", "scale", "wanted"),
+    [(5, Scale(), (3, 4)), (3, Scale(), None), (3, Scale(layers=(1,)), (1,)), (3, Scale(layers=(1, 4)), (1, 4))],
+)
+def test_a_network_of_fewer_maps_has_its_deepest_read(maps, scale, wanted) -> None:
+    loaded = SimpleNamespace(classifier=SimpleNamespace(layers=("layer",) * maps))
+    assert layers_read(scale, loaded) == wanted

@@ -97,7 +97,8 @@ class Masker(nn.Module):
     """A small decoder that reads a classifier's maps and returns masks for the whole batch.
 
     channels, strides: of every map that will be handed over, as the classifier publishes them.
-    layers: which of them are read, by index (negative from the deepest). width: channels after projection.
+    layers: which of them are read, by index (negative from the deepest); None: the two deepest, (3, 4) of the paper's
+        five. width: channels after projection.
     stride: pixels a cell of the grid on which the mask is made. upsample: "nearest" or "bilinear", grid to picture.
     area_condition: expect a target area per image. classes: number of classes, to expect a class per image.
     classifier: fingerprint of the classifier that it was trained beside, kept in `config.json`.
@@ -109,7 +110,7 @@ class Masker(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         *,
-        layers: Sequence[int] = (3, 4),
+        layers: Sequence[int] | None = None,
         width: int = 64,
         stride: int = 4,
         upsample: str = "nearest",
@@ -144,7 +145,7 @@ class Masker(nn.Module):
         self._initialise(generator)
 
     @classmethod
-    def for_classifier(cls, classifier: Any, layers: Sequence[int] = (3, 4), **options: Any) -> Self:
+    def for_classifier(cls, classifier: Any, layers: Sequence[int] | None = None, **options: Any) -> Self:
         """Build a masker sized from a classifier's channels and strides; `options` as in the constructor."""
         return cls(
             classifier.channels,
@@ -313,7 +314,9 @@ class Masker(nn.Module):
             raise ValueError("this masker is conditioned on a class: give `targets` (B,)")
 
 
-def _resolve(layers: Sequence[int], count: int) -> tuple[int, ...]:
+def _resolve(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(max(0, count - 2), count))
     resolved = tuple(sorted({layer + count if layer < 0 else layer for layer in layers}))
     if not resolved or resolved[0] < 0 or resolved[-1] >= count:
         raise ValueError(f"layers {tuple(layers)} do not exist: the classifier gives maps 0 ... {count - 1}")

@@ -125,8 +125,8 @@ class Train(Data):
     """Weight of the area on the kept side, for fix and ca."""
     area_out: float | None = None
     """Weight of the area on the removed side, for fix, ca and casm."""
-    layers: tuple[int, ...] = (3, 4)
-    """Which of the classifier's maps the masker reads, by index."""
+    layers: tuple[int, ...] | None = None
+    """Which of the classifier's maps the masker reads, by index; the two deepest where not given."""
     upsample: Literal["nearest", "bilinear"] = "nearest"
     """From the masker's grid to the picture."""
     infill: str = "mean"

@@ -41,7 +41,7 @@ from salmask.study.settings import ORIGINAL, Reading, Scale, Variant, content
 from salmask.synthetic import Synthetic
 from salmask.train import Settings
 
-__all__ = ["METRICS_OF", "Job", "Place", "chosen_data", "finished", "masker_options", "results", "work"]
+__all__ = ["METRICS_OF", "Job", "Place", "chosen_data", "finished", "layers_read", "masker_options", "results", "work"]
 
 METRICS_OF = {
     "tuning": ("le", "f1", "mask_mean"),
@@ -257,7 +257,7 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         replace(loaded, classes=tuple(train_set.classes)),
         recipe=scale.recipe(variant),
         settings=settings,
-        masker_options=masker_options(variant, loaded, scale.layers),
+        masker_options=masker_options(variant, loaded, layers_read(scale, loaded)),
         infill=load_infills(
             {"kept": variant.infill_kept, "removed": variant.infill_removed},
             loaded,
@@ -281,8 +281,14 @@ def chosen_data(variant: Variant, train_set: Labelled, seed: int) -> Labelled:
     return dataset if variant.classes is None else _OldNumbers(dataset, train_set.classes)
 
 
-def masker_options(variant: Variant, loaded: Loaded, layers: Sequence[int]) -> dict[str, Any]:
-    """Return what a variant's `Masker` is made with. layers: for a variant that does not say."""
+def layers_read(scale: Scale, loaded: Loaded) -> Sequence[int] | None:
+    """Return the layers of a study, which are the paper's where it does not say; of fewer maps the two deepest."""
+    usual = scale.layers == Scale().layers
+    return None if usual and len(loaded.classifier.layers) <= max(scale.layers) else scale.layers
+
+
+def masker_options(variant: Variant, loaded: Loaded, layers: Sequence[int] | None) -> dict[str, Any]:
+    """Return what a variant's `Masker` is made with. layers: for a variant that does not say; None: the two deepest."""
     head: dict[str, Any] = {}
     if variant.head != "sigmoid":
         head = {"temperature": variant.temperature, "hard": variant.hard, "learnable": variant.learnable}
