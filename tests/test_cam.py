@@ -331,6 +331,25 @@ def test_layers_by_name_and_by_index(images):
         EXPLAINERS["scorecam"](layer=3)(classifier, images)
 
 
+class Aside(nn.Module):
+    """A layer beside the way to the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.aside, self.way, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.aside(x)
+        return self.head(self.way(x).mean((2, 3)))
+
+
+def test_a_layer_that_leads_nowhere_is_named(images):
+    with pytest.raises(ValueError, match="the logits do not depend on layer 'aside': choose a layer that leads"):
+        EXPLAINERS["gradcam"]()(wrapped(Aside(), layers=("aside",)), images)
+    found = EXPLAINERS["gradcam"]()(wrapped(Aside(), layers=("way", "aside")), images)
+    assert found.notes == ("way",)
+
+
 def test_dead_channels_share_one_pass(images):
     network = plain_network()
     network[2][0].weight.data[:6] = 0

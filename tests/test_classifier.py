@@ -139,6 +139,46 @@ def test_a_network_that_says_that_it_is_channels_last_is_believed_where_the_shap
     torch.testing.assert_close(classifier.features(x).maps[0], normed.movedim(3, 1))
 
 
+class Tokens(nn.Module):
+    """Patches as tokens; a class token is added behind the block that is read, or the patches go one by one."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self, *, apart: bool = False) -> None:
+        super().__init__()
+        self.patch, self.block, self.head, self.apart = nn.Conv2d(3, 8, 4, 4), nn.Identity(), nn.Linear(8, 3), apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        if self.apart:
+            return self.head(self.block(tokens.reshape(-1, 4, 8)).reshape(len(x), -1, 8).mean(1))
+        tokens = self.block(tokens)
+        return self.head(torch.cat([tokens[:, :1], tokens], 1).mean(1))
+
+
+def test_a_class_token_that_comes_later_is_not_cut_off() -> None:
+    classifier = small(Tokens(), ["block"])
+    x = pictures(32)
+    wanted = classifier.network.patch((x - classifier.mean) / classifier.std)
+    torch.testing.assert_close(classifier.features(x).maps[0], wanted)
+
+
+def test_a_layer_that_mixes_pictures_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"layer 'block' mixes pictures: expected 2 maps for 2 pictures, came \(32, 4, 8\)"
+    ):
+        small(Tokens(apart=True), ["block"])
+
+
+@pytest.mark.parametrize("described", [["nothing"], ["fc"], ["global_pool"]])
+def test_layers_are_found_where_timm_names_some_that_cannot_be_read(described, monkeypatch) -> None:
+    wanted = Classifier.from_timm("resnet18", pretrained=False, image_size=64).layers
+    monkeypatch.setattr("salmask.classifier._timm_layers", lambda network: described)
+    assert Classifier.from_timm("resnet18", pretrained=False, image_size=64).layers == wanted
+    with pytest.raises(ValueError, match="no layer 'nothing'"):
+        Classifier.from_timm("resnet18", pretrained=False, image_size=64, layers=["nothing"])
+
+
 def test_a_resnet_is_read_after_its_pooling_as_in_the_paper(timm_classifier) -> None:
     assert timm_classifier("resnet18").layers == ("maxpool", "layer1", "layer2", "layer3", "layer4")
 

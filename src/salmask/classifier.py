@@ -9,8 +9,9 @@ leaves every call as it entered: mode, gradients, hooks and device, also when th
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,7 @@ __all__ = ["Classifier", "at_once", "load_weights", "pick_layers"]
 _FIXED_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _RESNET = {"maxpool", "layer1", "layer2", "layer3", "layer4"}
 
+_SHOWN = 2  # pictures with which a network is tried
 _CACHED = 10 * 224 * 224  # pixels; resnet18, resnet50, MobileNet and ConvNeXt take .6 to .9 of the time of 32 pictures
 
 ToMap = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -75,7 +77,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, device=like.device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=like.device).view(1, 3, 1, 1), persistent=False)
         self.image_size = image_size
-        picture = torch.full((2, 3, image_size, image_size), 0.5, device=like.device)
+        picture = torch.full((_SHOWN, 3, image_size, image_size), 0.5, device=like.device)
         picture[1] = torch.rand(3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         with self.frozen(), torch.no_grad():
             if layers is None:
@@ -120,13 +122,12 @@ class Classifier(nn.Module):
         if weights is not None:
             fit_weights(network, weights, f"{name} from {checkpoint}")
         config = timm.data.resolve_model_data_config(network)
-        return cls(
-            network.eval(),
-            mean=config["mean"],
-            std=config["std"],
-            layers=layers if layers is not None else _timm_layers(network),
-            image_size=image_size or config["input_size"][-1],
-        )
+        size = image_size or config["input_size"][-1]
+        build = partial(cls, network.eval(), mean=config["mean"], std=config["std"], image_size=size)
+        if layers is None and (described := _timm_layers(network)) is not None:
+            with suppress(ValueError):  # some are described by names of modules that they lack or never call
+                return build(layers=described)
+        return build(layers=layers)
 
     def forward(self, images: Images) -> Logits:
         """Return the logits."""
@@ -376,18 +377,19 @@ def _classes_of(logits: Tensor) -> int:
 def _map_rule(name: str, tap: Tensor, network: nn.Module, size: int) -> ToMap:
     """Find out how a layer's output lies, from its shape on a square picture, and return what turns it."""
     shape = tuple(tap.shape)
+    if shape[:1] != (_SHOWN,):  # tokens within patches, for one
+        raise ValueError(f"layer {name!r} mixes pictures: expected {_SHOWN} maps for {_SHOWN} pictures, came {shape}")
     told_last = getattr(network, "output_fmt", None) == "NHWC" and len({*shape[1:]}) == 1
     if tap.ndim == 4 and shape[2] == shape[3] and shape[2] > 1 and not told_last:
         return lambda tap, at: tap
     if tap.ndim == 4 and shape[1] == shape[2] and shape[1] > 1:
         return lambda tap, at: tap.permute(0, 3, 1, 2)
     if tap.ndim == 3:
-        prefix = getattr(network, "num_prefix_tokens", None)
-        side = isqrt(shape[1] - (prefix or 0))
-        if prefix is None:
-            prefix = shape[1] - side * side
-        if side > 1 and side * side + prefix == shape[1]:
-            return _token_rule(prefix, size / side)
+        told = getattr(network, "num_prefix_tokens", 0)  # which some networks add behind their first blocks only
+        for prefix in (told, 0, shape[1] - isqrt(shape[1]) ** 2):
+            side = isqrt(max(0, shape[1] - prefix))
+            if side > 1 and side * side + prefix == shape[1]:
+                return _token_rule(prefix, size / side)
     raise ValueError(
         f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a square grid, "
         f"came {shape} for a picture of {size}x{size}; name an earlier layer"

@@ -121,6 +121,7 @@ def read_gradients(
     score: logits -> one value an image. instead: index of an earlier layer, read as well if any image has no
     gradient at the first (as at the patch tokens after the last block of a transformer that reads its class
     token alone). One forward pass; one backward pass for each layer read.
+    Errors: ValueError where the logits depend on neither.
     """
     taken: dict[int, Tensor] = {}
 
@@ -138,6 +139,9 @@ def read_gradients(
         logits = classifier.logits(images)
     size = (images.shape[-2], images.shape[-1])
     total = score(logits).sum()
+    if not total.requires_grad:
+        told = " and ".join(repr(classifier.layers[at]) for at in wanted)
+        raise ValueError(f"the logits do not depend on layer {told}: choose a layer that leads to them")
     taps = []
     for at in wanted:
         (slope,) = torch.autograd.grad(total, taken[at], retain_graph=at != wanted[-1], allow_unused=True)
