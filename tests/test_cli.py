@@ -116,6 +116,15 @@ def test_the_module_runs_as_a_program_and_its_exit_status_tells(tmp_path) -> Non
 # The demo and what follows it
 
 
+def test_a_second_demo_into_one_folder_is_refused_before_it_trains(demo, capsys) -> None:
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
+    assert main(["demo", "--quick", "--out", str(demo)]) != 0
+    assert (
+        "holds an earlier demo (classifier.safetensors): delete it, or name another folder" in capsys.readouterr().err
+    )
+    assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
+
+
 def test_the_demo_leaves_classifier_runs_rows_and_a_page(demo) -> None:
     assert {"classifier.safetensors", "fix", "ca", "rows.jsonl", "summary.json", "meta.json", "index.html"} <= {
         path.name for path in demo.iterdir()

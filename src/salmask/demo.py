@@ -55,7 +55,13 @@ QUICK = Sizes(pictures=120, measured=20, classifier_epochs=0.5, fixed_epochs=0.5
 def run_demo(
     out: Path, *, seed: int, quick: bool, say: Callable[[str], None], progress: Bar
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Train a classifier, a FIX and a CA masker on built-in pictures, compare them, and return the summary."""
+    """Train a classifier, a FIX and a CA masker on built-in pictures, compare them, and return the summary.
+
+    Errors: FileExistsError where a demo ran before, before anything is trained.
+    """
+    for name in ("classifier.safetensors", "fix", "ca"):
+        if (out / name).exists():
+            raise FileExistsError(f"{out} holds an earlier demo ({name}): delete it, or name another folder with --out")
     sizes = QUICK if quick else Sizes()
     writable_folder(out)
     train_set = cached(Synthetic(sizes.pictures, seed=2 * seed, size=sizes.side))
