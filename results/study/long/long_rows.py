@@ -7,5 +7,6 @@ from salmask.study.studies import fix
 def study(scale):
     rows = [Row(name=name, explainer=name) for name in ("full", "center", "ground_truth", "gradcam")]
     rows += [Row(name="FIX, tuned", variant=fix(), seeds=scale.seeds)]
-    claims = [Claim(text=f"Tuned maskers beat {other}", row="FIX, tuned", against=other) for other in ("gradcam", "center")]
+    others = ("gradcam", "center")
+    claims = [Claim(text=f"Tuned maskers beat {other}", row="FIX, tuned", against=other) for other in others]
     return Study(name="long", title="Three times the pictures", rows=rows, claims=claims)
