@@ -5,6 +5,7 @@ from salmask.study.studies import fix
 
 
 def study(scale):
+    """Return the study at a scale."""
     rows = [Row(name=name, explainer=name) for name in ("full", "center", "ground_truth", "gradcam")]
     rows += [Row(name="FIX, tuned", variant=fix(), seeds=scale.seeds)]
     others = ("gradcam", "center")
