@@ -163,6 +163,14 @@ def test_a_class_token_that_comes_later_is_not_cut_off() -> None:
     torch.testing.assert_close(classifier.features(x).maps[0], wanted)
 
 
+def test_tokens_that_do_not_tile_a_square_are_not_cut_to_one_where_the_network_tells_its_prefix() -> None:
+    network = Tokens()
+    network.num_prefix_tokens = 3  # neither 64 - 3 nor, after one more column of patches, 72 tokens are a square
+    network.patch = nn.Conv2d(3, 8, 4, 4, padding=(0, 2))
+    with pytest.raises(ValueError, match=r"layer 'block' has no spatial extent: .* came \(2, 72, 8\)"):
+        small(network, ["block"])
+
+
 def test_a_layer_that_mixes_pictures_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"layer 'block' mixes pictures: expected 2 maps for 2 pictures, came \(32, 4, 8\)"

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from salmask.data import Labelled, SampleTransform
+    from salmask.specs import View
 
 __all__ = ["Data", "Normalize", "Pictures", "Precision", "Sight"]
 
@@ -63,6 +66,12 @@ class Data(Pictures):
             classes=classes,
             download=self.download,
         )
+
+    def bank(self, view: "View") -> "Tensor":
+        """Return training pictures that fill holes, for explainers with `infill=bank`."""
+        from salmask.jobs import load_bank
+
+        return load_bank(self.read("train"), view)
 
     def data_name(self) -> str:
         """Return what a report calls the data."""

@@ -89,7 +89,7 @@ class Evaluate(Data):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.files import writable_folder
-        from salmask.jobs import compare, load_bank, spread
+        from salmask.jobs import compare, spread
         from salmask.measure import Rules
         from salmask.released import metric_as_released
         from salmask.report import add_training
@@ -100,9 +100,7 @@ class Evaluate(Data):
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         loaded, curves = {}, {}
         for spec in self.explainer:
-            name, method, own = load_explainer(
-                spec, loaded=base, seed=self.seed, bank=lambda view: load_bank(self.read("train"), view)
-            )
+            name, method, own = load_explainer(spec, loaded=base, seed=self.seed, bank=self.bank)
             if name in loaded:
                 raise ValueError(f"two explainers are named {name}: give one another title, TITLE={spec}")
             loaded[name] = (method, own)
@@ -245,13 +243,11 @@ class Sanity(Data):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.jobs import check_sanity, load_bank, spread
+        from salmask.jobs import check_sanity, spread
         from salmask.specs import load_classifier, load_explainer
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
-        _, explainer, loaded = load_explainer(
-            self.explainer, loaded=base, seed=self.seed, bank=lambda view: load_bank(self.read("train"), view)
-        )
+        _, explainer, loaded = load_explainer(self.explainer, loaded=base, seed=self.seed, bank=self.bank)
         dataset = self.read(self.split, transform=loaded.view.transform())
         written = check_sanity(
             explainer,
