@@ -41,11 +41,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from salmask.classifier import Classifier, at_once
+from salmask.classifier.folded import folded
+from salmask.classifier.network import Classifier, at_once
+from salmask.data.folders import read_image
+from salmask.data.sample import Sample, collate, no_boxes
 from salmask.explain import EXPLAINERS
-from salmask.explain.folded import folded
-from salmask.readers import read_image
-from salmask.samples import Sample, collate, no_boxes
 from salmask.specs import View
 
 TARGETS = {

@@ -20,8 +20,8 @@ from side_by_side import describe, elapsed, now, write
 from salmask.classifier import Classifier
 from salmask.data import Batch, no_boxes
 from salmask.masker import Masker
-from salmask.recipes import RECIPES
-from salmask.train import Settings, train
+from salmask.training.recipes import RECIPES
+from salmask.training.train import Settings, train
 
 TARGET = 1.15
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from conftest import SmallNet
-from salmask.classifier import Classifier, at_once, load_weights
+from salmask.classifier.network import Classifier, at_once, load_weights
 
 SMALL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 LAYERS = ("stem", "middle", "deep")
@@ -181,7 +181,7 @@ def test_a_layer_that_mixes_pictures_is_refused() -> None:
 @pytest.mark.parametrize("described", [["nothing"], ["fc"], ["global_pool"]])
 def test_layers_are_found_where_timm_names_some_that_cannot_be_read(described, monkeypatch) -> None:
     wanted = Classifier.from_timm("resnet18", pretrained=False, image_size=64).layers
-    monkeypatch.setattr("salmask.classifier._timm_layers", lambda network: described)
+    monkeypatch.setattr("salmask.classifier.network._timm_layers", lambda network: described)
     assert Classifier.from_timm("resnet18", pretrained=False, image_size=64).layers == wanted
     with pytest.raises(ValueError, match="no layer 'nothing'"):
         Classifier.from_timm("resnet18", pretrained=False, image_size=64, layers=["nothing"])

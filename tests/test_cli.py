@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from salmask.classifier import Classifier
-from salmask.cli import main
-from salmask.commands import COMMANDS
-from salmask.readers import read_boxes, read_image
-from salmask.samples import Sample, collate, no_boxes
+from salmask.cli.commands import COMMANDS
+from salmask.cli.main import main
+from salmask.data.folders import read_boxes, read_image
+from salmask.data.sample import Sample, collate, no_boxes
+from salmask.data.synthetic import write_folder
 from salmask.specs import View
-from salmask.synthetic import write_folder
 from salmask.trivial import BASELINES
 
 

@@ -24,7 +24,7 @@ from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, keep, remove
 from salmask.metrics import METRICS, Case
 from salmask.objective import OBJECTIVES, Outcome, play
-from salmask.train import mean_colour
+from salmask.training.train import mean_colour
 
 SIZE = 32
 PLAIN = sorted(name for name in METRICS if ":" not in name)

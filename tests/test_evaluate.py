@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from salmask.evaluate import COLUMNS, Rules, evaluate
+from salmask.evaluation.evaluate import COLUMNS, Rules, evaluate
 from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour
 from salmask.metrics.case import Metric
-from salmask.records import read_counts, read_meta, read_rows
 from salmask.report import summarize, write_report
+from salmask.rows.read import read_counts, read_meta, read_rows
 
 SIZE = 8
 COUNT = 10
@@ -110,7 +110,7 @@ def numbers_only(out: Path) -> dict:
 @pytest.fixture(autouse=True)
 def no_page(request, monkeypatch):
     if "writes_the_page" not in request.node.name:
-        monkeypatch.setattr("salmask.evaluate.write_report", numbers_only)
+        monkeypatch.setattr("salmask.evaluation.evaluate.write_report", numbers_only)
 
 
 def run(out: Path, explainers=None, *, data=None, rules=None, metrics=None, **more):

@@ -15,7 +15,7 @@ from conftest import SmallNet
 from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
-from salmask.explain.optimise import OPTIMISED, refined
+from salmask.explain.optimise.methods import OPTIMISED, refined
 from salmask.explain.terms import logit
 from salmask.masker import Masker
 

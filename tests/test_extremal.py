@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from salmask.classifier import Classifier
-from salmask.explain.extremal import BlurPyramid, FixedArea, smooth_maximum
-from salmask.explain.optimise import extremal
-from salmask.explain.parametrisations import Scene
+from salmask.explain.optimise.extremal import BlurPyramid, FixedArea, smooth_maximum
+from salmask.explain.optimise.masks import Scene
+from salmask.explain.optimise.methods import extremal
 from salmask.masking import Blur, MeanColour, keep
 from salmask.types import Features
 

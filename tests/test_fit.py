@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from conftest import SmallNet
 from salmask.classifier import Classifier
 from salmask.data import Sample, no_boxes
-from salmask.fit import FitSettings, accuracy, fit_classifier
+from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 
 
 class Colours:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from salmask.classifier import Classifier
+from salmask.classifier.folded import WORTHWHILE, folded
 from salmask.explain import EXPLAINERS
-from salmask.explain.folded import WORTHWHILE, folded
 
 SIZE = 64
 
@@ -77,10 +77,10 @@ def test_optimised_maps_are_those_of_the_network_itself(name, small_net, images,
         made.append(folded(classifier, images, passes=passes, gradients=gradients))
         return made[-1]
 
-    monkeypatch.setattr("salmask.explain.descent.folded", counted)
+    monkeypatch.setattr("salmask.explain.optimise.loop.folded", counted)
     quick = EXPLAINERS[name](iterations=WORTHWHILE)(classifier, images).masks
     assert made[0] is not classifier
-    monkeypatch.setattr("salmask.explain.descent.folded", lambda classifier, images, **knobs: classifier)
+    monkeypatch.setattr("salmask.explain.optimise.loop.folded", lambda classifier, images, **knobs: classifier)
     plain = EXPLAINERS[name](iterations=WORTHWHILE)(classifier, images).masks
     assert float((quick - plain).abs().mean()) < 0.01
 

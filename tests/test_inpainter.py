@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salmask.classifier import Classifier
-from salmask.cli import main
-from salmask.inpainter import Inpainter, fit_inpainter, load_inpainter, push_pull, random_holes, save_inpainter
+from salmask.cli.main import main
+from salmask.data.synthetic import write_folder
 from salmask.masking import Blur, MeanColour, Noise, Remasked, keep, remove
 from salmask.objective import play
 from salmask.specs import load_infill
-from salmask.synthetic import write_folder
+from salmask.training.inpainter import Inpainter, fit_inpainter, load_inpainter, push_pull, random_holes, save_inpainter
 
 
 def generator(seed: int = 0) -> torch.Generator:

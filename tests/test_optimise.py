@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explanation, Passes
-from salmask.explain.descent import mean_probability
-from salmask.explain.optimise import (
+from salmask.explain.optimise.loop import mean_probability
+from salmask.explain.optimise.masks import CLAMPED, MAP_NORMALISERS, Grid, Scene
+from salmask.explain.optimise.methods import (
     OPTI_CAM_OBJECTIVES,
     OPTIMISED,
     bank_masks,
@@ -20,8 +21,7 @@ from salmask.explain.optimise import (
     opticam,
     refined,
 )
-from salmask.explain.parametrisations import CLAMPED, MAP_NORMALISERS, Grid, Scene
-from salmask.explain.schedule import Adam, Momentum, Schedule, Shift
+from salmask.explain.optimise.schedule import Adam, Momentum, Schedule, Shift
 from salmask.explain.terms import SCORES, softmax_twice
 from salmask.masking import Bank, Blur, MeanColour, RandomColour
 from salmask.objective import Objective, Outcome, area, max_class_kept

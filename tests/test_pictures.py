@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from salmask.pictures import overlay, picture, strip, to_uint8
+from salmask.report.pictures import overlay, picture, strip, to_uint8
 
 PROBABILITIES = {
     "whole": [("a class with a name that is far too long for its bar", 0.9), ("$b_c$", 0.1)],

@@ -6,7 +6,7 @@ from torch import Generator
 
 from conftest import SmallNet
 from salmask.classifier import Classifier
-from salmask.pool import ClassifierPool
+from salmask.training.pool import ClassifierPool
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from salmask.objective import Objective, Outcome, area, area_weighted
-from salmask.recipes import HISTORIES, RECIPES, Balance, Recipe
+from salmask.training.recipes import HISTORIES, RECIPES, Balance, Recipe
 
 CPU = torch.device("cpu")
 K = 10

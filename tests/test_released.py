@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from salmask.cli import main
+from salmask.cli.main import main
+from salmask.data.synthetic import write_folder
 from salmask.metrics import METRICS
-from salmask.recipes import RECIPES
-from salmask.released import as_released, load_released, metric_as_released
 from salmask.specs import load_explainer, load_run
-from salmask.synthetic import write_folder
+from salmask.training.recipes import RECIPES
+from salmask.training.released import as_released, load_released, metric_as_released
 
 CHANNELS = {0: 64, 1: 64, 2: 128, 3: 256, 4: 512}  # of a resnet18
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from salmask import report
-from salmask.records import agree_on_meta, file_name, read_counts, read_rows
 from salmask.report.study import _within
 from salmask.report.tables import Column, number
-from salmask.statistics import Interval, over_seeds
-from salmask.writer import Failures, Writer
+from salmask.rows.read import agree_on_meta, file_name, read_counts, read_rows
+from salmask.rows.statistics import Interval, over_seeds
+from salmask.rows.write import Failures, Writer
 
 IDS = [f"val/cat/{i:03d}.jpg" for i in range(40)]
 SECONDS = {"good": 0.01, "same": 0.02, "bad": 0.5, "oracle": 0.001}
@@ -449,5 +449,5 @@ def test_absent_training_metrics_are_named(tmp_path):
 
 
 def test_reports_need_no_torch():
-    code = "import sys, salmask.report, salmask.writer; sys.exit('torch' in sys.modules)"
+    code = "import sys, salmask.report, salmask.rows.write; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
-from salmask.cli import main
+from salmask.cli.main import main
 
 IDS = ["a/0.png", "a/1.png", "b/2.png"]
 SIZE = 64

@@ -19,7 +19,6 @@ from salmask.explain.perturb import Rise
 from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour
 from salmask.metrics import METRICS
-from salmask.recipes import RECIPES
 from salmask.specs import (
     Loaded,
     View,
@@ -32,6 +31,7 @@ from salmask.specs import (
     save_classifier,
     save_run,
 )
+from salmask.training.recipes import RECIPES
 
 NETWORK = "test_resnet"
 COLOUR = (0.5, 0.5, 0.5)  # the mean of this network

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from salmask import statistics
-from salmask.statistics import Interval
+from salmask.rows import statistics
+from salmask.rows.statistics import Interval
 
 
 def values(n: int = 60, columns: int = 3, seed: int = 0) -> np.ndarray:

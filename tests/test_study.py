@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from salmask.cli import main
-from salmask.commands.studying import Study as Command
+from salmask.cli.main import main
+from salmask.cli.studying import Study as Command
 from salmask.data import training_batches
+from salmask.data.synthetic import write_folder
 from salmask.explain.learned import top_cells
 from salmask.jobs import compare
 from salmask.objective import Outcome, divergence_from_prior
@@ -30,8 +31,7 @@ from salmask.study.run import _apart
 from salmask.study.settings import TERMS, content, read_settings
 from salmask.study.studies import few_classes, fix, infilling
 from salmask.study.work import Job, layers_read, work
-from salmask.synthetic import write_folder
-from salmask.train import Settings, _Run
+from salmask.training.train import Settings, _Run
 
 TINY = Scale(images=8, batch_size=4, measured=4, held_out=1, layers=(3, 4), scale_crop=0.5, final=1.0, seeds=2)
 

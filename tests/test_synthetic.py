@@ -11,7 +11,7 @@ import torch
 from torchvision.ops import box_iou
 
 from salmask.data import ImageFolder, Sample, Squash
-from salmask.synthetic import SHAPES, Synthetic, write_folder
+from salmask.data.synthetic import SHAPES, Synthetic, write_folder
 
 
 @cache

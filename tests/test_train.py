@@ -15,14 +15,14 @@ from lightning.fabric import Fabric
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-import salmask.train
+import salmask.training.train
 from conftest import SmallNet
 from salmask.classifier import Classifier
 from salmask.data import Batch, no_boxes
 from salmask.masker import Concrete, Masker
 from salmask.masking import Infill, MeanColour, Noise, keep, remove
-from salmask.recipes import RECIPES, Recipe
-from salmask.train import Settings, mean_colour, still_statistics, train
+from salmask.training.recipes import RECIPES, Recipe
+from salmask.training.train import Settings, mean_colour, still_statistics, train
 
 SIZE, BATCH, IMAGES = 16, 6, 12
 TWO_SIDED = RECIPES["fix"].objective
@@ -237,8 +237,8 @@ def test_the_reference_tells_learning_from_not_learning_and_the_order_of_steps(t
 
 def test_one_batch_of_both_sides_equals_two_batches_in_fix(tmp_path, monkeypatch) -> None:
     together, _ = run(tmp_path / "one")
-    play = salmask.train.play
-    monkeypatch.setattr(salmask.train, "play", lambda *a, **k: play(*a, **{**k, "together": False}))
+    play = salmask.training.train.play
+    monkeypatch.setattr(salmask.training.train, "play", lambda *a, **k: play(*a, **{**k, "together": False}))
     apart, _ = run(tmp_path / "two")
     for a, b in zip(together.state_dict().values(), apart.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
@@ -295,14 +295,14 @@ def test_settings_must_be_positive(name) -> None:
 def spied(monkeypatch) -> list[tuple[Classifier, bool, dict[str, Tensor]]]:
     """Note who meets the masked pictures, in which mode, with which weights."""
     met = []
-    play = salmask.train.play
+    play = salmask.training.train.play
 
     def spy(classifier: Classifier, *rest, **options):
         state = {k: v.clone() for k, v in classifier.network.state_dict().items()}
         met.append((classifier, classifier.network.training, state))
         return play(classifier, *rest, **options)
 
-    monkeypatch.setattr(salmask.train, "play", spy)
+    monkeypatch.setattr(salmask.training.train, "play", spy)
     return met
 
 
@@ -561,7 +561,9 @@ def test_processes_share_their_opponents_and_differ_in_noise(monkeypatch) -> Non
         monkeypatch.setattr(Fabric, "global_rank", property(lambda self, rank=rank: rank))
         classifier = new_classifier()
         fabric = Fabric(accelerator="cpu", devices=1)
-        made = salmask.train._Run(new_masker(classifier), classifier, ALONGSIDE, SETTINGS, MeanColour(), 5, fabric)
+        made = salmask.training.train._Run(
+            new_masker(classifier), classifier, ALONGSIDE, SETTINGS, MeanColour(), 5, fabric
+        )
         seeds.append({name: generator.initial_seed() for name, generator in made.generators.items()})
     assert {name for name in seeds[0] if seeds[0][name] == seeds[1][name]} == {"history", "pool"}
     assert len(set(seeds[0].values())) == 4

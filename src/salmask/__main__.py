@@ -2,6 +2,6 @@
 
 import sys
 
-from salmask.cli import main
+from salmask.cli.main import main
 
 sys.exit(main())

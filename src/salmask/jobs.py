@@ -28,20 +28,20 @@ from salmask.data import (
     training_batches,
 )
 from salmask.data import View as Chosen
-from salmask.evaluate import Rules, evaluate
+from salmask.evaluation.evaluate import Rules, evaluate
+from salmask.evaluation.score import Scoring
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file, writable_folder
-from salmask.inpainter import Inpainter, fit_inpainter, random_holes, save_inpainter
 from salmask.masker import Masker
 from salmask.masking import Blur, MeanColour, keep, remove
 from salmask.metrics.sanity import Row, SanityCheck, as_released, randomisation, reset
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.metrics.similarity import Similarity
-from salmask.pictures import picture
-from salmask.recipes import Recipe
-from salmask.score import Scoring
+from salmask.report.pictures import picture
 from salmask.specs import Loaded, View, load_infill, save_run
-from salmask.train import Batches, Settings, mean_colour, train
+from salmask.training.inpainter import Inpainter, fit_inpainter, random_holes, save_inpainter
+from salmask.training.recipes import Recipe
+from salmask.training.train import Batches, Settings, mean_colour, train
 from salmask.types import Boxes, Infill
 
 __all__ = [

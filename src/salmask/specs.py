@@ -26,15 +26,15 @@ from salmask.data import CropFlip, SampleTransform, ShortSide, Squash
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
-from salmask.explain.optimise import refined
+from salmask.explain.optimise.methods import refined
 from salmask.files import replace_file
-from salmask.inpainter import load_inpainter
 from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remasked
 from salmask.metrics import METRICS, Metric
-from salmask.recipes import RECIPES, Recipe
-from salmask.released import load_released
-from salmask.train import mean_colour
+from salmask.training.inpainter import load_inpainter
+from salmask.training.recipes import RECIPES, Recipe
+from salmask.training.released import load_released
+from salmask.training.train import mean_colour
 from salmask.types import Infill
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from salmask.explain import cam, controls, gradient, perturb, recursive
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
-from salmask.explain.optimise import OPTIMISED
+from salmask.explain.optimise.methods import OPTIMISED
 
 __all__ = ["EXPLAINERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
 

@@ -32,11 +32,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from salmask.classifier import Classifier, at_once
+from salmask.classifier.folded import folded
+from salmask.classifier.network import Classifier, at_once
+from salmask.classifier.taps import (
+    Tap,
+    channel_axis,
+    count_calls,
+    layer_before,
+    layer_index,
+    layer_output,
+    read_gradients,
+)
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
-from salmask.explain.folded import folded
-from salmask.explain.taps import Tap, channel_axis, count_calls, layer_before, layer_index, layer_output, read_gradients
 from salmask.explain.terms import logit
 from salmask.masking import keep
 from salmask.types import FeatureMap, Images, Infill, Logits, Masks, Targets

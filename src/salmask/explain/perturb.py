@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from salmask.classifier import Classifier, at_once
+from salmask.classifier.folded import folded
+from salmask.classifier.network import Classifier, at_once
 from salmask.explain.base import Explanation, Passes, check_targets
 from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
-from salmask.explain.folded import folded
 from salmask.explain.terms import ClassScore, probability
 from salmask.masking import keep
 from salmask.types import Images, Infill, Masks, Targets

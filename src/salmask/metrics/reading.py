@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional as F
 
-from salmask.classifier import at_once
+from salmask.classifier.network import at_once
 from salmask.masking import MeanColour
 from salmask.metrics.case import Case
 from salmask.types import Images, Infill, Logits, Masks, Targets

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 from numpy import ndarray
 
-from salmask.statistics import Interval
+from salmask.rows.statistics import Interval
 
 __all__ = ["agreement_chart", "cost_chart", "curves_chart", "line_chart", "png", "scatter_chart", "steps_chart", "svg"]
 

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 from scipy import stats
 
-from salmask import statistics
 from salmask.report.charts import steps_chart
 from salmask.report.tables import number, spread
-from salmask.statistics import Interval
+from salmask.rows import statistics
+from salmask.rows.statistics import Interval
 
 __all__ = ["Checks", "ChecksPart", "checks_part", "read_checks"]
 

@@ -16,15 +16,15 @@ from markupsafe import Markup
 from numpy import ndarray
 from PIL import Image
 
-from salmask import statistics
-from salmask.records import FAILURES, file_name, read_counts, read_lines, read_meta, read_rows, write_json
 from salmask.report import charts
 from salmask.report.checks import ChecksPart, read_checks
 from salmask.report.sentences import describe, p_text
 from salmask.report.sheet import MAP_KEPT_REMOVED, picture_sheet
 from salmask.report.study import STRIP, StudyPart, picture_strip, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
-from salmask.statistics import Interval
+from salmask.rows import statistics
+from salmask.rows.read import FAILURES, file_name, read_counts, read_lines, read_meta, read_rows, write_json
+from salmask.rows.statistics import Interval
 
 __all__ = ["add_training", "write_markdown_table", "write_report"]
 
@@ -124,7 +124,7 @@ def _page(
     study: StudyPart | None = None,
 ) -> str:
     environment = Environment(
-        loader=PackageLoader("salmask", "templates"),
+        loader=PackageLoader("salmask.report", "."),
         autoescape=select_autoescape(("html", "j2")),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from salmask.report.tables import Summary, number, spread
-from salmask.statistics import Difference, Interval
+from salmask.rows.statistics import Difference, Interval
 
 __all__ = ["describe", "describe_change", "p_text"]
 

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from salmask import statistics
-from salmask.records import Rows, file_name
 from salmask.report.charts import line_chart, scatter_chart
 from salmask.report.checks import Checks, ChecksPart, checks_part
 from salmask.report.sheet import MAP_ALONE, picture_sheet
 from salmask.report.tables import Summary, number, spread, table
-from salmask.statistics import Interval
+from salmask.rows import statistics
+from salmask.rows.read import Rows, file_name
+from salmask.rows.statistics import Interval
 
 __all__ = ["STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
 

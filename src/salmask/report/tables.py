@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from salmask import statistics
-from salmask.records import Rows
-from salmask.statistics import Difference, Interval
+from salmask.rows import statistics
+from salmask.rows.read import Rows
+from salmask.rows.statistics import Difference, Interval
 
 __all__ = ["COST", "Column", "Summary", "markdown", "number", "spread", "summarize", "table"]
 

@@ -28,7 +28,7 @@ from salmask.jobs import randomise
 from salmask.metrics.sanity import SanityCheck
 from salmask.metrics.sanity_figures import strip_figure
 from salmask.metrics.similarity import similarities_for
-from salmask.records import file_name
+from salmask.rows.read import file_name
 from salmask.specs import Loaded
 from salmask.types import Images, Targets
 

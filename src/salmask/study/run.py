@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from salmask.files import replace_file, writable_folder
-from salmask.records import COUNTS, ROWS, file_name, read_lines, read_meta, write_json
 from salmask.report import add_training, write_report
+from salmask.rows.read import COUNTS, ROWS, file_name, read_lines, read_meta, write_json
 from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task
 from salmask.study.settings import Reading, Row, Scale, Study, Variant, content

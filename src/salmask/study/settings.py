@@ -16,8 +16,8 @@ import torch
 from salmask import objective as terms
 from salmask.masker import HEADS
 from salmask.objective import Objective, Outcome, Term, reads
-from salmask.recipes import RECIPES, Recipe
-from salmask.released import as_released, metric_as_released
+from salmask.training.recipes import RECIPES, Recipe
+from salmask.training.released import as_released, metric_as_released
 from salmask.types import Values
 
 __all__ = [

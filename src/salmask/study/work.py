@@ -27,19 +27,19 @@ import torch
 from filelock import FileLock, Timeout
 
 from salmask.data import CropFlip, Labelled, cached, open_data, shuffled_labels, split_off, subset, training_batches
+from salmask.data.synthetic import Synthetic
+from salmask.evaluation.explained import Rules
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
 from salmask.files import replace_file
 from salmask.jobs import compare, load_infills, spread, train_run
 from salmask.masker import HEADS
-from salmask.measure import Rules
 from salmask.metrics import METRICS
 from salmask.specs import Loaded, load_classifier, load_run
 from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
 from salmask.study.settings import ORIGINAL, Reading, Scale, Variant, content
-from salmask.synthetic import Synthetic
-from salmask.train import Settings
+from salmask.training.train import Settings
 
 __all__ = ["METRICS_OF", "Job", "Place", "chosen_data", "finished", "layers_read", "masker_options", "results", "work"]
 

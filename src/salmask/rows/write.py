@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from salmask.records import COUNTS, FAILURES, PACKED, ROWS, file_name, parse_row, read_lines
-from salmask.statistics import count_replicates
+from salmask.rows.read import COUNTS, FAILURES, PACKED, ROWS, file_name, parse_row, read_lines
+from salmask.rows.statistics import count_replicates
 
 __all__ = ["Failures", "Writer"]
 

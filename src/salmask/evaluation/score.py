@@ -16,21 +16,21 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from salmask.chunks import Chunk, Label, Scoring, chunk_maps, one_thread, score_case, score_chunk
+from salmask.evaluation.chunks import Chunk, Label, Scoring, chunk_maps, one_thread, score_case, score_chunk
+from salmask.evaluation.explained import COLUMNS
+from salmask.evaluation.gaze import Gaze, read_gaze
+from salmask.evaluation.saved import Piece, SavedMaps, open_maps
+from salmask.evaluation.truth import Truth, read_labels, read_truth
 from salmask.files import writable_folder
-from salmask.gaze import Gaze, read_gaze
 from salmask.masking import MeanColour, keep, remove
-from salmask.measure import COLUMNS
 from salmask.metrics import METRICS, Metric
 from salmask.metrics.case import check_maps
 from salmask.normalising import NORMALISERS
-from salmask.pictures import spread, strip
-from salmask.records import agree_on_meta, file_name
 from salmask.report import write_report
-from salmask.saved_maps import Piece, SavedMaps, open_maps
+from salmask.report.pictures import spread, strip
+from salmask.rows.read import agree_on_meta, file_name
+from salmask.rows.write import Writer
 from salmask.trivial import BASELINES
-from salmask.truth import Truth, read_labels, read_truth
-from salmask.writer import Writer
 
 __all__ = ["Label", "Scoring", "Truth", "Work", "read_labels", "score", "score_case"]
 
@@ -263,7 +263,7 @@ def _context() -> Any:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["salmask.chunks"])
+    context.set_forkserver_preload(["salmask.evaluation.chunks"])
     return context
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import tyro
 
-from salmask.commands.options import Precision
-from salmask.console import progress_bar, say, typed_command, version
+from salmask.cli.console import progress_bar, say, typed_command, version
+from salmask.cli.options import Precision
 
 __all__ = ["Study"]
 
@@ -143,7 +143,7 @@ class Study:
             )
         if self.classifier is not None:
             raise ValueError("--classifier goes with --data: built-in pictures have a classifier of their own")
-        from salmask.demo import builtin_classifier
+        from salmask.cli.demo import builtin_classifier
 
         return Place(data=None, classifier=builtin_classifier(self.jobs / "builtin.safetensors", progress=progress_bar))
 

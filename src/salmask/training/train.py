@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from salmask.batches import drawing
 from salmask.classifier import Classifier
 from salmask.data import Batch
+from salmask.data.streams import drawing
 from salmask.files import replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.masking import MeanColour
 from salmask.objective import Outcome, Score, play
-from salmask.pool import ClassifierPool
-from salmask.recipes import Recipe
+from salmask.training.pool import ClassifierPool
+from salmask.training.recipes import Recipe
 from salmask.types import Infill
 
 __all__ = ["METRICS", "Batches", "Settings", "mean_colour", "still_statistics", "train"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from salmask.commands import COMMANDS
+from salmask.cli.commands import COMMANDS
 
 __all__ = ["main"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from salmask.classifier import Classifier
 from salmask.masker import Concrete, Masker, Sigmoid
 from salmask.metrics import METRICS
-from salmask.recipes import Recipe
+from salmask.training.recipes import Recipe
 
 __all__ = ["as_released", "load_released", "metric_as_released"]
 

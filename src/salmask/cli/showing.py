@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from salmask.commands.options import Data, Normalize, Pictures, Sight
-from salmask.console import print_table, progress_bar, say, typed_command, version
+from salmask.cli.console import print_table, progress_bar, say, typed_command, version
+from salmask.cli.options import Data, Normalize, Pictures, Sight
 
 __all__ = ["Evaluate", "Explain", "Report", "Sanity", "Score"]
 
@@ -88,13 +88,13 @@ class Evaluate(Data):
 
     def __call__(self) -> None:
         """Run the command."""
+        from salmask.evaluation.explained import Rules
         from salmask.files import writable_folder
         from salmask.jobs import compare, spread
-        from salmask.measure import Rules
-        from salmask.released import metric_as_released
         from salmask.report import add_training
         from salmask.specs import load_classifier, load_explainer, load_metrics, named
-        from salmask.train import METRICS
+        from salmask.training.released import metric_as_released
+        from salmask.training.train import METRICS
         from salmask.trivial import BASELINES
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
@@ -187,8 +187,8 @@ class Score(Sight):
 
     def __call__(self) -> None:
         """Run the command."""
+        from salmask.evaluation.score import Work, score
         from salmask.jobs import scoring_from
-        from salmask.score import Work, score
         from salmask.specs import load_classifier
         from salmask.trivial import BASELINES
 

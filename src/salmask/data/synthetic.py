@@ -31,7 +31,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
-from salmask.samples import Sample, SampleTransform
+from salmask.data.sample import Sample, SampleTransform
 from salmask.types import Pixels
 
 __all__ = ["SHAPES", "Synthetic", "write_folder"]

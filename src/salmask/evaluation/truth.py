@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import torch
 
-from salmask.archives import xml_rows
-from salmask.chunks import Label
-from salmask.readers import BoxRow, read_boxes, read_pixels, read_table
+from salmask.data.folders import BoxRow, read_boxes, read_pixels, read_table
+from salmask.data.layouts import xml_rows
+from salmask.evaluation.chunks import Label
 from salmask.types import Boxes, Pixels
 
 __all__ = ["Truth", "read_labels", "read_truth"]

@@ -3,9 +3,9 @@
 Heavy imports stand inside the calls, so that `--help` answers at once.
 """
 
-from salmask.commands.making import Classifier, Convert, Demo, Inpainter, Train
-from salmask.commands.showing import Evaluate, Explain, Report, Sanity, Score
-from salmask.commands.studying import Study
+from salmask.cli.making import Classifier, Convert, Demo, Inpainter, Train
+from salmask.cli.showing import Evaluate, Explain, Report, Sanity, Score
+from salmask.cli.studying import Study
 
 __all__ = [
     "COMMANDS",

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from salmask.measure import COLUMNS, Block, Job, Rules, measure, take
-from salmask.pictures import spread, strip
-from salmask.records import agree_on_meta, file_name
+from salmask.evaluation.explained import COLUMNS, Block, Job, Rules, measure, take
 from salmask.report import write_report
-from salmask.writer import Failures, Writer
+from salmask.report.pictures import spread, strip
+from salmask.rows.read import agree_on_meta, file_name
+from salmask.rows.write import Failures, Writer
 
 __all__ = ["COLUMNS", "Rules", "evaluate"]
 

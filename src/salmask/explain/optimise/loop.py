@@ -21,11 +21,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.folded import folded
 from salmask.explain.base import Explanation, Passes, check_targets
 from salmask.explain.batching import entered, pieces, reseeded
-from salmask.explain.folded import folded
-from salmask.explain.parametrisations import Drawn, Parametrisation, Scene
-from salmask.explain.schedule import Schedule, View
+from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
+from salmask.explain.optimise.schedule import Schedule, View
 from salmask.masking import Blur, keep, remove
 from salmask.objective import KEPT, REMOVED, Objective, Outcome
 from salmask.types import Images, Infill, Logits, Masks, Targets, Values

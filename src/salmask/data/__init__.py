@@ -7,8 +7,8 @@ The parts: `samples` (a sample, a batch, the transforms), `readers` (folders), `
 `batches` (streams and subsets).
 """
 
-from salmask.archives import ILSVRC, OxfordPets, absolute, has_split, ilsvrc_boxes, open_data
-from salmask.batches import (
+from salmask.data.layouts import ILSVRC, OxfordPets, absolute, has_split, ilsvrc_boxes, open_data
+from salmask.data.streams import (
     Cached,
     View,
     cached,
@@ -18,8 +18,8 @@ from salmask.batches import (
     subset,
     training_batches,
 )
-from salmask.readers import ImageFolder, boxes_in, read_boxes, read_image, read_pixels
-from salmask.samples import (
+from salmask.data.folders import ImageFolder, boxes_in, read_boxes, read_image, read_pixels
+from salmask.data.sample import (
     Batch,
     CropFlip,
     Labelled,

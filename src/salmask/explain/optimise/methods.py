@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explainer, Explanation, Passes
-from salmask.explain.descent import Optimised, mean_probability
-from salmask.explain.extremal import BlurPyramid, FixedArea
-from salmask.explain.parametrisations import (
+from salmask.explain.optimise.extremal import BlurPyramid, FixedArea
+from salmask.explain.optimise.loop import Optimised, mean_probability
+from salmask.explain.optimise.masks import (
     CLAMPED,
     MAP_NORMALISERS,
     Bernoulli,
@@ -36,7 +36,7 @@ from salmask.explain.parametrisations import (
     MapWeights,
     identity,
 )
-from salmask.explain.schedule import Adam, Momentum, Schedule, Shift, flip_every_other, linear
+from salmask.explain.optimise.schedule import Adam, Momentum, Schedule, Shift, flip_every_other, linear
 from salmask.explain.terms import (
     SCORES,
     ClassScore,

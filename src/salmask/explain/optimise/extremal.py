@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
-from salmask.explain.parametrisations import Begun, Drawn, Parametrisation, Scene, Size, enlarge
+from salmask.explain.optimise.masks import Begun, Drawn, Parametrisation, Scene, Size, enlarge
 from salmask.masking import Blur
 from salmask.types import Images
 

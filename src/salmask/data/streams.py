@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.samples import Batch, Labelled, Sample, SampleTransform, no_boxes, pack, unpack
+from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_boxes, pack, unpack
 
 __all__ = [
     "Cached",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier import Classifier
+from salmask.classifier.network import Classifier
 from salmask.types import FeatureMap, Images, Logits
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
-from salmask.readers import (
+from salmask.data.folders import (
     TRIMAP,
     BoxRow,
     ImageFolder,
@@ -28,7 +28,7 @@ from salmask.readers import (
     read_pixels,
     without_broken,
 )
-from salmask.samples import Labelled, Sample, SampleTransform, no_boxes
+from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
 from salmask.types import Boxes
 
 __all__ = ["ILSVRC", "OxfordPets", "XMLBoxes", "absolute", "has_split", "ilsvrc_boxes", "open_data", "xml_rows"]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from salmask.evaluation.saved import Piece
 from salmask.metrics import METRICS, Case, Metric
 from salmask.normalising import normalise
-from salmask.saved_maps import Piece
 from salmask.trivial import BASELINES
 from salmask.types import Boxes, Images, Masks
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
-from salmask.samples import Sample, SampleTransform
+from salmask.data.sample import Sample, SampleTransform
 from salmask.types import IGNORED, Boxes, Pixels
 
 __all__ = [

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from salmask.commands.options import Data, Precision
-from salmask.console import print_table, progress_bar, say, typed_command, version
+from salmask.cli.console import print_table, progress_bar, say, typed_command, version
+from salmask.cli.options import Data, Precision
 
 if TYPE_CHECKING:
     from salmask.study.settings import Variant
@@ -28,7 +28,7 @@ class Demo:
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.demo import run_demo
+        from salmask.cli.demo import run_demo
 
         summary = run_demo(self.out, seed=self.seed, quick=self.quick, say=say, progress=progress_bar)
         say(f"report: {self.out / 'index.html'}")
@@ -65,8 +65,8 @@ class Classifier(Data):
         from salmask.classifier import Classifier
         from salmask.data import has_split
         from salmask.files import writable_folder
-        from salmask.fit import FitSettings, accuracy, fit_classifier
         from salmask.specs import Loaded, View, load_classifier, save_classifier
+        from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
@@ -167,10 +167,10 @@ class Train(Data):
         """Run the command."""
         from salmask.data import training_batches
         from salmask.jobs import load_infills, train_run
-        from salmask.released import as_released
         from salmask.specs import load_classifier
         from salmask.study.work import chosen_data, masker_options
-        from salmask.train import Settings
+        from salmask.training.released import as_released
+        from salmask.training.train import Settings
 
         variant = self._variant()
         recipe = variant.build_recipe()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse, optimize_for_inference, use_mkl_length
 
-from salmask.classifier import Classifier
+from salmask.classifier.network import Classifier
 from salmask.types import Images
 
 __all__ = ["folded"]
