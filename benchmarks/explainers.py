@@ -42,11 +42,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier.folded import folded
-from salmask.classifier.network import Classifier, at_once
+from salmask.classifier.hold import at_once
+from salmask.classifier.network import Classifier
 from salmask.data.folders import read_image
 from salmask.data.sample import Sample, collate, no_boxes
 from salmask.explain import EXPLAINERS
-from salmask.specs import View
+from salmask.training.run import View
 
 TARGETS = {
     "gradcam": 1.0,

@@ -373,7 +373,7 @@ def _field(path: Path, name: str) -> int:
 
 
 def stream(count: int, cores: int) -> dict:
-    """Score `count` maps from a file by `salmask.evaluation.score`: LE, OM, F1, MaxBoxAccV2, PxAP; seconds and peak memory."""
+    """Score `count` maps from a file by `salmask.evaluation.score`: LE, OM, F1, MaxBoxAccV2, PxAP; seconds and peak memory."""  # noqa: E501
     from salmask.evaluation.score import Work, score
 
     maps, boxes, _ = inputs(100)

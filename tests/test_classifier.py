@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from conftest import SmallNet
-from salmask.classifier.network import Classifier, at_once, load_weights
+from salmask.classifier.hold import at_once
+from salmask.classifier.network import Classifier
+from salmask.classifier.weights import load_weights
 
 SMALL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 LAYERS = ("stem", "middle", "deep")

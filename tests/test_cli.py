@@ -20,8 +20,8 @@ from salmask.cli.main import main
 from salmask.data.folders import read_boxes, read_image
 from salmask.data.sample import Sample, collate, no_boxes
 from salmask.data.synthetic import write_folder
-from salmask.specs import View
-from salmask.trivial import BASELINES
+from salmask.explain.controls import BASELINES
+from salmask.training.run import View
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +519,7 @@ def test_a_report_of_nothing_is_refused(tmp_path, capsys) -> None:
 
 
 def test_an_unfinished_run_says_how_to_go_on(data, spec, tmp_path, capsys, monkeypatch) -> None:
-    import salmask.jobs
+    import salmask.training.run
 
     def dies(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -527,7 +527,7 @@ def test_an_unfinished_run_says_how_to_go_on(data, spec, tmp_path, capsys, monke
     run = tmp_path / "run"
     arguments = ["train", "--data", data, *spec, "--epochs", "0.2", "--batch-size", "4", "--out", run]
     with monkeypatch.context() as patch:
-        patch.setattr(salmask.jobs, "save_run", dies)
+        patch.setattr(salmask.training.run, "save_run", dies)
         assert main([str(part) for part in arguments]) == 130
     assert capsys.readouterr().err == "salmask: interrupted; what was finished is kept\n"
     words = ["it is unfinished", "salmask train --resume"]

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from conftest import SmallNet
-from salmask import objective
+from salmask import terms
 from salmask.boxes import boxes_of, iou, mask_boxes, paint
 from salmask.classifier import Classifier
 from salmask.data import Sample, Squash, collate, no_boxes
@@ -23,7 +23,8 @@ from salmask.explain.learned import Learned
 from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, keep, remove
 from salmask.metrics import METRICS, Case
-from salmask.objective import OBJECTIVES, Outcome, play
+from salmask.objective import OBJECTIVES
+from salmask.outcome import Outcome, play
 from salmask.training.train import mean_colour
 
 SIZE = 32
@@ -349,4 +350,4 @@ def test_convention_10_objectives_leave_no_gradient_behind(classifier) -> None:
         OBJECTIVES["fix"](o).total.sum().backward()
     assert masks.grad is not None
     assert all(p.grad is None and p.requires_grad for p in classifier.network.parameters())
-    assert objective.area(o).shape == (3,)
+    assert terms.area(o).shape == (3,)

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from pixel_sums import Counting, Share, Sum, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
-from salmask.masking import MeanColour
+from salmask.masking import MeanColour, WindowBlur
 from salmask.metrics.curves import (
     Aopc,
     Curve,
@@ -21,7 +21,7 @@ from salmask.metrics.curves import (
     trapezoid,
 )
 from salmask.metrics.faithfulness import FAITHFULNESS
-from salmask.metrics.reading import BLACK, MEAN, Fill, WindowBlur, logit, probability, read, top1, window_blur
+from salmask.metrics.reading import BLACK, MEAN, Fill, logit, probability, read, top1, window_blur
 from salmask.metrics.soundness import SOUNDNESS
 
 

@@ -16,8 +16,8 @@ from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import OPTIMISED, refined
-from salmask.explain.terms import logit
 from salmask.masker import Masker
+from salmask.terms import logit
 
 SIZE = 32
 LABELLED = {"ground_truth"}

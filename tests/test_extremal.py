@@ -7,10 +7,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from salmask.classifier import Classifier
-from salmask.explain.optimise.extremal import BlurPyramid, FixedArea, smooth_maximum
+from salmask.explain.optimise.extremal import FixedArea, smooth_maximum
 from salmask.explain.optimise.masks import Scene
 from salmask.explain.optimise.methods import extremal
-from salmask.masking import Blur, MeanColour, keep
+from salmask.masking import Blur, BlurPyramid, MeanColour, keep
 from salmask.types import Features
 
 BLACK = MeanColour((0.0, 0.0, 0.0))

@@ -6,7 +6,6 @@ import torch
 from pixel_sums import Share, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
 from salmask.metrics import Case
-from salmask.metrics.concentration import complexity, sparseness
 from salmask.metrics.faithfulness import (
     FAITHFULNESS,
     average_drop,
@@ -16,6 +15,7 @@ from salmask.metrics.faithfulness import (
     fidelity_in,
     sensitivity_n,
 )
+from salmask.metrics.maps import complexity, sparseness
 from salmask.metrics.reading import BLACK, MEAN, logit, sigmoid
 from salmask.metrics.soundness import SOUNDNESS
 

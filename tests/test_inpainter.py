@@ -13,7 +13,7 @@ from salmask.classifier import Classifier
 from salmask.cli.main import main
 from salmask.data.synthetic import write_folder
 from salmask.masking import Blur, MeanColour, Noise, Remasked, keep, remove
-from salmask.objective import play
+from salmask.outcome import play
 from salmask.specs import load_infill
 from salmask.training.inpainter import Inpainter, fit_inpainter, load_inpainter, push_pull, random_holes, save_inpainter
 

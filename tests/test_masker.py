@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 import salmask.masker
 from salmask.classifier import Classifier
 from salmask.masker import HEADS, Concrete, Masker, Sigmoid
-from salmask.objective import Outcome, area, total_variation
+from salmask.outcome import Outcome
+from salmask.terms import area, total_variation
 
 RESNET50 = ((64, 256, 512, 1024, 2048), (4, 4, 8, 16, 32))
 TINY = ((6, 8, 10, 12, 14), (4, 4, 8, 16, 32))

@@ -12,9 +12,9 @@ from skimage.metrics import structural_similarity
 from pixel_sums import case_of
 from salmask.classifier import Classifier
 from salmask.metrics import Case
-from salmask.metrics.concentration import complexity, sparseness
 from salmask.metrics.curves import Curve, Perturbation
 from salmask.metrics.faithfulness import FAITHFULNESS, average_drop, average_increase
+from salmask.metrics.maps import complexity, sparseness
 from salmask.metrics.reading import logit, probability
 from salmask.metrics.similarity import ssim
 

@@ -9,10 +9,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from salmask import objective
+from salmask import terms
 from salmask.classifier import Classifier
 from salmask.masking import MeanColour, keep, remove
-from salmask.objective import KEPT, OBJECTIVES, REMOVED, Objective, Outcome, play
+from salmask.objective import OBJECTIVES, Objective
+from salmask.outcome import KEPT, REMOVED, Outcome, play
 
 BATCH, CLASSES = 12, 5
 BOTH = frozenset({KEPT, REMOVED})
@@ -86,11 +87,11 @@ SLOW = {
     "removed_confidence": lambda m, y, c, i, o: max(0.0, 5 + margin(o, y)),
 }
 TERMS = {
-    **{name: getattr(objective, name) for name in SLOW if hasattr(objective, name)},
-    "area_to .3": objective.area_to(0.3),
-    "area_to .3 squared": objective.area_to(0.3, power=2.0),
-    "kept_confidence": objective.kept_confidence(1.0),
-    "removed_confidence": objective.removed_confidence(5.0),
+    **{name: getattr(terms, name) for name in SLOW if hasattr(terms, name)},
+    "area_to .3": terms.area_to(0.3),
+    "area_to .3 squared": terms.area_to(0.3, power=2.0),
+    "kept_confidence": terms.kept_confidence(1.0),
+    "removed_confidence": terms.removed_confidence(5.0),
 }
 
 
@@ -157,7 +158,7 @@ def test_divergence_from_a_prior_both_ways_and_its_gate() -> None:
     q, pi = o.removed.softmax(1), prior.double()
     forward = (pi * (pi.log() - q.log())).sum(1)
     backward = (q * (q.log() - pi.log())).sum(1)
-    term = objective.divergence_from_prior
+    term = terms.divergence_from_prior
     torch.testing.assert_close(term(prior, when_clean_right=False)(o), forward, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(term(prior, forward=False)(o), o.clean_right * backward, rtol=1e-6, atol=1e-7)
     kept = term(prior, side=KEPT, when_clean_right=False)
@@ -182,8 +183,8 @@ def test_areas_of_p_conditioned_masks_count_the_distance_to_p(power) -> None:
     distance = torch.tensor([abs(mean(m) - float(p)) ** power for m, p in zip(o.masks, areas, strict=True)]).double()
     inside = -(o.kept_right.double() - distance).clamp_min(0)
     outside = -(o.removed_wrong.double() - distance).clamp_min(0)
-    torch.testing.assert_close(objective.area_if_kept_right(o, power=power), inside, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(objective.area_if_removed_wrong(o, power=power), outside, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(terms.area_if_kept_right(o, power=power), inside, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(terms.area_if_removed_wrong(o, power=power), outside, rtol=1e-6, atol=1e-7)
 
 
 def test_confident_logits_give_finite_values_and_gradients() -> None:
@@ -220,16 +221,16 @@ def test_golden_case_of_the_paper() -> None:
 @pytest.mark.parametrize(("value", "expected"), [(0.25, 0.0084), (1.0, 0.1344)])
 def test_variation_of_a_constant_mask_is_its_border(value, expected) -> None:
     o = Outcome(torch.full((3, 1, 224, 224), value), torch.zeros(3, dtype=torch.long), torch.zeros(3, 2), None, None)
-    assert (0.001 * objective.total_variation(o)).tolist() == pytest.approx([expected] * 3, rel=1e-5)
+    assert (0.001 * terms.total_variation(o)).tolist() == pytest.approx([expected] * 3, rel=1e-5)
 
 
 def test_variation_of_one_pixel_by_hand() -> None:
     corner, middle = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
     corner[..., 0, 0] = middle[..., 1, 1] = 2.0
-    assert objective.variation(corner).tolist() == pytest.approx([(2 * 4 + 0.3 * 2 * 4) / 2])
-    assert objective.variation(middle).tolist() == [4 * 4 / 2]
-    assert objective.variation(middle, power=3.0).tolist() == [4 * 8 / 2]
-    assert objective.variation(corner, border=0.0).tolist() == [2 * 4 / 2]
+    assert terms.variation(corner).tolist() == pytest.approx([(2 * 4 + 0.3 * 2 * 4) / 2])
+    assert terms.variation(middle).tolist() == [4 * 4 / 2]
+    assert terms.variation(middle, power=3.0).tolist() == [4 * 8 / 2]
+    assert terms.variation(corner, border=0.0).tolist() == [2 * 4 / 2]
 
 
 # Published values: ../golden
@@ -266,9 +267,9 @@ def test_criterion_gives_the_published_values_and_gradients(published, case) -> 
     term, conditional = SIDES[case]
     weighted = Objective(
         {
-            term: (1.0, getattr(objective, term)),
-            conditional: (expected["lambda_area"], getattr(objective, conditional)),
-            "total_variation": (expected["lambda_tv"], objective.total_variation),
+            term: (1.0, getattr(terms, term)),
+            conditional: (expected["lambda_area"], getattr(terms, conditional)),
+            "total_variation": (expected["lambda_tv"], terms.total_variation),
         }
     )
     score = weighted(o)
@@ -338,7 +339,7 @@ def test_ca_weighs_the_removed_area_by_15() -> None:
 def test_weights_can_be_set_and_nothing_else_changes() -> None:
     fix = OBJECTIVES["fix"]
     other = fix.with_weights(area_if_kept_right=0.3)
-    assert other.terms["area_if_kept_right"] == (0.3, objective.area_if_kept_right)
+    assert other.terms["area_if_kept_right"] == (0.3, terms.area_if_kept_right)
     assert {k: v for k, v in other.terms.items() if k != "area_if_kept_right"} == {
         k: v for k, v in fix.terms.items() if k != "area_if_kept_right"
     }
@@ -346,14 +347,14 @@ def test_weights_can_be_set_and_nothing_else_changes() -> None:
     with pytest.raises(ValueError, match=r"no term 'area_in'; the objective has max_class_kept, "):
         fix.with_weights(area_in=1.0)
     with pytest.raises(TypeError):
-        fix.terms["area"] = (1.0, objective.area)
+        fix.terms["area"] = (1.0, terms.area)
     with pytest.raises(ValueError, match="at least one term"):
         Objective({})
 
 
 def test_an_unmarked_term_is_taken_to_read_both_sides() -> None:
     assert Objective({"own": (1.0, lambda o: o.masks.mean((1, 2, 3)))}).sides == BOTH
-    assert Objective({"area": (1.0, objective.area)}).sides == frozenset()
+    assert Objective({"area": (1.0, terms.area)}).sides == frozenset()
 
 
 # Play
@@ -431,4 +432,4 @@ def test_a_side_that_was_not_played_is_an_error_that_names_it(counting) -> None:
     o = play(counting, x, m, y, infill=MeanColour(), sides=frozenset({REMOVED}))
     assert o.kept is None
     with pytest.raises(ValueError, match="the kept side was not played: name it in `sides`"):
-        objective.max_class_kept(o)
+        terms.max_class_kept(o)

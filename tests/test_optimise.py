@@ -22,9 +22,10 @@ from salmask.explain.optimise.methods import (
     refined,
 )
 from salmask.explain.optimise.schedule import Adam, Momentum, Schedule, Shift
-from salmask.explain.terms import SCORES, softmax_twice
 from salmask.masking import Bank, Blur, MeanColour, RandomColour
-from salmask.objective import Objective, Outcome, area, max_class_kept
+from salmask.objective import Objective
+from salmask.outcome import Outcome
+from salmask.terms import SCORES, area, max_class_kept, softmax_twice
 from salmask.types import Features
 
 BLACK = MeanColour((0.0, 0.0, 0.0))

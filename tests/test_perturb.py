@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.perturb import Occlusion, RandomMasks, Rise
-from salmask.explain.terms import logit
 from salmask.masking import Bank, Blur, MeanColour, keep
+from salmask.terms import logit
 
 SIZE = 24
 BLACK = MeanColour((0.0, 0.0, 0.0))

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from salmask.objective import Objective, Outcome, area, area_weighted
+from salmask.objective import Objective, area_weighted
+from salmask.outcome import Outcome
+from salmask.terms import area
 from salmask.training.recipes import HISTORIES, RECIPES, Balance, Recipe
 
 CPU = torch.device("cpu")

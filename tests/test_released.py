@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from salmask.cli.main import main
 from salmask.data.synthetic import write_folder
 from salmask.metrics import METRICS
-from salmask.specs import load_explainer, load_run
+from salmask.specs import load_explainer
 from salmask.training.recipes import RECIPES
 from salmask.training.released import as_released, load_released, metric_as_released
+from salmask.training.run import load_run
 
 CHANNELS = {0: 64, 1: 64, 2: 128, 3: 256, 4: 512}  # of a resnet18
 

@@ -8,16 +8,8 @@ import torch
 from torch import nn
 
 from salmask.classifier import Classifier
-from salmask.metrics.sanity import (
-    Row,
-    as_released,
-    compare,
-    curve,
-    layers_to_randomise,
-    randomisation,
-    randomised,
-    reset,
-)
+from salmask.classifier.hold import as_released, layers_to_randomise, randomised, reset
+from salmask.metrics.sanity import Row, compare, curve, randomisation
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.metrics.similarity import (
     SIMILARITIES,

@@ -13,9 +13,9 @@ from metric_cases import random_case
 from salmask.evaluation.saved import open_maps
 from salmask.evaluation.score import Scoring, Work, read_labels
 from salmask.evaluation.score import score as score_with_baselines
+from salmask.explain.controls import BASELINES
 from salmask.metrics import METRICS, Case
 from salmask.rows.read import file_name
-from salmask.trivial import BASELINES
 
 score = partial(score_with_baselines, baselines=())
 BOX_METRICS = ["le", "f1", "max_box_acc_v2", "pxap:boxes", "mask_mean"]

@@ -19,19 +19,9 @@ from salmask.explain.perturb import Rise
 from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour
 from salmask.metrics import METRICS
-from salmask.specs import (
-    Loaded,
-    View,
-    load_classifier,
-    load_explainer,
-    load_metrics,
-    load_recipe,
-    load_run,
-    named,
-    save_classifier,
-    save_run,
-)
+from salmask.specs import load_explainer, load_metrics, load_recipe, named
 from salmask.training.recipes import RECIPES
+from salmask.training.run import Loaded, View, load_classifier, load_run, save_classifier, save_run
 
 NETWORK = "test_resnet"
 COLOUR = (0.5, 0.5, 0.5)  # the mean of this network

@@ -20,18 +20,19 @@ from salmask.cli.main import main
 from salmask.cli.studying import Study as Command
 from salmask.data import training_batches
 from salmask.data.synthetic import write_folder
+from salmask.evaluation.evaluate import compare
 from salmask.explain.learned import top_cells
-from salmask.jobs import compare
-from salmask.objective import Outcome, divergence_from_prior
+from salmask.outcome import Outcome
 from salmask.report import write_report
 from salmask.report.checks import Checks, checks_part
 from salmask.study import STUDIES, Axis, Claim, Local, Place, Row, Scale, Slurm, Study, Variant, run_study
 from salmask.study.engine import Task
 from salmask.study.run import _apart
-from salmask.study.settings import TERMS, content, read_settings
 from salmask.study.studies import few_classes, fix, infilling
 from salmask.study.work import Job, layers_read, work
+from salmask.terms import divergence_from_prior
 from salmask.training.train import Settings, _Run
+from salmask.training.variant import TERMS, content, read_settings
 
 TINY = Scale(images=8, batch_size=4, measured=4, held_out=1, layers=(3, 4), scale_crop=0.5, final=1.0, seeds=2)
 

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 import salmask.training.train
 from conftest import SmallNet
 from salmask.classifier import Classifier
+from salmask.classifier.hold import still_statistics
 from salmask.data import Batch, no_boxes
 from salmask.masker import Concrete, Masker
 from salmask.masking import Infill, MeanColour, Noise, keep, remove
 from salmask.training.recipes import RECIPES, Recipe
-from salmask.training.train import Settings, mean_colour, still_statistics, train
+from salmask.training.train import Settings, mean_colour, train
 
 SIZE, BATCH, IMAGES = 16, 6, 12
 TWO_SIDED = RECIPES["fix"].objective

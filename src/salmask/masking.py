@@ -12,14 +12,28 @@ Infills that draw random numbers hold the generator that they were given; the sa
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.ndimage import gaussian_filter1d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from salmask.types import Images, Infill, Masks
 
-__all__ = ["IMAGENET_MEAN", "Bank", "Blur", "MeanColour", "Noise", "RandomColour", "Remasked", "keep", "remove"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "Bank",
+    "Blur",
+    "BlurPyramid",
+    "MeanColour",
+    "Noise",
+    "RandomColour",
+    "Remasked",
+    "WindowBlur",
+    "keep",
+    "remove",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -170,3 +184,83 @@ class Remasked:
 
 def _draw(generator: Generator, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device).to(like)
+
+
+@dataclass(frozen=True)
+class WindowBlur:
+    """Blur by a Gaussian that is folded back into a small window, as RISE builds it (Petsiuk et al., 2018).
+
+    The window is what a reflecting Gaussian filter of `sigma` makes of a single 1 in `side` pixels; it sums to 1
+    and is nearly flat where sigma is not far below side. The border is `border`, the classifier's mean colour
+    (zeros in its normalised space). `side` is in pixels of the images at hand.
+    """
+
+    side: int
+    sigma: float
+    border: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or self.side % 2 == 0:
+            raise ValueError(f"the side of a blurring window must be odd and positive, came {self.side}")
+
+    def __call__(self, images: Images, holes: Masks) -> Images:
+        """Return the blurred pictures; the holes are not looked at."""
+        single = np.zeros(self.side)
+        single[self.side // 2] = 1
+        line = torch.from_numpy(gaussian_filter1d(single, self.sigma)).to(images)
+        colour = images.new_tensor(self.border).view(1, 3, 1, 1)
+        planes = F.pad(images - colour, [self.side // 2] * 4).flatten(0, 1)[:, None]
+        planes = F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+        return planes.view_as(images) + colour
+
+
+@dataclass(frozen=True)
+class BlurPyramid:
+    """An infill that blurs the more, the deeper the hole: keep(x, m) = level (1 - m) * (levels - 1) of a pyramid.
+
+    Level l is blurred with sigma * l / (levels - 1); between two levels the pictures are mixed linearly. With
+    two levels this is `Blur(sigma)`. Colours of a shallow hole may leave [0, 1], the kept picture never does.
+    """
+
+    sigma: float = 20.0
+    levels: int = 8
+    at: int = 224
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise ValueError(f"a pyramid has at least 2 levels, came {self.levels}")
+
+    def __call__(self, images: Images, holes: Float[Tensor, "batch 1 height width"]) -> Images:
+        """Return the colours g for which m * x + (1 - m) * g is the pyramid's picture."""
+        return self.prepare(images)(images, holes)
+
+    def prepare(self, images: Images) -> "_Levels":
+        """Blur once; the result is an infill for these images."""
+        rest, holes = self.levels - 1, images[:, :1]
+        blurred = [Blur(self.sigma * level / rest, self.at)(images, holes) for level in range(1, self.levels)]
+        return _Levels(torch.stack([images, *blurred], 1))
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The pyramid of some images, (B, levels, 3, H, W)."""
+
+    levels: Tensor
+
+    def take(self, index: Tensor) -> "_Levels":
+        return _Levels(self.levels[index])
+
+    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
+        levels, times = self.levels, len(images) // len(self.levels)
+        if times > 1:
+            levels = levels.repeat(times, 1, 1, 1, 1)
+        rest = levels.shape[1] - 1
+        depth = holes.clamp(0, 1) * rest
+        below = depth.detach().floor().clamp_max(rest - 1)
+        index = below.long()[:, None].expand(-1, -1, 3, -1, -1)
+        low, high = levels.gather(1, index)[:, 0], levels.gather(1, index + 1)[:, 0]
+        picture = torch.lerp(low, high, depth - below)
+        # Solved for g = (picture - (1 - h) x) / h; within the first level the division cancels.
+        first = images + rest * (high - images)
+        deeper = (picture - (1 - holes) * images) / holes.clamp_min(0.5 / rest)
+        return torch.where(below == 0, first, deeper)

@@ -14,17 +14,17 @@ import torch
 from salmask.classifier import Classifier
 from salmask.data import Labelled, cached, training_batches
 from salmask.data.synthetic import Synthetic
+from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
 from salmask.files import writable_folder
-from salmask.jobs import compare, train_run
 from salmask.metrics import METRICS
 from salmask.report import add_training
-from salmask.specs import Loaded, View, load_run, save_classifier
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES
+from salmask.training.run import Loaded, View, load_run, save_classifier, train_run
 from salmask.training.train import METRICS as CURVES
 from salmask.training.train import Settings
 

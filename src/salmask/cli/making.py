@@ -10,7 +10,7 @@ from salmask.cli.console import print_table, progress_bar, say, typed_command, v
 from salmask.cli.options import Data, Precision
 
 if TYPE_CHECKING:
-    from salmask.study.settings import Variant
+    from salmask.training.variant import Variant
 
 __all__ = ["Classifier", "Convert", "Demo", "Inpainter", "Train"]
 
@@ -65,8 +65,8 @@ class Classifier(Data):
         from salmask.classifier import Classifier
         from salmask.data import has_split
         from salmask.files import writable_folder
-        from salmask.specs import Loaded, View, load_classifier, save_classifier
         from salmask.training.classifier import FitSettings, accuracy, fit_classifier
+        from salmask.training.run import Loaded, View, load_classifier, save_classifier
 
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
@@ -166,11 +166,11 @@ class Train(Data):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.data import training_batches
-        from salmask.jobs import load_infills, train_run
-        from salmask.specs import load_classifier
-        from salmask.study.work import chosen_data, masker_options
+        from salmask.specs import load_infills
         from salmask.training.released import as_released
+        from salmask.training.run import load_classifier, train_run
         from salmask.training.train import Settings
+        from salmask.training.variant import chosen_data, masker_options
 
         variant = self._variant()
         recipe = variant.build_recipe()
@@ -224,7 +224,7 @@ class Train(Data):
     def _variant(self) -> "Variant":
         """Return what the options say of the masker, as a study has it."""
         from salmask.specs import load_recipe
-        from salmask.study.settings import Variant, read_settings
+        from salmask.training.variant import Variant, read_settings
 
         load_recipe(self.recipe, area_in=self.area_in, area_out=self.area_out)  # for its clear errors
         given = {"area_if_kept_right": self.area_in, "area_if_removed_wrong": self.area_out}
@@ -273,7 +273,7 @@ class Inpainter:
         """Run the command."""
         from salmask.data import open_data
         from salmask.files import writable_folder
-        from salmask.jobs import train_inpainter
+        from salmask.training.inpainter import train_inpainter
 
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out names a .safetensors file, came {self.out}")
@@ -308,7 +308,7 @@ class Convert:
     def __call__(self) -> None:
         """Run the command."""
         from salmask.files import writable_folder
-        from salmask.specs import load_checkpoint, save_run
+        from salmask.training.run import load_checkpoint, save_run
 
         masker, loaded = load_checkpoint(self.checkpoint)
         facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": version()}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from salmask.data import Labelled, SampleTransform
-    from salmask.specs import View
+    from salmask.training.run import View
 
 __all__ = ["Data", "Normalize", "Pictures", "Precision", "Sight"]
 
@@ -69,7 +69,7 @@ class Data(Pictures):
 
     def bank(self, view: "View") -> "Tensor":
         """Return training pictures that fill holes, for explainers with `infill=bank`."""
-        from salmask.jobs import load_bank
+        from salmask.specs import load_bank
 
         return load_bank(self.read("train"), view)
 

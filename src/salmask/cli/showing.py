@@ -33,8 +33,9 @@ class Explain(Pictures):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.jobs import explain_files
-        from salmask.specs import load_classifier, load_explainer
+        from salmask.cli.explain_files import explain_files
+        from salmask.specs import load_explainer
+        from salmask.training.run import load_classifier
 
         loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         name, method, own = load_explainer(self.explainer, loaded=loaded)
@@ -88,14 +89,16 @@ class Evaluate(Data):
 
     def __call__(self) -> None:
         """Run the command."""
+        from salmask.data.streams import spread
+        from salmask.evaluation.evaluate import compare
         from salmask.evaluation.explained import Rules
+        from salmask.explain.controls import BASELINES
         from salmask.files import writable_folder
-        from salmask.jobs import compare, spread
         from salmask.report import add_training
-        from salmask.specs import load_classifier, load_explainer, load_metrics, named
+        from salmask.specs import load_explainer, load_metrics, named
         from salmask.training.released import metric_as_released
+        from salmask.training.run import load_classifier
         from salmask.training.train import METRICS
-        from salmask.trivial import BASELINES
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         loaded, curves = {}, {}
@@ -187,10 +190,9 @@ class Score(Sight):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.evaluation.score import Work, score
-        from salmask.jobs import scoring_from
-        from salmask.specs import load_classifier
-        from salmask.trivial import BASELINES
+        from salmask.evaluation.score import Work, score, scoring_from
+        from salmask.explain.controls import BASELINES
+        from salmask.training.run import load_classifier
 
         if (self.classifier is None) != (self.data is None):
             raise ValueError("scores that show pictures to a classifier need both: --classifier and --data")
@@ -243,8 +245,10 @@ class Sanity(Data):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.jobs import check_sanity, spread
-        from salmask.specs import load_classifier, load_explainer
+        from salmask.data.streams import spread
+        from salmask.evaluation.checks import check_sanity
+        from salmask.specs import load_explainer
+        from salmask.training.run import load_classifier
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         _, explainer, loaded = load_explainer(self.explainer, loaded=base, seed=self.seed, bank=self.bank)

@@ -18,32 +18,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_boxes, pack, unpack
 
-__all__ = [
-    "Cached",
-    "View",
-    "cached",
-    "drawing",
-    "evaluation_batches",
-    "shuffled_labels",
-    "split_off",
-    "subset",
-    "training_batches",
-]
+from collections.abc import Callable
+from collections.abc import Iterable
+from salmask.draws import drawing
+from typing import Any
+import numpy as np
+__all__ = ["Cached", "View", "cached", "evaluation_batches", "shuffled_labels", "split_off", "spread", "subset", "training_batches"]
 
 GIB = 2**30
 
 
-@contextmanager
-def drawing(*key: int) -> Iterator[None]:
-    """Let torch's global CPU generator draw from `key` inside the block, and leave it as it was found."""
-    state = torch.get_rng_state()
-    try:
-        # Not torch.manual_seed, which would set the generators of the accelerators too.
-        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-        torch.default_generator.manual_seed(int(seed >> 1))
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def training_batches(
@@ -265,3 +249,26 @@ def _loaded(dataset: Any, keys: Iterable[list[Any]], *, workers: int) -> Iterato
         generator=torch.Generator().manual_seed(0),
     )
     return map(unpack, iter(loader))
+
+
+Bar = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def spread(dataset: Labelled, count: int | None) -> Labelled:
+    """Return `count` samples of a data set, evenly spread over it; all of them for None."""
+    if count is None or count >= len(dataset):
+        return dataset
+    return View(dataset, [int(place) for place in np.linspace(0, len(dataset) - 1, count)])
+
+
+class _Stream:
+    """A data set in batches, in order; can be read again and again, and knows its length."""
+
+    def __init__(self, dataset: Labelled, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+
+    def __iter__(self) -> Any:
+        return evaluation_batches(self.dataset, batch_size=self.batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)

@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float, UInt8
 
 from salmask.evaluation.saved import Piece
+from salmask.explain.controls import BASELINES
 from salmask.metrics import METRICS, Case, Metric
-from salmask.normalising import normalise
-from salmask.trivial import BASELINES
-from salmask.types import Boxes, Images, Masks
+from salmask.types import Boxes, Images, Masks, normalise
 
 __all__ = ["Chunk", "Label", "Scoring", "chunk_maps", "one_thread", "score_case", "score_chunk"]
 

@@ -11,18 +11,24 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from salmask.data import Labelled
+from salmask.data.streams import Bar, _Stream
 from salmask.evaluation.explained import COLUMNS, Block, Job, Rules, measure, take
+from salmask.explain.base import Explainer
+from salmask.files import writable_folder
 from salmask.report import write_report
 from salmask.report.pictures import spread, strip
 from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Failures, Writer
+from salmask.training.run import Loaded, check_classes
 
-__all__ = ["COLUMNS", "Rules", "evaluate"]
+__all__ = ["COLUMNS", "Rules", "compare", "evaluate"]
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -196,3 +202,38 @@ def _plain(value: Any) -> Any:
     name = getattr(value, "__qualname__", type(value).__name__)
     text = str(value)
     return name if " at 0x" in text or len(text) > 200 else text
+
+
+def compare(
+    explainers: Mapping[str, tuple[Explainer, Loaded]],
+    metrics: Mapping[str, Any],
+    dataset: Labelled,
+    *,
+    rules: Rules,
+    out: Path,
+    about: Mapping[str, object],
+    batch_size: int = 32,
+    pictures: int | Collection[str] = 24,
+    progress: Bar = iter,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Measure explainers, each on its own classifier, on one data set; return the summary.
+
+    An explainer that `rules` does not say how to normalise is taken as it is if it makes masks in [0, 1], and by
+    minimum and maximum if it makes raw maps; meta.json holds which.
+    """
+    for _, loaded in explainers.values():
+        check_classes(dataset, loaded)
+    writable_folder(out)
+    given = rules.normalize if isinstance(rules.normalize, Mapping) else dict.fromkeys(explainers, rules.normalize)
+    known = dict.fromkeys(explainers, "range")
+    return evaluate(
+        {name: explainer for name, (explainer, _) in explainers.items()},
+        metrics,
+        _Stream(dataset, batch_size),
+        {name: loaded.classifier for name, (_, loaded) in explainers.items()},
+        rules=replace(rules, normalize={**known, **given}),
+        out=out,
+        pictures=pictures,
+        about=about,
+        progress=progress,
+    )

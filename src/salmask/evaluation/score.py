@@ -15,24 +15,27 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from salmask.data import Sample, collate, no_boxes, read_image
 from salmask.evaluation.chunks import Chunk, Label, Scoring, chunk_maps, one_thread, score_case, score_chunk
 from salmask.evaluation.explained import COLUMNS
 from salmask.evaluation.gaze import Gaze, read_gaze
 from salmask.evaluation.saved import Piece, SavedMaps, open_maps
 from salmask.evaluation.truth import Truth, read_labels, read_truth
+from salmask.explain.controls import BASELINES
 from salmask.files import writable_folder
 from salmask.masking import MeanColour, keep, remove
 from salmask.metrics import METRICS, Metric
 from salmask.metrics.case import check_maps
-from salmask.normalising import NORMALISERS
 from salmask.report import write_report
 from salmask.report.pictures import spread, strip
 from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Writer
-from salmask.trivial import BASELINES
+from salmask.training.run import Loaded
+from salmask.types import NORMALISERS, Boxes
 
-__all__ = ["Label", "Scoring", "Truth", "Work", "read_labels", "score", "score_case"]
+__all__ = ["Label", "Scoring", "Truth", "Work", "read_labels", "score", "score_case", "scoring_from"]
 
 CHUNK = 64
 PICTURES = 24
@@ -288,3 +291,22 @@ def _known(values: Iterable[T | None]) -> list[T] | None:
     """Return the values, or None where the truth has none of their kind."""
     known = [value for value in values if value is not None]
     return known or None
+
+
+def scoring_from(loaded: Loaded, folder: Path, *, target: str = "label") -> Scoring:
+    """Return the classifier that scores saved maps, and where it finds their pictures: id = path below `folder`."""
+    transform = loaded.view.transform()
+
+    def seen(one: str, boxes: Boxes) -> Sample:
+        return transform(Sample(id=one, image=read_image(folder / one), target=0, boxes=boxes, pixels=None))
+
+    def images(ids: Sequence[str]) -> Tensor:
+        return collate([seen(one, no_boxes()) for one in ids]).images
+
+    return Scoring(
+        loaded.classifier,
+        images,
+        lambda ids: [str(folder / one) for one in ids if not (folder / one).exists()],
+        target,
+        lambda one, boxes: seen(one, boxes).boxes,
+    )

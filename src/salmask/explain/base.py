@@ -12,8 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from salmask.classifier import Classifier
-from salmask.normalising import NORMALISERS, normalise
-from salmask.types import Images, Logits, Masks, Targets
+from salmask.types import NORMALISERS, Images, Logits, Masks, Targets, normalise
 
 __all__ = ["CLASS_AGNOSTIC", "NORMALISERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
 

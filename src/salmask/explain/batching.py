@@ -4,70 +4,19 @@
 A piece that does not fit into memory is tried again at half the size, with one warning.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import is_dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from salmask.classifier import Classifier
+from salmask.classifier.hold import pieces
 from salmask.explain.base import Explanation, Passes
 from salmask.masking import Blur, MeanColour
 from salmask.types import Images, Infill, Targets
 
-__all__ = [
-    "at_rest",
-    "backdrop",
-    "by_pieces",
-    "check_limit",
-    "entered",
-    "mean_colour",
-    "out_of_memory",
-    "pieces",
-    "reseeded",
-]
-
-_Result = TypeVar("_Result")
-
-
-@contextmanager
-def at_rest(classifier: Classifier, *, gradients: bool) -> Iterator[None]:
-    """Hold the classifier frozen in eval mode, with or without gradients, whatever the caller has switched off."""
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients), classifier.frozen():
-        yield
-
-
-def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) -> Iterator[_Result]:
-    """Yield function(rows) for the rows 0 ... count - 1 in slices of at most max_batch, in order.
-
-    A slice that runs out of memory is halved, and so are those that follow; the first time is warned of.
-    Raises the error of the last try where one row alone does not fit.
-    """
-    check_limit(max_batch)
-    start, warned = 0, False
-    while start < count:
-        rows = slice(start, min(start + max_batch, count))
-        failure: RuntimeError | None = None
-        try:
-            result = function(rows)
-        except RuntimeError as error:
-            if rows.stop - rows.start == 1 or not out_of_memory(error):
-                raise
-            failure = error.with_traceback(None)  # whose frames would hold on to the memory
-        if failure is not None:
-            max_batch = (rows.stop - rows.start) // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if not warned:
-                count_now = f"{max_batch} image{'' if max_batch == 1 else 's'}"
-                warnings.warn(f"out of memory: going on with {count_now} a pass", stacklevel=2)
-            warned = True
-            continue
-        yield result
-        start = rows.stop
+__all__ = ["backdrop", "by_pieces", "entered", "mean_colour", "reseeded"]
 
 
 def by_pieces(
@@ -123,12 +72,6 @@ def reseeded(infill: Infill, seed: int) -> Infill | None:
     return replace(infill, generator=Generator(device=generator.device).manual_seed(seed))  # type: ignore[arg-type]
 
 
-def check_limit(max_batch: int) -> None:
-    """Refuse a limit that is not a positive number."""
-    if max_batch < 1:
-        raise ValueError(f"max_batch is the number of images in one pass, at least 1, came {max_batch}")
-
-
 def entered(values: Tensor, classifier: Classifier) -> Tensor:
     """Bring values to the classifier's device, as a tensor that autograd may keep; half precision becomes float32."""
     moved = values.detach().to(classifier.device)
@@ -149,9 +92,3 @@ def _joined(parts: list[Explanation]) -> Explanation:
         range=parts[0].range,
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error says that memory ran out: the CPU's says so in words alone."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text

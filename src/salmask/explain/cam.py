@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier.folded import folded
-from salmask.classifier.network import Classifier, at_once
+from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
+from salmask.classifier.network import Classifier
 from salmask.classifier.taps import (
     Tap,
     channel_axis,
@@ -44,9 +45,9 @@ from salmask.classifier.taps import (
     read_gradients,
 )
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
-from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
-from salmask.explain.terms import logit
+from salmask.explain.batching import backdrop, by_pieces
 from salmask.masking import keep
+from salmask.terms import logit
 from salmask.types import FeatureMap, Images, Infill, Logits, Masks, Targets
 
 __all__ = [

@@ -28,9 +28,10 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2 import functional as vision
 
 from salmask.classifier import Classifier
+from salmask.classifier.hold import at_rest, check_limit, pieces
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import at_rest, by_pieces, check_limit, pieces
-from salmask.explain.terms import logit
+from salmask.explain.batching import by_pieces
+from salmask.terms import logit
 from salmask.types import Images, Logits, Masks, Targets
 
 __all__ = [

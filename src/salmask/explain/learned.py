@@ -5,8 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.hold import at_rest, check_limit
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets
-from salmask.explain.batching import at_rest, by_pieces, check_limit
+from salmask.explain.batching import by_pieces
 from salmask.masker import Masker
 from salmask.types import Images, Targets
 

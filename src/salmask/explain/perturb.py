@@ -17,11 +17,12 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from salmask.classifier.folded import folded
-from salmask.classifier.network import Classifier, at_once
+from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
+from salmask.classifier.network import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import at_rest, backdrop, by_pieces, check_limit, pieces
-from salmask.explain.terms import ClassScore, probability
+from salmask.explain.batching import backdrop, by_pieces
 from salmask.masking import keep
+from salmask.terms import ClassScore, probability
 from salmask.types import Images, Infill, Masks, Targets
 
 __all__ = ["Occlusion", "Rise"]

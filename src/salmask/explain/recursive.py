@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from salmask.classifier import Classifier
+from salmask.classifier.hold import at_rest
 from salmask.explain.base import Explanation, Passes, check_targets, normalise
-from salmask.explain.batching import at_rest, by_pieces
-from salmask.explain.terms import logit
+from salmask.explain.batching import by_pieces
+from salmask.terms import logit
 from salmask.types import Images, Targets, Values
 
 __all__ = [

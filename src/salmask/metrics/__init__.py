@@ -1,7 +1,8 @@
 """Scores of saliency maps: METRICS, one named protocol each."""
 
+from salmask.draws import generator_for
 from salmask.metrics.attention import ATTENTION
-from salmask.metrics.case import Case, Metric, check_maps, generator_for
+from salmask.metrics.case import Case, Metric, check_maps
 from salmask.metrics.faithfulness import FAITHFULNESS
 from salmask.metrics.localization import LOCALIZATION
 from salmask.metrics.maps import MAPS, degenerate

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from salmask.metrics.case import Case, Metric, generator_for
+from salmask.draws import generator_for
+from salmask.metrics.case import Case, Metric
 from salmask.types import Masks, Values
 
 __all__ = ["ATTENTION", "Density", "ncc", "order_auc", "sampled_auc", "sncc"]

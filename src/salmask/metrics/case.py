@@ -5,7 +5,6 @@ instead, and a `compute` that adds them up: sums are the same however the images
 The name of a metric is the name of a protocol: whatever changes its numbers is said in `protocol`, printed with it.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +18,10 @@ from torch import Tensor
 
 from salmask.boxes import BoxSets
 
-__all__ = ["Case", "Looked", "Metric", "check_maps", "generator_for"]
+__all__ = ["Case", "Looked", "Metric", "check_maps"]
 
 T = TypeVar("T")
 NEEDS = ("boxes", "pixels", "images", "classifier", "correct", "gaze", "centre")
-
-
-def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
-    """Return the CPU generator of one image: the same for every batch size, order, process and machine.
-
-    The state is the BLAKE2b hash of (seed, purpose, image id); `purpose` separates the draws of two metrics.
-    """
-    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{image}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class Looked(NamedTuple):

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from salmask.metrics.case import Case, generator_for
+from salmask.draws import generator_for
+from salmask.metrics.case import Case
 from salmask.metrics.reading import (
     IMAGES_PER_PASS,
     MEAN,

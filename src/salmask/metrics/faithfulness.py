@@ -29,10 +29,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from salmask.draws import generator_for
 from salmask.masking import keep, remove
-from salmask.metrics.case import Case, Metric, generator_for
-from salmask.metrics.concentration import CONCENTRATION
+from salmask.metrics.case import Case, Metric
 from salmask.metrics.curves import Aopc, Curve, Perturbation, mean_of_points
+from salmask.metrics.maps import CONCENTRATION
 from salmask.metrics.reading import (
     BLACK,
     IMAGES_PER_PASS,

@@ -1,5 +1,7 @@
 """Statistics of the masks themselves, and which masks are degenerate. They need no ground truth."""
 
+from math import log
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
@@ -10,14 +12,17 @@ from salmask.metrics.case import Metric
 from salmask.types import Masks, Values
 
 __all__ = [
+    "CONCENTRATION",
     "MAPS",
     "area_moments",
+    "complexity",
     "degenerate",
     "mask_binarized",
     "mask_entropy",
     "mask_mean",
     "mask_std",
     "mask_tv",
+    "sparseness",
 ]
 
 STEPS = 2**20
@@ -106,6 +111,52 @@ MAPS: dict[str, Metric] = {
             (0, 0.71),
             _SOURCE,
             compute=mask_std,
+        ),
+    )
+}
+
+
+def sparseness(masks: Masks) -> Values:
+    """Return the Gini index of each map's values, in [0, 1 - 1/n], float64; 0 for constant maps."""
+    values = masks.flatten(1).double().sort(1).values
+    count = values.shape[1]
+    weights = torch.arange(1 - count, count, 2, dtype=values.dtype, device=values.device)
+    total = values.sum(1)
+    gini = (values @ weights) / (count * torch.where(total > 0, total, 1.0))
+    return torch.where(_constant(values), 0.0, gini)
+
+
+def complexity(masks: Masks) -> Values:
+    """Return the entropy in nats of each map's shares, in [0, ln n], float64; ln n for constant maps."""
+    values = masks.flatten(1).double()
+    total = values.sum(1, keepdim=True)
+    shares = values / torch.where(total > 0, total, 1.0)
+    entropy = torch.special.entr(shares).sum(1)
+    return torch.where(_constant(values), log(values.shape[1]), entropy)
+
+
+def _constant(values: Tensor) -> Tensor:
+    return values.amin(1) == values.amax(1)
+
+
+CONCENTRATION: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "sparseness",
+            lambda case: sparseness(case.masks),
+            {"index": "Gini"},
+            "up",
+            (0, 1),
+            "Chalasani et al. 2020",
+        ),
+        Metric(
+            "complexity",
+            lambda case: complexity(case.masks),
+            {"unit": "nat"},
+            "down",
+            (0, float("inf")),
+            "Bhatt, Weller & Moura 2020",
         ),
     )
 }

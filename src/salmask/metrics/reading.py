@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
-from torch.nn import functional as F
 
-from salmask.classifier.network import at_once
-from salmask.masking import MeanColour
+from salmask.classifier.hold import at_once
+from salmask.masking import MeanColour, WindowBlur
 from salmask.metrics.case import Case
-from salmask.types import Images, Infill, Logits, Masks, Targets
+from salmask.types import Images, Infill, Logits, Targets
 
 __all__ = [
     "BLACK",
@@ -27,7 +24,6 @@ __all__ = [
     "Fill",
     "Reading",
     "Score",
-    "WindowBlur",
     "clean",
     "colours",
     "hidden",
@@ -150,34 +146,6 @@ def _mean_of(classifier: Any) -> Infill:
 
 def _black(classifier: Any) -> Infill:
     return MeanColour((0.0, 0.0, 0.0))
-
-
-@dataclass(frozen=True)
-class WindowBlur:
-    """Blur by a Gaussian that is folded back into a small window, as RISE builds it (Petsiuk et al., 2018).
-
-    The window is what a reflecting Gaussian filter of `sigma` makes of a single 1 in `side` pixels; it sums to 1
-    and is nearly flat where sigma is not far below side. The border is `border`, the classifier's mean colour
-    (zeros in its normalised space). `side` is in pixels of the images at hand.
-    """
-
-    side: int
-    sigma: float
-    border: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        if self.side < 1 or self.side % 2 == 0:
-            raise ValueError(f"the side of a blurring window must be odd and positive, came {self.side}")
-
-    def __call__(self, images: Images, holes: Masks) -> Images:
-        """Return the blurred pictures; the holes are not looked at."""
-        single = np.zeros(self.side)
-        single[self.side // 2] = 1
-        line = torch.from_numpy(gaussian_filter1d(single, self.sigma)).to(images)
-        colour = images.new_tensor(self.border).view(1, 3, 1, 1)
-        planes = F.pad(images - colour, [self.side // 2] * 4).flatten(0, 1)[:, None]
-        planes = F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
-        return planes.view_as(images) + colour
 
 
 def window_blur(side: int, sigma: float) -> Fill:

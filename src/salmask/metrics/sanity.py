@@ -10,119 +10,21 @@ class stays the one that the untouched network predicts (or the one given). Weig
 How a module is randomised is a *rule*: a callable that redraws the parameters which a module holds itself.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from salmask.metrics.case import generator_for
+from salmask.classifier.hold import Rule, layers_to_randomise, randomised, reset
 from salmask.metrics.similarity import SIMILARITIES, Similarity, similarities_for
 from salmask.types import Images, Masks, Targets
 
-__all__ = [
-    "Point",
-    "Row",
-    "SanityCheck",
-    "as_released",
-    "compare",
-    "curve",
-    "layers_to_randomise",
-    "randomisation",
-    "randomised",
-    "reset",
-]
-
-Rule = Callable[[nn.Module], None]
+__all__ = ["Point", "Row", "SanityCheck", "compare", "curve", "randomisation"]
 
 
 # Randomising
-
-
-def reset(module: nn.Module) -> None:
-    """Redraw a module by its own reset_parameters, which for batch norm also forgets the statistics.
-
-    Parameters of modules without one (tokens, positions, scales), and those that a module holds beside children with
-    parameters, which its reset might reach too, are permuted: their scale stays.
-    """
-    inner = any(child is not module for child in module.modules() if [*child.parameters(recurse=False)])
-    own = getattr(module, "reset_parameters", None)
-    if own is not None and not inner:
-        own()
-        return
-    for parameter in module.parameters(recurse=False):
-        _permute(parameter)
-
-
-def as_released(module: nn.Module) -> None:
-    """Redraw as the paper's released code does (Phang et al., 2020).
-
-    4-D N(0, 2 / (out * in * kw)), one kernel side short of He's; 2-D Kaiming uniform with a = sqrt 5; 1-D, batch
-    norm's gains included, U(-1 / sqrt n, 1 / sqrt n). Statistics of batch norm are kept. Parameters of other
-    dimensions, which the released code never met, are permuted as `reset` does.
-    """
-    for parameter in module.parameters(recurse=False):
-        if parameter.ndim == 4:
-            outs, ins, _, width = parameter.shape
-            nn.init.normal_(parameter, 0, sqrt(2 / (outs * ins * width)))
-        elif parameter.ndim == 2:
-            nn.init.kaiming_uniform_(parameter, a=sqrt(5))
-        elif parameter.ndim == 1:
-            bound = 1 / sqrt(len(parameter))
-            nn.init.uniform_(parameter, -bound, bound)
-        else:
-            _permute(parameter)
-
-
-def _permute(parameter: nn.Parameter) -> None:
-    flat = parameter.detach().flatten()
-    parameter.data.copy_(flat[torch.randperm(len(flat)).to(flat.device)].view_as(parameter))
-
-
-def layers_to_randomise(network: nn.Module, *, depth: int = 2) -> dict[str, list[nn.Module]]:
-    """Group the modules that hold parameters by the first `depth` parts of their name, last to first.
-
-    For a resnet50 and depth 2: fc, layer4.2, layer4.1, ..., layer1.0, bn1, conv1. "Last" is the order in which the
-    network registers its modules. Parameters of the network itself stand under "(own)".
-    """
-    groups: dict[str, list[nn.Module]] = {}
-    for name, module in network.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            groups.setdefault(".".join(name.split(".")[:depth]) or "(own)", []).append(module)
-    if not groups:
-        raise ValueError("the network has no parameters to randomise")
-    return dict(reversed(groups.items()))
-
-
-@contextmanager
-def randomised(network: nn.Module) -> Iterator[Callable[[Sequence[nn.Module], Rule, str, int], None]]:
-    """Give a function (modules, rule, name, seed) that redraws modules; all weights come back on exit.
-
-    The same seed and name give the same weights, whatever else was redrawn. The global generators stay as they are.
-    """
-    kept = {name: value.detach().clone() for name, value in _all_values(network)}
-
-    def redraw(modules: Sequence[nn.Module], rule: Rule, name: str, seed: int) -> None:
-        devices = sorted({p.device.index or 0 for m in modules for p in m.parameters() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(generator_for(seed, name, "weights").initial_seed())
-            for module in modules:
-                rule(module)
-
-    try:
-        yield redraw
-    finally:
-        with torch.no_grad():
-            for name, value in _all_values(network):
-                value.copy_(kept[name])
-
-
-def _all_values(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from network.named_parameters()
-    yield from network.named_buffers()
 
 
 # The checks

@@ -19,8 +19,7 @@ from skimage.feature import hog
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from salmask.normalising import normalise
-from salmask.types import Values
+from salmask.types import Values, normalise
 
 __all__ = [
     "SIMILARITIES",

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.data import Labelled, collate
+from salmask.evaluation.checks import randomise
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file
-from salmask.jobs import randomise
 from salmask.metrics.sanity import SanityCheck
 from salmask.metrics.sanity_figures import strip_figure
 from salmask.metrics.similarity import similarities_for
 from salmask.rows.read import file_name
-from salmask.specs import Loaded
+from salmask.training.run import Loaded
 from salmask.types import Images, Targets
 
 __all__ = ["CHECKS", "MAPS", "Checked", "gather", "write_checks", "write_maps"]

@@ -15,8 +15,9 @@ from salmask.report import add_training, write_report
 from salmask.rows.read import COUNTS, ROWS, file_name, read_lines, read_meta, write_json
 from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task
-from salmask.study.settings import Reading, Row, Scale, Study, Variant, content
+from salmask.study.settings import Row, Scale, Study
 from salmask.study.work import Job, Place, finished, results
+from salmask.training.variant import Reading, Variant, content
 
 __all__ = ["Engine", "Outcome", "run_study"]
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from salmask.study.settings import ORIGINAL, Axis, Claim, Row, Scale, Study, Variant
+from salmask.study.settings import Axis, Claim, Row, Scale, Study
+from salmask.training.variant import ORIGINAL, Variant
 
 __all__ = ["STUDIES", "fix", "one_sided", "two_sided"]
 

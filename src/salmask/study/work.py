@@ -26,22 +26,24 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from salmask.data import CropFlip, Labelled, cached, open_data, shuffled_labels, split_off, subset, training_batches
+from salmask.data import CropFlip, Labelled, cached, open_data, split_off, training_batches
+from salmask.data.streams import spread
 from salmask.data.synthetic import Synthetic
+from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
 from salmask.files import replace_file
-from salmask.jobs import compare, load_infills, spread, train_run
-from salmask.masker import HEADS
 from salmask.metrics import METRICS
-from salmask.specs import Loaded, load_classifier, load_run
+from salmask.specs import load_infills
 from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
-from salmask.study.settings import ORIGINAL, Reading, Scale, Variant, content
+from salmask.study.settings import Scale
+from salmask.training.run import Loaded, load_classifier, load_run, train_run
 from salmask.training.train import Settings
+from salmask.training.variant import ORIGINAL, Reading, Variant, chosen_data, content, masker_options
 
-__all__ = ["METRICS_OF", "Job", "Place", "chosen_data", "finished", "layers_read", "masker_options", "results", "work"]
+__all__ = ["METRICS_OF", "Job", "Place", "finished", "layers_read", "results", "work"]
 
 METRICS_OF = {
     "tuning": ("le", "f1", "mask_mean"),
@@ -272,33 +274,10 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
     )
 
 
-def chosen_data(variant: Variant, train_set: Labelled, seed: int) -> Labelled:
-    """Return the part of a training set that a variant learns from, with its labels."""
-    dataset = shuffled_labels(train_set, seed=seed) if variant.shuffled else train_set
-    if variant.per_class is None and variant.classes is None:
-        return dataset
-    dataset = subset(dataset, per_class=variant.per_class, classes=variant.classes, seed=seed)
-    return dataset if variant.classes is None else _OldNumbers(dataset, train_set.classes)
-
-
 def layers_read(scale: Scale, loaded: Loaded) -> Sequence[int] | None:
     """Return the layers of a study, which are the paper's where it does not say; of fewer maps the two deepest."""
     usual = scale.layers == Scale().layers
     return None if usual and len(loaded.classifier.layers) <= max(scale.layers) else scale.layers
-
-
-def masker_options(variant: Variant, loaded: Loaded, layers: Sequence[int] | None) -> dict[str, Any]:
-    """Return what a variant's `Masker` is made with. layers: for a variant that does not say; None: the two deepest."""
-    head: dict[str, Any] = {}
-    if variant.head != "sigmoid":
-        head = {"temperature": variant.temperature, "hard": variant.hard, "learnable": variant.learnable}
-    return {
-        "layers": variant.layers or layers,
-        "upsample": variant.upsample,
-        "head": HEADS[variant.head](**head),
-        "area_condition": variant.area_condition,
-        "classes": loaded.classifier.num_classes if variant.class_condition else None,
-    }
 
 
 def _batches(dataset: Labelled, settings: Settings, augment: CropFlip) -> Callable[[int], Any]:
@@ -308,21 +287,6 @@ def _batches(dataset: Labelled, settings: Settings, augment: CropFlip) -> Callab
         )
 
     return stream
-
-
-class _OldNumbers:
-    """Some classes of a data set, under the numbers that all of them have: the classifier still tells all apart."""
-
-    def __init__(self, chosen: Labelled, classes: list[str]) -> None:
-        number = {name: place for place, name in enumerate(classes)}
-        self.chosen, self.ids, self.classes = chosen, chosen.ids, classes
-        self.targets = [number[chosen.classes[target]] for target in chosen.targets]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> Any:
-        return replace(self.chosen[index], target=self.targets[index])
 
 
 @cache

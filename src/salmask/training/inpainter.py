@@ -22,12 +22,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torchvision.utils import save_image
 
+from salmask.data import CropFlip, Labelled, ShortSide, collate, training_batches
+from salmask.data import View as Chosen
+from salmask.data.streams import Bar, spread
 from salmask.files import replace_file
-from salmask.masking import IMAGENET_MEAN
+from salmask.masking import IMAGENET_MEAN, Blur, MeanColour, keep
 from salmask.types import Images, Masks
 
-__all__ = ["Inpainter", "fit_inpainter", "load_inpainter", "push_pull", "random_holes", "save_inpainter"]
+__all__ = [
+    "Inpainter",
+    "fit_inpainter",
+    "load_inpainter",
+    "push_pull",
+    "random_holes",
+    "save_inpainter",
+    "train_inpainter",
+]
 
 _FORMAT = "salmask inpainter 2"
 
@@ -194,3 +206,52 @@ def load_inpainter(path: Path) -> Inpainter:
     except Exception as error:  # safetensors' own error is no ValueError
         raise ValueError(f"{path} holds no inpainter of `salmask inpainter`: {error}") from error
     return inpainter.frozen()
+
+
+_SHOWN = 64  # pictures that an inpainter is tried on
+
+
+def train_inpainter(
+    dataset: Labelled,
+    *,
+    out: Path,
+    image_size: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    precision: str = "32-true",
+    workers: int = 0,
+    seed: int = 0,
+    progress: Bar = iter,
+) -> dict[str, float]:
+    """Train an inpainter, write it and a picture of what it fills; return errors in the holes of unseen pictures.
+
+    The errors are mean absolute differences in [0, 1] on pictures held out of the training, beside those of the
+    mean colour and of blur.
+    """
+    held = spread(dataset, min(_SHOWN, max(1, len(dataset) // 10)))
+    kept_back = set(held.ids)
+    rest = Chosen(dataset, [place for place, one in enumerate(dataset.ids) if one not in kept_back])
+    torch.manual_seed(seed)
+    inpainter = Inpainter()
+    crop = CropFlip(image_size, scale=(0.3, 1.0))
+    stream = training_batches(rest, batch_size=batch_size, seed=seed, augment=crop, workers=workers)
+    images = (batch.images for batch in stream)
+    fit_inpainter(inpainter, images, steps=steps, lr=lr, precision=precision, seed=seed, progress=progress)
+    see = ShortSide(image_size)
+    whole = collate([see(held[place]) for place in range(len(held))]).images
+    holes = random_holes(len(whole), (image_size, image_size), torch.Generator().manual_seed(seed + 1)).round()
+    fills = {
+        "inpainter": inpainter(whole, holes),
+        "mean colour": MeanColour()(whole, holes),
+        "blur": Blur()(whole, holes),
+    }
+    save_inpainter(out, inpainter)
+    shown = [whole, keep(whole, 1 - holes, MeanColour())] + [
+        torch.lerp(whole, g.expand_as(whole), holes) for g in fills.values()
+    ]
+    replace_file(
+        out.with_suffix(".png"),
+        lambda at: save_image(torch.cat([one[:12] for one in shown]), at, nrow=min(12, len(whole)), format="png"),
+    )
+    return {name: float(((g - whole).abs() * holes).sum() / (3 * holes.sum())) for name, g in fills.items()}

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salmask.objective import OBJECTIVES, Objective, Outcome, area_weighted
+from salmask.objective import OBJECTIVES, Objective, area_weighted
+from salmask.outcome import Outcome
 
 __all__ = ["HISTORIES", "RECIPES", "Balance", "Recipe"]
 

@@ -28,17 +28,19 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from salmask.classifier import Classifier
+from salmask.classifier.hold import _learning, still_statistics
 from salmask.data import Batch
-from salmask.data.streams import drawing
+from salmask.draws import drawing
 from salmask.files import replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.masking import MeanColour
-from salmask.objective import Outcome, Score, play
+from salmask.objective import Score
+from salmask.outcome import Outcome, play
 from salmask.training.pool import ClassifierPool
 from salmask.training.recipes import Recipe
 from salmask.types import Infill
 
-__all__ = ["METRICS", "Batches", "Settings", "mean_colour", "still_statistics", "train"]
+__all__ = ["METRICS", "Batches", "Settings", "mean_colour", "train"]
 
 CHECKPOINT, METRICS, POOL = "checkpoint.pt", "metrics.jsonl", "pool"
 Batches = Callable[[int], Iterable[Batch]]
@@ -425,26 +427,6 @@ class _Log:
 
 
 @contextmanager
-def _learning(network: nn.Module, *, hold_statistics: bool) -> Iterator[None]:
-    """Hold a network in train mode, without gradients of an earlier owner; restore modes and gradients after.
-
-    hold_statistics: its normalisation stays in eval mode, so that it uses the statistics that it has.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
-    try:
-        network.train().zero_grad(set_to_none=True)
-        for layer in _normalisations(network) if hold_statistics else ():
-            layer.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-
-
-@contextmanager
 def _drawing(device: torch.device, *key: int) -> Iterator[None]:
     """Let layers that draw from torch's global generators, such as dropout, draw from `key`."""
     cuda = device.type == "cuda"
@@ -452,24 +434,6 @@ def _drawing(device: torch.device, *key: int) -> Iterator[None]:
         if cuda:
             torch.cuda.manual_seed(int(torch.randint(2**62, ())))
         yield
-
-
-@contextmanager
-def still_statistics(network: nn.Module) -> Iterator[None]:
-    """Let normalisation layers in train mode use their batch without remembering it."""
-    layers = _normalisations(network)
-    momenta = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.momentum = 0.0
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-
-
-def _normalisations(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def mean_colour(classifier: Classifier) -> MeanColour:

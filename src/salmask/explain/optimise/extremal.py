@@ -19,10 +19,8 @@ from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from salmask.explain.optimise.masks import Begun, Drawn, Parametrisation, Scene, Size, enlarge
-from salmask.masking import Blur
-from salmask.types import Images
 
-__all__ = ["BlurPyramid", "FixedArea", "smooth_maximum"]
+__all__ = ["FixedArea", "smooth_maximum"]
 
 
 @dataclass(frozen=True)
@@ -141,55 +139,3 @@ class _SmoothMaximum(Function):
         for row, slope, arriving in zip(kernel, slopes, given[0].unbind(1), strict=True):
             found.addcmul_(slope * row[:, None], arriving[:, None])
         return found, None, None
-
-
-@dataclass(frozen=True)
-class BlurPyramid:
-    """An infill that blurs the more, the deeper the hole: keep(x, m) = level (1 - m) * (levels - 1) of a pyramid.
-
-    Level l is blurred with sigma * l / (levels - 1); between two levels the pictures are mixed linearly. With
-    two levels this is `Blur(sigma)`. Colours of a shallow hole may leave [0, 1], the kept picture never does.
-    """
-
-    sigma: float = 20.0
-    levels: int = 8
-    at: int = 224
-
-    def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise ValueError(f"a pyramid has at least 2 levels, came {self.levels}")
-
-    def __call__(self, images: Images, holes: Float[Tensor, "batch 1 height width"]) -> Images:
-        """Return the colours g for which m * x + (1 - m) * g is the pyramid's picture."""
-        return self.prepare(images)(images, holes)
-
-    def prepare(self, images: Images) -> "_Levels":
-        """Blur once; the result is an infill for these images."""
-        rest, holes = self.levels - 1, images[:, :1]
-        blurred = [Blur(self.sigma * level / rest, self.at)(images, holes) for level in range(1, self.levels)]
-        return _Levels(torch.stack([images, *blurred], 1))
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """The pyramid of some images, (B, levels, 3, H, W)."""
-
-    levels: Tensor
-
-    def take(self, index: Tensor) -> "_Levels":
-        return _Levels(self.levels[index])
-
-    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
-        levels, times = self.levels, len(images) // len(self.levels)
-        if times > 1:
-            levels = levels.repeat(times, 1, 1, 1, 1)
-        rest = levels.shape[1] - 1
-        depth = holes.clamp(0, 1) * rest
-        below = depth.detach().floor().clamp_max(rest - 1)
-        index = below.long()[:, None].expand(-1, -1, 3, -1, -1)
-        low, high = levels.gather(1, index)[:, 0], levels.gather(1, index + 1)[:, 0]
-        picture = torch.lerp(low, high, depth - below)
-        # Solved for g = (picture - (1 - h) x) / h; within the first level the division cancels.
-        first = images + rest * (high - images)
-        deeper = (picture - (1 - holes) * images) / holes.clamp_min(0.5 / rest)
-        return torch.where(below == 0, first, deeper)

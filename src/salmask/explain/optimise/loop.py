@@ -22,12 +22,14 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.folded import folded
+from salmask.classifier.hold import pieces
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import entered, pieces, reseeded
+from salmask.explain.batching import entered, reseeded
 from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
 from salmask.explain.optimise.schedule import Schedule, View
 from salmask.masking import Blur, keep, remove
-from salmask.objective import KEPT, REMOVED, Objective, Outcome
+from salmask.objective import Objective
+from salmask.outcome import KEPT, REMOVED, Outcome
 from salmask.types import Images, Infill, Logits, Masks, Targets, Values
 
 __all__ = ["Optimised", "Solution", "mean_probability"]

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explainer, Explanation, Passes
-from salmask.explain.optimise.extremal import BlurPyramid, FixedArea
+from salmask.explain.optimise.extremal import FixedArea
 from salmask.explain.optimise.loop import Optimised, mean_probability
 from salmask.explain.optimise.masks import (
     CLAMPED,
@@ -37,18 +37,21 @@ from salmask.explain.optimise.masks import (
     identity,
 )
 from salmask.explain.optimise.schedule import Adam, Momentum, Schedule, Shift, flip_every_other, linear
-from salmask.explain.terms import (
+from salmask.masking import Blur, BlurPyramid, MeanColour, Noise
+from salmask.objective import Objective, two_sided
+from salmask.outcome import Term
+from salmask.terms import (
     SCORES,
     ClassScore,
+    area,
     cells_sum,
     change_kept,
     change_removed,
+    max_class_kept,
     roughness,
     score_kept,
     score_removed,
 )
-from salmask.masking import Blur, MeanColour, Noise
-from salmask.objective import Objective, Term, area, max_class_kept, two_sided
 from salmask.types import Images, Infill, Targets
 
 __all__ = [

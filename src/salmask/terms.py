@@ -1,0 +1,319 @@
+"""What a mask is asked for: class scores and terms, each once.
+
+A term is a pure function Outcome -> (B,), lower is better; the trainer takes the mean over the batch. With
+l the logits of a side, p = softmax(l), H = -sum p log p in nats and c = 1[argmax f(x) = y]:
+
+| term | formula | paper's name |
+|---|---|---|
+| max_class_kept | -log p_y of the kept picture | MaxClass (I) |
+| min_entropy_kept | c * H of the kept picture | MinEnt (I) |
+| min_class_removed | log p_y of the removed picture (unbounded below) | MinClass (O) |
+| max_entropy_removed | -c * H of the removed picture | MaxEnt (O) |
+| area_if_kept_right | -relu(s - mean m), s = 1[argmax kept = y] | R_area, in |
+| area_if_removed_wrong | -relu(k - mean m), k = c * 1[argmax removed != y] | R_area, out |
+| area, area_to(p) | mean m, abs(mean m - p) | L1, p-conditioned |
+| total_variation | half the summed squared differences + .3 of the squared border | R_tv |
+
+Source: Phang, Park & Geras (2020); the conditional areas are of Zolna, Geras & Cho (2018), total variation
+with its border of Dabkowski & Gal (2017). Indicators carry no gradient.
+
+A class score is (logits, targets) -> one value an image, higher for more evidence; the per-image methods build their
+terms of them.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salmask.outcome import KEPT, REMOVED, Outcome, Term, reads
+from salmask.types import Logits, Masks, Targets, Values
+
+__all__ = [
+    "KEPT_CONFIDENCE",
+    "REMOVED_CONFIDENCE",
+    "SCORES",
+    "ClassScore",
+    "area",
+    "area_if_kept_right",
+    "area_if_removed_wrong",
+    "area_root",
+    "area_to",
+    "cells_sum",
+    "change_kept",
+    "change_removed",
+    "divergence_from_prior",
+    "kept_confidence",
+    "log_odds",
+    "log_probability",
+    "logit",
+    "margin",
+    "max_class_kept",
+    "max_entropy_removed",
+    "min_class_removed",
+    "min_entropy_kept",
+    "probability",
+    "removed_confidence",
+    "roughness",
+    "score_kept",
+    "score_removed",
+    "softmax_twice",
+    "total_variation",
+    "total_variation_bordered",
+    "variation",
+]
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+
+
+@reads(KEPT)
+def max_class_kept(outcome: Outcome) -> Values:
+    """-log p_y of the kept picture: what is kept must carry the class."""
+    return F.cross_entropy(outcome.kept_logits, outcome.targets, reduction="none")
+
+
+@reads(KEPT)
+def min_entropy_kept(outcome: Outcome) -> Values:
+    """c * H of the kept picture: it must be decided, whatever the decision."""
+    return outcome.clean_right * _entropy(outcome.kept_logits)
+
+
+@reads(REMOVED)
+def min_class_removed(outcome: Outcome) -> Values:
+    """Log p_y of the removed picture, unbounded below: the class must be gone."""
+    return -F.cross_entropy(outcome.removed_logits, outcome.targets, reduction="none")
+
+
+@reads(REMOVED)
+def max_entropy_removed(outcome: Outcome) -> Values:
+    """-c * H of the removed picture: nothing must be left to tell."""
+    return -(outcome.clean_right * _entropy(outcome.removed_logits))
+
+
+def kept_confidence(ceiling: float) -> Term:
+    """relu(ceiling - margin) of the kept picture, margin = l_y - max of the others (Dabkowski & Gal, 2017)."""
+
+    @reads(KEPT)
+    def term(outcome: Outcome) -> Values:
+        return F.relu(ceiling - _margin(outcome.kept_logits, outcome.targets))
+
+    return term
+
+
+def removed_confidence(floor: float) -> Term:
+    """relu(floor + margin) of the removed picture, margin = l_y - max of the others (Dabkowski & Gal, 2017)."""
+
+    @reads(REMOVED)
+    def term(outcome: Outcome) -> Values:
+        return F.relu(floor + _margin(outcome.removed_logits, outcome.targets))
+
+    return term
+
+
+def _margin(logits: Tensor, targets: Tensor) -> Tensor:
+    own = logits.gather(1, targets[:, None])[:, 0]
+    return own - logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+
+
+KEPT_CONFIDENCE, REMOVED_CONFIDENCE = kept_confidence(1.0), removed_confidence(5.0)
+"""The margins of Dabkowski & Gal's released code."""
+
+
+def divergence_from_prior(
+    prior: Tensor, *, side: str = REMOVED, forward: bool = True, when_clean_right: bool = True
+) -> Term:
+    """KL(prior || p) ("forward") or KL(p || prior) of one side: what is hidden must leave only the prior.
+
+    prior: (K,) positive, sums to one; uniform with the forward divergence it ranks like max_entropy_removed.
+    """
+    if prior.ndim != 1 or bool((prior <= 0).any()) or abs(float(prior.sum()) - 1) > 1e-4:
+        raise ValueError(f"a prior is (K,) positive probabilities that sum to 1, came sum {float(prior.sum()):.4g}")
+
+    @reads(side)
+    def term(outcome: Outcome) -> Values:
+        log_q = (outcome.kept_logits if side == KEPT else outcome.removed_logits).log_softmax(1)
+        log_pi = prior.to(log_q).log().expand_as(log_q)
+        pair = (log_q, log_pi) if forward else (log_pi, log_q)
+        value = F.kl_div(*pair, log_target=True, reduction="none").sum(1)
+        return outcome.clean_right * value if when_clean_right else value
+
+    return term
+
+
+@reads(KEPT)
+def area_if_kept_right(outcome: Outcome, *, power: float = 1.0) -> Values:
+    """-relu(s - mean m): an area that costs only where the kept picture is right already.
+
+    power: of abs(mean m - p), for masks with a target area p.
+    """
+    return -F.relu(outcome.kept_right.to(outcome.masks.dtype) - _extent(outcome, power))
+
+
+@reads(REMOVED)
+def area_if_removed_wrong(outcome: Outcome, *, power: float = 1.0) -> Values:
+    """-relu(k - mean m): an area that costs only where removal has already lost the class.
+
+    power: of abs(mean m - p), for masks with a target area p.
+    """
+    return -F.relu(outcome.removed_wrong.to(outcome.masks.dtype) - _extent(outcome, power))
+
+
+def _extent(outcome: Outcome, power: float) -> Tensor:
+    return area(outcome) if outcome.areas is None else (area(outcome) - outcome.areas).abs().pow(power)
+
+
+@reads()
+def area(outcome: Outcome) -> Values:
+    """Mean of the mask, in [0, 1]."""
+    return outcome.masks.mean((1, 2, 3))
+
+
+def area_to(target: float | Tensor, *, power: float = 1.0) -> Term:
+    """abs(mean m - target)^power; target: a number or one per image, in [0, 1]."""
+
+    @reads()
+    def term(outcome: Outcome) -> Values:
+        return (area(outcome) - target).abs().pow(power)
+
+    return term
+
+
+@reads()
+def area_root(outcome: Outcome) -> Values:
+    """Mean of (m + 0.0005)^0.3, which likes few, full pixels (Dabkowski & Gal, 2017)."""
+    return (outcome.masks + 5e-4).pow(0.3).mean((1, 2, 3))
+
+
+@reads()
+def total_variation(outcome: Outcome) -> Values:
+    """Half of [summed squared differences of neighbours + 0.3 * squared values on the four borders]."""
+    return variation(outcome.masks, border=0.3) * outcome.zoom
+
+
+def total_variation_bordered(border: float) -> Term:
+    """`total_variation` with another weight of the borders; 0: neighbours alone, so that masks may touch the border."""
+
+    @reads()
+    def term(outcome: Outcome) -> Values:
+        return variation(outcome.masks, border=border) * outcome.zoom
+
+    return term
+
+
+def variation(masks: Masks, *, border: float = 0.3, power: float = 2.0) -> Values:
+    """Return sum abs(dm)^power over neighbours + border * sum abs(m)^power over the borders, halved, per image.
+
+    A sum over pixels, not a mean; corner pixels lie on two borders and count twice.
+    """
+    m = masks[:, 0]
+    inner = m.diff(dim=2).abs().pow(power).sum((1, 2)) + m.diff(dim=1).abs().pow(power).sum((1, 2))
+    edges = (m[:, 0], m[:, -1], m[:, :, 0], m[:, :, -1])
+    return (inner + border * sum(edge.abs().pow(power).sum(1) for edge in edges)) / 2
+
+
+ClassScore = Callable[[Logits, Targets], Values]
+
+
+def logit(logits: Logits, targets: Targets) -> Values:
+    """f_y."""
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+def log_probability(logits: Logits, targets: Targets) -> Values:
+    """Log p_y, the negative cross entropy."""
+    return -F.cross_entropy(logits, targets, reduction="none")
+
+
+def probability(logits: Logits, targets: Targets) -> Values:
+    """p_y."""
+    return logit(logits.softmax(1), targets)
+
+
+def margin(logits: Logits, targets: Targets) -> Values:
+    """f_y - max of the other logits."""
+    others = logits.scatter(1, targets[:, None], -torch.inf)
+    return logit(logits, targets) - others.amax(1)
+
+
+def log_odds(logits: Logits, targets: Targets) -> Values:
+    """Log p_y - log(1 - p_y), from the logits, so that a sure classifier does not overflow."""
+    others = logits.scatter(1, targets[:, None], -torch.inf)
+    return logit(logits, targets) - others.logsumexp(1)
+
+
+SCORES: Mapping[str, ClassScore] = MappingProxyType(
+    {
+        "logit": logit,
+        "probability": probability,
+        "log_probability": log_probability,
+        "margin": margin,
+        "log_odds": log_odds,
+    }
+)
+"""Scores (logits, targets) -> one value an image, higher for more evidence."""
+
+
+def score_kept(score: ClassScore) -> Term:
+    """Return the term score of the kept picture."""
+
+    @reads(KEPT)
+    def term(outcome: Outcome) -> Values:
+        return score(outcome.kept_logits, outcome.targets)
+
+    return term
+
+
+def score_removed(score: ClassScore) -> Term:
+    """Return the term score of the removed picture."""
+
+    @reads(REMOVED)
+    def term(outcome: Outcome) -> Values:
+        return score(outcome.removed_logits, outcome.targets)
+
+    return term
+
+
+def change_kept(score: ClassScore) -> Term:
+    """Return the term abs(score of the whole picture - score of the kept one)."""
+
+    @reads(KEPT)
+    def term(outcome: Outcome) -> Values:
+        return (score(outcome.clean, outcome.targets) - score(outcome.kept_logits, outcome.targets)).abs()
+
+    return term
+
+
+def change_removed(score: ClassScore) -> Term:
+    """Return the term abs(score of the whole picture - score of the removed one)."""
+
+    @reads(REMOVED)
+    def term(outcome: Outcome) -> Values:
+        return (score(outcome.clean, outcome.targets) - score(outcome.removed_logits, outcome.targets)).abs()
+
+    return term
+
+
+def roughness(power: float) -> Term:
+    """Return the term sum abs(dm)^power over neighbours, without a border."""
+
+    @reads()
+    def term(outcome: Outcome) -> Values:
+        return 2 * variation(outcome.masks, border=0.0, power=power)
+
+    return term
+
+
+@reads()
+def cells_sum(outcome: Outcome) -> Values:
+    """Sum of the mask as the terms see it."""
+    return outcome.masks.sum((1, 2, 3))
+
+
+@reads(KEPT)
+def softmax_twice(outcome: Outcome) -> Values:
+    """-q_y + log sum_j exp(q_j) of probabilities q: a softmax applied a second time, as was published."""
+    return F.cross_entropy(outcome.kept_logits.softmax(1), outcome.targets, reduction="none")
