@@ -13,7 +13,7 @@ from salmask.explain import EXPLAINERS
 from salmask.explain.adapters import Attributions, CamLike, unnormalised
 
 SIZE = 32
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from salmask.metrics import METRICS
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize("name", METRICS)
