@@ -15,8 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from salmask.classifier import Classifier
-from salmask.cli.commands import COMMANDS
-from salmask.cli.main import main
+from salmask.cli.main import COMMANDS, main
 from salmask.data.folders import read_boxes, read_image
 from salmask.data.sample import Sample, collate, no_boxes
 from salmask.data.synthetic import write_folder

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salmask.cli.main import main
-from salmask.cli.studying import Study as Command
+from salmask.cli.study import Study as Command
 from salmask.data import training_batches
 from salmask.data.synthetic import write_folder
 from salmask.evaluation.evaluate import compare

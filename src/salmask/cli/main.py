@@ -1,6 +1,8 @@
 """The command line: what a user types becomes a command, and bad input one clear line.
 
-Every command ends with a non-zero exit on bad input, and says where its results stand.
+Each command is a frozen dataclass in a file of its own: its fields are the options, calling it does the job. Heavy
+imports stand inside the calls, so that `--help` answers at once. Every command ends with a non-zero exit on bad input,
+and says where its results are.
 """
 
 import sys
@@ -9,9 +11,21 @@ from typing import Any
 
 import tyro
 
-from salmask.cli.commands import COMMANDS
+from salmask.cli.classifier import Classifier
+from salmask.cli.convert import Convert
+from salmask.cli.demo import Demo
+from salmask.cli.evaluate import Evaluate
+from salmask.cli.explain import Explain
+from salmask.cli.inpainter import Inpainter
+from salmask.cli.report import Report
+from salmask.cli.sanity import Sanity
+from salmask.cli.score import Score
+from salmask.cli.study import Study
+from salmask.cli.train import Train
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = (Demo, Classifier, Train, Inpainter, Explain, Evaluate, Score, Study, Sanity, Report, Convert)
 
 _ABOUT = "Saliency maps by masking: what a classifier's decision rests on."
 

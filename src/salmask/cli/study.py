@@ -1,4 +1,4 @@
-"""The command that runs studies: which ingredient of masking matters, on the user's data or on built-in pictures."""
+"""`salmask study`: which ingredient of masking matters."""
 
 import importlib.util
 import shutil
@@ -143,7 +143,7 @@ class Study:
             )
         if self.classifier is not None:
             raise ValueError("--classifier goes with --data: built-in pictures have a classifier of their own")
-        from salmask.cli.demo import builtin_classifier
+        from salmask.cli.builtin import builtin_classifier
 
         return Place(data=None, classifier=builtin_classifier(self.jobs / "builtin.safetensors", progress=progress_bar))
 

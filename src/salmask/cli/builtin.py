@@ -1,0 +1,133 @@
+"""The main job, start to end, on built-in data: classifier, maskers, comparison, report.
+
+The pictures' evidence is known to the pixel (`synthetic`), so the report says who points at it. Everything goes
+through the same functions as a user's own data.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from salmask.classifier import Classifier
+from salmask.data import Labelled, cached, training_batches
+from salmask.data.synthetic import Synthetic
+from salmask.evaluation.evaluate import compare
+from salmask.evaluation.explained import Rules
+from salmask.explain import EXPLAINERS
+from salmask.explain.base import Explainer
+from salmask.explain.learned import Learned
+from salmask.files import writable_folder
+from salmask.metrics import METRICS
+from salmask.report import add_training
+from salmask.training.classifier import FitSettings, accuracy, fit_classifier
+from salmask.training.recipes import RECIPES
+from salmask.training.run import Loaded, View, load_run, save_classifier, train_run
+from salmask.training.train import METRICS as CURVES
+from salmask.training.train import Settings
+
+__all__ = ["Sizes", "builtin_classifier", "run_demo"]
+
+Bar = Callable[[str], Callable[[Iterable[Any]], Iterable[Any]]]
+
+NETWORK = "test_resnet"  # timm's small ResNet: 370,000 parameters, made for quick runs
+CONTROLS = ("gradcam", "full", "center", "gaussian", "random", "empty", "ground_truth")
+SCORES = ("le", "om", "f1", "f1_mean", "sm", "pxap", "mask_mean")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is made and trained. epochs of the maskers are passes over the training pictures."""
+
+    pictures: int = 4000
+    measured: int = 300
+    side: int = 64
+    classifier_epochs: float = 11.0
+    fixed_epochs: float = 2.5
+    alongside_epochs: float = 1.5
+
+
+QUICK = Sizes(pictures=120, measured=20, classifier_epochs=0.5, fixed_epochs=0.5, alongside_epochs=0.5)
+
+
+def run_demo(
+    out: Path, *, seed: int, quick: bool, say: Callable[[str], None], progress: Bar
+) -> Mapping[str, Mapping[str, Any]]:
+    """Train a classifier, a FIX and a CA masker on built-in pictures, compare them, and return the summary.
+
+    Errors: FileExistsError where a demo ran before, before anything is trained.
+    """
+    for name in ("classifier.safetensors", "fix", "ca"):
+        if (out / name).exists():
+            raise FileExistsError(f"{out} holds an earlier demo ({name}): delete it, or name another folder with --out")
+    sizes = QUICK if quick else Sizes()
+    writable_folder(out)
+    train_set = cached(Synthetic(sizes.pictures, seed=2 * seed, size=sizes.side))
+    val_set = Synthetic(sizes.measured, seed=2 * seed + 1, size=sizes.side)
+    loaded = _classifier(train_set, sizes, seed, progress)
+    save_classifier(out / "classifier.safetensors", loaded)
+    say(f"classifier: {accuracy(loaded.classifier, val_set):.3f} of the validation pictures right")
+    runs: dict[str, tuple[Explainer, Loaded]] = {}
+    for name, recipe, epochs in (("fix", "auto", sizes.fixed_epochs), ("ca", "auto_ca", sizes.alongside_epochs)):
+        _masker(train_set, loaded, recipe, epochs, out / name, seed, progress)
+        masker, own = load_run(out / name)
+        add_training(out, name, out / name / CURVES)
+        runs[name] = (Learned(masker), own)
+        loaded = load_run(out / "fix")[1]  # CA has trained the classifier that it was given
+    controls = {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}
+    return compare(
+        runs | controls,
+        {name: METRICS[name] for name in SCORES},
+        val_set,
+        rules=Rules(target="label", scoring=loaded.classifier, seed=seed),
+        out=out,
+        about={"data": f"built-in pictures, {sizes.side} px", "classifier": NETWORK, "command": "salmask demo"},
+        batch_size=50,
+        progress=progress("measuring"),
+    )
+
+
+def builtin_classifier(path: Path, *, progress: Bar) -> str:
+    """Return the SPEC of the classifier of the built-in pictures, trained and written to `path` if it is not there."""
+    if not path.is_file():
+        writable_folder(path.parent)
+        sizes = Sizes()
+        pictures = cached(Synthetic(sizes.pictures, seed=0, size=sizes.side))
+        save_classifier(path, _classifier(pictures, sizes, 0, progress))
+    return f"timm:{NETWORK}@{path}"
+
+
+def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: Bar) -> Loaded:
+    torch.manual_seed(seed)  # timm draws the first weights from torch's global generator
+    classifier = Classifier.from_timm(
+        NETWORK, pretrained=False, num_classes=len(train_set.classes), image_size=sizes.side
+    )
+    view = View(sizes.side, "squash")
+    fit_classifier(
+        classifier,
+        train_set,
+        settings=FitSettings(epochs=sizes.classifier_epochs, lr=0.2, seed=seed),
+        augment=replace(view.augmentation(), scale=(0.5, 1.0)),
+        progress=progress("classifier"),
+    )
+    return Loaded(classifier, NETWORK, view, tuple(train_set.classes))
+
+
+def _masker(
+    train_set: Labelled, loaded: Loaded, recipe: str, epochs: float, out: Path, seed: int, progress: Bar
+) -> None:
+    settings = Settings(epochs=epochs, batch_size=50, seed=seed, decay_at=(0.7, 0.9))
+    augment = replace(loaded.view.augmentation(), scale=(0.5, 1.0))
+    train_run(
+        train_set,
+        loaded,
+        recipe=RECIPES[recipe],
+        settings=settings,
+        masker_options={"layers": (1, 2, 3, 4)},
+        batches=lambda start: training_batches(train_set, batch_size=50, seed=seed, start=start, augment=augment),
+        out=out,
+        facts={"data": "built-in pictures", "command": "salmask demo"},
+        progress=progress(f"masker {out.name}"),
+    )

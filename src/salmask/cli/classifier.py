@@ -1,0 +1,87 @@
+"""`salmask classifier`: a classifier for data that has none."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from salmask.cli.console import progress_bar, say
+from salmask.cli.options import Data, Precision
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Classifier"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Data):
+    """Train or fine-tune a classifier on a folder of pictures, for data that has none."""
+
+    network: str
+    """timm:NAME, or timm:NAME@FILE to go on from weights."""
+    out: Path
+    """.safetensors file for the weights."""
+    pretrained: bool = False
+    """Begin with timm's pretrained weights."""
+    epochs: float = 12.0
+    """Full passes over the data."""
+    batch_size: int = 64
+    """Pictures a step."""
+    lr: float = 0.1
+    """Top of the one-cycle learning rate."""
+    precision: Precision = "32-true"
+    """32-true, bf16-mixed or 16-mixed."""
+    workers: int = 0
+    """Processes that read pictures."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        import torch
+
+        from salmask.classifier import Classifier
+        from salmask.data import has_split
+        from salmask.files import writable_folder
+        from salmask.training.classifier import FitSettings, accuracy, fit_classifier
+        from salmask.training.run import Loaded, View, load_classifier, save_classifier
+
+        writable_folder(self.out.parent)
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"--out names a .safetensors file, came {self.out}")
+        pictures = self.read("train")
+        name = self.network.removeprefix("timm:")
+        torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
+        if "@" in name:
+            loaded = load_classifier(self.network, **self.pictures())
+            if loaded.classifier.num_classes != len(pictures.classes):
+                raise ValueError(
+                    f"{name} tells {loaded.classifier.num_classes} classes apart, {self.data} has "
+                    f"{len(pictures.classes)}: go on from weights for these classes, or begin anew"
+                )
+        else:
+            built = Classifier.from_timm(
+                name, pretrained=self.pretrained, num_classes=len(pictures.classes), image_size=self.image_size
+            )
+            loaded = Loaded(built, name, View(built.image_size, self.fit or "crop", self.interpolation or "bilinear"))
+        loaded = replace(loaded, classes=tuple(pictures.classes))
+        settings = FitSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            precision=self.precision,
+            seed=self.seed,
+            workers=self.workers,
+        )
+        fit_classifier(
+            loaded.classifier,
+            pictures,
+            settings=settings,
+            augment=loaded.view.augmentation(),
+            progress=progress_bar("training"),
+        )
+        save_classifier(self.out, loaded)
+        say(f"classifier: timm:{loaded.network}@{self.out}")
+        if has_split(self.data, "val"):
+            val = self.read("val", transform=loaded.view.transform(), classes=pictures.classes)
+            say(f"accuracy on val: {accuracy(loaded.classifier, val):.3f}")

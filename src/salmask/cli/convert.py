@@ -1,0 +1,34 @@
+"""`salmask convert`: a run from a checkpoint of the paper's released code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from salmask.cli.console import say, typed_command, version
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Convert"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Make a run of a checkpoint that the paper's released code (or CASM's) has written."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Its .chk file."""
+    out: Path
+    """Folder of the run, for `explain` and `evaluate`."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.files import writable_folder
+        from salmask.training.run import load_checkpoint, save_run
+
+        masker, loaded = load_checkpoint(self.checkpoint)
+        facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": version()}
+        save_run(writable_folder(self.out), masker, loaded, facts)
+        say(f"run: {self.out}")

@@ -1,0 +1,109 @@
+"""`salmask evaluate`: explainers against metrics on a split of the data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from salmask.cli.console import print_table, progress_bar, say, typed_command, version
+from salmask.cli.options import Data, Normalize
+
+__all__ = ["Evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Data):
+    """Measure explainers on a split: rows, a table with intervals, pictures, a page."""
+
+    explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TITLE=]RUN|NAME ...")]
+    """Folders of runs, released checkpoints (.chk), or names such as gradcam, rise:masks=500; TITLE=... goes by that
+    title in all that is shown."""
+    out: Path
+    """Folder for rows.jsonl, summary.json and index.html; a killed run goes on there."""
+    split: str = "val"
+    """Which part of the data."""
+    classifier: str | None = None
+    """The explained classifier, for explainers by name; the first run's own where not given."""
+    scoring: str | None = None
+    """SPEC of the classifier that scores; the --classifier where given, else each explainer's own."""
+    metric: tuple[str, ...] = ("le", "om", "f1", "f1_mean", "sm", "mask_mean", "max_box_acc_v2")
+    """Names as in docs/metrics.md; `all` for every one that the data allows."""
+    target: Literal["label", "predicted"] = "label"
+    """The class that is explained and scored."""
+    normalize: Normalize | None = None
+    """How maps come to [0, 1] where an explainer's do not."""
+    baselines: bool = True
+    """Measure trivial maps on the same pictures, too: full, empty, center, random."""
+    batch_size: int = 32
+    """Pictures at once."""
+    limit: int | None = None
+    """Measure only so many pictures, spread over the split."""
+    as_released: bool = False
+    """Measure by the released protocols where there are some, such as le:as_released; see docs/as-released.md."""
+    seed: int = 0
+    """Of scores and explainers that draw."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.data.streams import spread
+        from salmask.evaluation.evaluate import compare
+        from salmask.evaluation.explained import Rules
+        from salmask.explain.controls import BASELINES
+        from salmask.files import writable_folder
+        from salmask.report import add_training
+        from salmask.specs import load_explainer, load_metrics, named
+        from salmask.training.released import metric_as_released
+        from salmask.training.run import load_classifier
+        from salmask.training.train import METRICS
+
+        base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
+        loaded, curves = {}, {}
+        for spec in self.explainer:
+            name, method, own = load_explainer(spec, loaded=base, seed=self.seed, bank=self.bank)
+            if name in loaded:
+                raise ValueError(f"two explainers are named {name}: give one another title, TITLE={spec}")
+            loaded[name] = (method, own)
+            base = base or own.seen(**self.pictures())
+            if (lines := Path(named(spec)[1]) / METRICS).is_file():
+                curves[name] = lines
+        if base is None:
+            raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
+        given = {name.partition(":")[0] for name in loaded}
+        for name in BASELINES if self.baselines else ():
+            if name not in given:
+                loaded[name] = load_explainer(name, loaded=base, seed=self.seed)[1:]
+        judge = (
+            load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
+        )
+        view = base.view
+        dataset = self.read(self.split, transform=view.transform(), classes=base.classes)
+        rules = Rules(
+            target=self.target,
+            normalize={} if self.normalize is None else self.normalize,
+            scoring=judge.classifier if judge else None,
+            seed=self.seed,
+        )
+        metrics = load_metrics(self.metric)
+        if self.as_released:
+            metrics = load_metrics([metric_as_released(name) for name in metrics])
+        writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
+        for name, lines in curves.items():
+            add_training(self.out, name, lines)
+        summary = compare(
+            loaded,
+            metrics,
+            spread(dataset, self.limit),
+            rules=rules,
+            batch_size=self.batch_size,
+            out=self.out,
+            about={
+                "data": f"{self.data_name()}, {self.split}",
+                "classifier": self.classifier or named(self.explainer[0])[1],
+                "command": typed_command(),
+                "version": version(),
+            },
+            progress=progress_bar("measuring"),
+        )
+        say(f"report: {self.out / 'index.html'}")
+        print_table(summary, tuple(metrics))

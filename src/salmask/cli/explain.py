@@ -1,0 +1,54 @@
+"""`salmask explain`: pictures with their maps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from salmask.cli.console import progress_bar, say
+from salmask.cli.options import Normalize, Pictures
+
+__all__ = ["Explain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(Pictures):
+    """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files."""
+    explainer: str
+    """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500."""
+    out: Path
+    """Folder for the pictures."""
+    classifier: str | None = None
+    """timm:NAME, timm:NAME@FILE or a run's folder, for explainers by name."""
+    target: str | None = None
+    """Class to explain, by name or index; the predicted one where not given."""
+    normalize: Normalize | None = None
+    """How maps outside [0, 1] are shown."""
+    top: int = 3
+    """How many class probabilities are shown."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.cli.explain_files import explain_files
+        from salmask.specs import load_explainer
+        from salmask.training.run import load_classifier
+
+        loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
+        name, method, own = load_explainer(self.explainer, loaded=loaded)
+        written = explain_files(
+            self.images,
+            name,
+            method,
+            own.seen(**self.pictures()),
+            out=self.out,
+            target=self.target,
+            normalize=self.normalize,
+            top=self.top,
+            skip_broken=self.skip_broken,
+            progress=progress_bar("explaining"),
+        )
+        for path in written:
+            say(str(path))
