@@ -25,7 +25,6 @@ from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, keep, r
 from salmask.metrics import METRICS, Case
 from salmask.objective import OBJECTIVES
 from salmask.outcome import Outcome, play
-from salmask.training.train import mean_colour
 
 SIZE = 32
 PLAIN = sorted(name for name in METRICS if ":" not in name)
@@ -98,7 +97,7 @@ def test_convention_2_masks_are_one_channel_in_0_1_and_one_is_evidence(classifie
 
 def test_convention_2_the_zero_fill_is_the_classifier_s_mean_colour(classifier) -> None:
     x = pictures()
-    filled = keep(x, torch.zeros(3, 1, SIZE, SIZE), mean_colour(classifier))
+    filled = keep(x, torch.zeros(3, 1, SIZE, SIZE), MeanColour.of(classifier))
     zeros = torch.zeros_like(x)
     torch.testing.assert_close(classifier.logits(filled), classifier.network(zeros), rtol=1e-4, atol=1e-5)
 

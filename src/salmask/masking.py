@@ -10,6 +10,7 @@ infill `MeanColour`. A mean of two pictures in [0, 1] stays in [0, 1], so nothin
 Infills that draw random numbers hold the generator that they were given; the same seed gives the same run.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,13 +20,17 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from salmask.classifier import Classifier
 from salmask.types import Images, Infill, Masks
 
 __all__ = [
+    "BLACK",
     "IMAGENET_MEAN",
+    "MEAN",
     "Bank",
     "Blur",
     "BlurPyramid",
+    "Fill",
     "MeanColour",
     "Noise",
     "RandomColour",
@@ -33,6 +38,7 @@ __all__ = [
     "WindowBlur",
     "keep",
     "remove",
+    "window_blur",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -66,6 +72,12 @@ class MeanColour:
     """
 
     colour: tuple[float, float, float] = IMAGENET_MEAN
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> "MeanColour":
+        """Return the mean colour of a classifier, which is zero in its normalised space."""
+        red, green, blue = classifier.mean.flatten().tolist()
+        return cls((red, green, blue))
 
     def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "1 3 1 1"]:
         """Return the colour."""
@@ -264,3 +276,31 @@ class _Levels:
         first = images + rest * (high - images)
         deeper = (picture - (1 - holes) * images) / holes.clamp_min(0.5 / rest)
         return torch.where(below == 0, first, deeper)
+
+
+# Infills that wait for the classifier
+
+
+@dataclass(frozen=True)
+class Fill:
+    """An infill by name, made for a classifier: `fill.infill(classifier)` is what `keep` takes."""
+
+    name: str
+    infill: Callable[[Classifier], Infill]
+
+
+def _black(classifier: Classifier) -> MeanColour:
+    return MeanColour((0.0, 0.0, 0.0))
+
+
+def window_blur(side: int, sigma: float) -> Fill:
+    """Return the fill of RISE's insertion: `WindowBlur` with the classifier's mean colour around the picture."""
+
+    def infill(classifier: Classifier) -> WindowBlur:
+        return WindowBlur(side, sigma, MeanColour.of(classifier).colour)
+
+    return Fill(f"blur, window {side}, sigma {sigma:g}", infill)
+
+
+MEAN = Fill("mean colour of the classifier (zeros in its normalised space)", MeanColour.of)
+BLACK = Fill("black (zeros in pixel space)", _black)

@@ -13,13 +13,29 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from salmask.classifier import Classifier
+from salmask.classifier.hold import at_once, at_rest, pieces
 from salmask.masking import keep, remove
 from salmask.types import Images, Infill, Logits, Masks, Targets, Values
 
-__all__ = ["KEPT", "REMOVED", "Outcome", "Term", "play", "reads"]
+__all__ = [
+    "BOTH_SIDES",
+    "IMAGES_PER_PASS",
+    "KEPT",
+    "REMOVED",
+    "Outcome",
+    "Term",
+    "play",
+    "play_at_rest",
+    "reads",
+    "whole_logits",
+]
 
 
 KEPT, REMOVED = "kept", "removed"
+BOTH_SIDES = frozenset({KEPT, REMOVED})
+
+IMAGES_PER_PASS = 64
+"""Pictures that are shown to a classifier at once, unless a caller says otherwise: the limit of memory."""
 
 
 Term = Callable[["Outcome"], Tensor]
@@ -77,7 +93,7 @@ def play(
     *,
     infill: Infill | Mapping[str, Infill],
     clean: Logits | None = None,
-    sides: frozenset[str] = frozenset({KEPT, REMOVED}),
+    sides: frozenset[str] = BOTH_SIDES,
     together: bool = True,
 ) -> Outcome:
     """Show the classifier the kept and the removed pictures.
@@ -97,10 +113,62 @@ def play(
     if REMOVED in sides:
         pictures[REMOVED] = remove(images, masks, fill[REMOVED])
     if together and len(pictures) == 2:
-        said = dict(zip(pictures, classifier.logits(torch.cat([*pictures.values()])).chunk(2), strict=True))
+        logits = dict(zip(pictures, classifier.logits(torch.cat([*pictures.values()])).chunk(2), strict=True))
     else:
-        said = {side: classifier.logits(picture) for side, picture in pictures.items()}
-    return Outcome(masks, targets, clean, said.get(KEPT), said.get(REMOVED))
+        logits = {side: classifier.logits(picture) for side, picture in pictures.items()}
+    return Outcome(masks, targets, clean, logits.get(KEPT), logits.get(REMOVED))
+
+
+def play_at_rest(
+    classifier: Classifier,
+    images: Images,
+    masks: Masks,
+    targets: Targets,
+    *,
+    infill: Infill,
+    clean: Logits | None = None,
+    sides: frozenset[str] = BOTH_SIDES,
+    images_per_pass: int = IMAGES_PER_PASS,
+) -> Outcome:
+    """Play without gradients, the network held in eval mode, in passes that fit into memory: what scores read.
+
+    clean: logits of the whole images, where known already. A side is shown apart from the other one, so that its
+    numbers do not depend on whether the other is asked for.
+    """
+    if clean is None:
+        clean = whole_logits(classifier, images, images_per_pass=images_per_pass)
+
+    def part(rows: slice) -> Outcome:
+        return play(
+            classifier,
+            images[rows],
+            masks[rows],
+            targets[rows],
+            infill=infill,
+            clean=clean[rows],
+            sides=sides,
+            together=False,
+        )
+
+    with at_rest(classifier, gradients=False):
+        parts = list(pieces(part, len(images), max_batch=_in_one_pass(images, images_per_pass)))
+    kept = torch.cat([clean[:0], *(one.kept_logits for one in parts)]) if KEPT in sides else None
+    removed = torch.cat([clean[:0], *(one.removed_logits for one in parts)]) if REMOVED in sides else None
+    return Outcome(masks, targets, clean, kept, removed)
+
+
+def whole_logits(classifier: Classifier, images: Images, *, images_per_pass: int = IMAGES_PER_PASS) -> Logits:
+    """Return the logits of whole pictures, without gradients, the network held in eval mode."""
+    with at_rest(classifier, gradients=False):
+        most = _in_one_pass(images, images_per_pass)
+        parts = list(pieces(lambda rows: classifier.logits(images[rows]), len(images), max_batch=most))
+    return torch.cat([torch.zeros(0, classifier.num_classes, device=classifier.device), *parts])
+
+
+def _in_one_pass(images: Images, images_per_pass: int) -> int:
+    if images_per_pass < 1:
+        raise ValueError(f"images_per_pass must be at least 1, got {images_per_pass}")
+    return at_once(images, images_per_pass)
 
 
 def _played(logits: Tensor | None, side: str) -> Tensor:

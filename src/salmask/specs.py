@@ -38,7 +38,6 @@ from salmask.training.run import (
     load_classifier,
     load_run,
 )
-from salmask.training.train import mean_colour
 from salmask.types import Infill
 
 __all__ = ["load_bank", "load_explainer", "load_infill", "load_infills", "load_metrics", "load_recipe", "named"]
@@ -197,7 +196,7 @@ def load_infill(
 
     bank: images (N, 3, H, W) in [0, 1], for "bank". Errors: ValueError for another name, or no bank.
     """
-    colour = mean_colour(classifier).colour
+    colour = MeanColour.of(classifier).colour
     if name.endswith(".safetensors"):
         infill: Infill = load_inpainter(Path(name)).to(classifier.device)
     elif name == "bank":

@@ -238,6 +238,19 @@ def test_boxes_of_the_pictures_are_placed_on_the_maps(saved, tmp_path: Path) -> 
     assert [found[one, "f1"] for one in case.ids] == pytest.approx(METRICS["f1"](case).tolist(), rel=1e-5)
 
 
+def test_pictures_are_filled_with_the_mean_colour_of_the_scoring_classifier(saved, tmp_path: Path) -> None:
+    """The empty map keeps nothing, so that its kept picture is the fill: black for this classifier, not ImageNet's."""
+    case, maps, boxes = saved
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["image,label", *(f"{n},{t}" for n, t in zip(case.ids, case.targets, strict=True))]))
+    pictures = dict(zip(case.ids, case.images, strict=True))
+    scoring = Scoring(case.classifier, lambda ids: torch.stack([pictures[one] for one in ids]))
+    score(maps, boxes, out=tmp_path / "out", labels=labels, scoring=scoring, metrics=["f1"], baselines=["empty"])
+    shown = np.asarray(Image.open(tmp_path / "out" / "pictures" / "empty" / f"{file_name(case.ids[0])}.png"))
+    kept = shown[shown.shape[0] // 2, shown.shape[1] * 5 // 8]
+    assert kept.tolist() == [0, 0, 0]
+
+
 def test_labels_give_the_overall_metric_and_a_classifier_the_rest(saved, tmp_path: Path) -> None:
     case, maps, boxes = saved
     labels = tmp_path / "labels.csv"

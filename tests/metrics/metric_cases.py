@@ -3,20 +3,24 @@
 import torch
 from torch import Tensor, nn
 
+from salmask.classifier import Classifier
 from salmask.metrics import Case
 
 
-class Linear(nn.Module):
+class MeanTimes(nn.Module):
     """Logits are the mean colour times a matrix: closed form, no normalisation."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
+        self.tap = nn.Identity()
         self.weight, self.bias = weight, bias
-        self.mean, self.std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
-        self.num_classes = len(bias)
 
-    def logits(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3)) @ self.weight + self.bias
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tap(images).mean((2, 3)) @ self.weight + self.bias
+
+
+def linear(weight: Tensor, bias: Tensor) -> Classifier:
+    return Classifier(MeanTimes(weight, bias), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=8)
 
 
 def random_case(count: int = 5, size: int = 32, seed: int = 0) -> Case:
@@ -36,7 +40,7 @@ def random_case(count: int = 5, size: int = 32, seed: int = 0) -> Case:
         boxes=list(boxes),
         pixels=list(pixels),
         images=torch.rand(count, 3, size, size, generator=draw),
-        classifier=Linear(torch.randn(3, 3, generator=draw), torch.randn(3, generator=draw)),
+        classifier=linear(torch.randn(3, 3, generator=draw), torch.randn(3, generator=draw)),
         correct=torch.arange(count) % 2 == 0,
         gaze=torch.rand(count, 1, size, size, generator=draw) + 0.01,
         centre=torch.rand(1, 1, size, size, generator=draw) + 0.01,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pixel_sums import Share, case_of, classifier_of, half_picture
+from pixel_sums import Counting, Share, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
 from salmask.metrics import Case
 from salmask.metrics.faithfulness import (
@@ -62,6 +62,22 @@ def test_faithfulness_and_fidelity_on_paper():
     bright = torch.full((1, 3, 4, 4), 0.8)
     assert fidelity_in(case_of(classifier, bright, torch.full((1, 1, 4, 4), 0.9))).item() == 1  # .72
     assert fidelity_in(case_of(classifier, bright, torch.full((1, 1, 4, 4), 0.5))).item() == 0  # .4
+
+
+def test_no_picture_is_shown_twice_for_one_case():
+    """Clean, and kept and removed on each of two fills: five pictures an image serve all scores of single pictures."""
+    counting = Counting(Share())
+    classifier, image = classifier_of(counting, layer="inner.tap"), half_picture()
+    case = case_of(classifier, image, image[:, :1] * 0.7)
+    counting.shown = 0
+    outcome = case.outcome()
+    assert counting.shown == 3 and outcome.kept.shape == outcome.removed.shape == outcome.clean.shape
+    for name in SHOWN:
+        if name.startswith(("average", "fidelity", "faithfulness")):
+            TABLE[name](case)
+    assert counting.shown == 5
+    known = case_of(classifier, image, image[:, :1], clean=outcome.clean)
+    assert torch.equal(known.outcome(sides=frozenset({"kept"})).clean, outcome.clean) and counting.shown == 6
 
 
 def test_explained_class_is_the_cases(network, batch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from metric_cases import Linear, part, random_case
+from metric_cases import linear, part, random_case
 from salmask.boxes import mask_boxes, stack
 from salmask.metrics import METRICS, Case, check_maps, degenerate, generator_for
 from salmask.metrics.attention import ATTENTION
@@ -44,7 +44,7 @@ def published(golden: Path) -> tuple[Case, dict, dict]:
         ids=[str(i) for i in range(24)],
         boxes=[torch.tensor(boxes, dtype=torch.float32) for boxes in scores["boxes"]],
         images=torch.from_numpy(arrays["images"].astype(np.float32)),
-        classifier=Linear(torch.from_numpy(arrays["W"]), torch.from_numpy(arrays["b"])),
+        classifier=linear(torch.from_numpy(arrays["W"]), torch.from_numpy(arrays["b"])),
         correct=torch.from_numpy(arrays["logits"]).argmax(1) == labels,
     )
     return case, scores, arrays
@@ -191,7 +191,7 @@ def test_sm_by_hand() -> None:
     """A picture whose left half is red: the crop of the left half has mean colour red, whatever the resampling."""
     images = torch.zeros(1, 3, 8, 8)
     images[:, 0, :, :4] = 1
-    classifier = Linear(torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), torch.zeros(2))
+    classifier = linear(torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), torch.zeros(2))
     terms = saliency_terms(images, torch.tensor([[0.0, 0, 4, 8]]), torch.tensor([0]), classifier)
     assert terms.area.item() == pytest.approx(math.log(0.5))
     assert terms.logprob.item() == pytest.approx(-math.log1p(math.exp(-2)), rel=1e-5)
@@ -201,7 +201,7 @@ def test_sm_by_hand() -> None:
 
 
 def test_sm_of_no_box_is_the_mean_colour_and_the_smallest_area() -> None:
-    classifier = Linear(torch.eye(3), torch.zeros(3))
+    classifier = linear(torch.eye(3), torch.tensor([1.0, 0.0, 0.0]))  # the mean comes back: logits are the colour
     classifier.mean = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
     images = torch.rand(1, 3, 8, 8)
     terms = saliency_terms(images, torch.zeros(1, 4), torch.tensor([0]), classifier)

@@ -23,7 +23,7 @@ from salmask.data import Batch, no_boxes
 from salmask.masker import Concrete, Masker
 from salmask.masking import Infill, MeanColour, Noise, keep, remove
 from salmask.training.recipes import RECIPES, Recipe
-from salmask.training.train import Settings, mean_colour, train
+from salmask.training.train import Settings, train
 
 SIZE, BATCH, IMAGES = 16, 6, 12
 TWO_SIDED = RECIPES["fix"].objective
@@ -674,7 +674,7 @@ def test_bfloat16_autocast_stays_near_full_precision(tmp_path, recipe) -> None:
 
 
 def test_the_fill_is_the_mean_colour_of_the_classifier() -> None:
-    assert mean_colour(new_classifier()) == MeanColour(pytest.approx((0.5, 0.4, 0.3)))
+    assert MeanColour.of(new_classifier()) == MeanColour(pytest.approx((0.5, 0.4, 0.3)))
 
 
 # It learns

@@ -14,10 +14,10 @@ from salmask.data import Sample, collate, no_boxes, read_image
 from salmask.data.streams import Bar
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file, writable_folder
-from salmask.masking import keep, remove
+from salmask.masking import MeanColour, keep, remove
+from salmask.outcome import play_at_rest
 from salmask.report.pictures import picture
 from salmask.training.run import Loaded
-from salmask.training.train import mean_colour
 
 __all__ = ["explain_files"]
 
@@ -94,12 +94,11 @@ def _figure(
     names: Sequence[str],
     top: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, list[tuple[str, float]]]]:
-    infill = mean_colour(classifier)
-    masks = shown.masks.float()
-    with classifier.frozen(), torch.no_grad():
-        kept, removed = keep(images, masks, infill), remove(images, masks, infill)
-        pictures = {"whole": images, "kept": kept, "removed": removed}
-        said = {side: classifier.logits(pictured).softmax(1)[0] for side, pictured in pictures.items()}
+    infill, masks = MeanColour.of(classifier), shown.masks.float()
+    outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
+    sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
+    said = {side: logits.softmax(1)[0] for side, logits in sides.items()}
+    kept, removed = keep(images, masks, infill), remove(images, masks, infill)
     best = said["whole"].topk(min(top, len(names))).indices.tolist()
     if (explained := int(explanation.targets[0])) not in best:
         best.append(explained)

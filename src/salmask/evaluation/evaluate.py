@@ -139,7 +139,7 @@ def _draw(folder: Path, block: Block, wanted: Callable[[str], bool]) -> None:
     for i, image in enumerate(block.batch.ids):
         if wanted(image):
             folder.mkdir(parents=True, exist_ok=True)
-            panels = strip(block.batch.images[i], block.masks[i], block.kept[i], block.removed[i])
+            panels = strip(*block.panels(i))
             panels.save(folder / f"{file_name(image)}.png")
 
 

@@ -4,7 +4,6 @@
 told apart from everything else that may go wrong: its batch is repeated image by image.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from salmask.masking import MeanColour, keep, remove
+from salmask.masking import MEAN, Fill, keep, remove
 from salmask.metrics.case import Case
+from salmask.outcome import whole_logits
 from salmask.types import Images, Infill, Masks, Targets
 
 __all__ = ["COLUMNS", "Block", "Job", "Rules", "measure", "predicted", "take"]
@@ -107,7 +107,7 @@ class Job:
         """Return a classifier's logits of the whole pictures; asked once, whatever number of jobs share `known`."""
         key = (id(classifier), tuple(batch.ids))
         if key not in self.known:
-            self.known[key] = _logits(classifier, images)
+            self.known[key] = whole_logits(classifier, images)
         return self.known[key]
 
 
@@ -117,10 +117,16 @@ class Block:
 
     batch: Any
     masks: Masks
-    kept: Images
-    removed: Images
+    infill: Infill
     values: dict[str, Tensor]  # metric -> (B,), or (B, ...) counts of set-level scores
     set_level: frozenset[str]
+
+    def panels(self, i: int) -> tuple[Images, Masks, Images, Images]:
+        """Return one image, its mask, and its kept and removed picture."""
+        image, mask = self.batch.images[i : i + 1], self.masks[i : i + 1]
+        pictures = image, mask, keep(image, mask, self.infill), remove(image, mask, self.infill)
+        first, second, third, fourth = (picture[0] for picture in pictures)
+        return first, second, third, fourth
 
     def rows(self) -> Iterator[tuple[str, dict[str, float], dict[str, np.ndarray]]]:
         """Yield image id, values, and counts of set-level scores."""
@@ -156,9 +162,8 @@ def _score_batch(job: Job, batch: Any) -> Block:
     explanation, seconds = _explain(job, batch, images, targets)
     masks = _masks(explanation, job.rules.normalizer(job.name, job.explainer), job.name, batch.ids)
     scoring = job.rules.scoring or job.classifier
-    infill = job.rules.infill or _mean_colour(scoring)
-    with torch.no_grad():
-        kept, removed = keep(images, masks, infill), remove(images, masks, infill)
+    infill = job.rules.infill
+    fill = MEAN if infill is None else Fill(repr(infill), lambda classifier: infill)
     case = Case(
         masks=masks,
         targets=targets,
@@ -168,19 +173,19 @@ def _score_batch(job: Job, batch: Any) -> Block:
         pixels=batch.pixels,
         images=images,
         classifier=scoring,
+        clean=job.whole(scoring, batch, images),
         correct=_right(job.explainer, logits, labels),
     )
     values = {name: _score(metric, case) for name, metric in job.metrics.items()}
-    said = {"whole": job.whole(scoring, batch, images), "kept": _logits(scoring, kept)}
-    said["removed"] = _logits(scoring, removed)
-    values |= {f"acc_{side}": (said[side].argmax(1) == labels).double() for side in said}
+    outcome = case.outcome(fill)
+    sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
+    values |= {f"acc_{side}": (logits.argmax(1) == labels).double() for side, logits in sides.items()}
     values |= _cost(explanation, seconds, len(images))
     values["degenerate"] = _degenerate(masks)
     return Block(
         batch,
         masks.cpu(),
-        kept.cpu(),
-        removed.cpu(),
+        fill.infill(scoring),
         {name: value.detach().cpu() for name, value in values.items()},
         frozenset(name for name, metric in job.metrics.items() if metric.compute is not None),
     )
@@ -256,20 +261,6 @@ def _cost(explanation: Any, seconds: float, size: int) -> dict[str, Tensor]:
 def _degenerate(masks: Masks) -> Tensor:
     flat = masks.flatten(1)
     return (flat.amax(1) == flat.amin(1)).double()
-
-
-def _logits(classifier: Any, images: Images) -> Tensor:
-    frozen = classifier.frozen() if hasattr(classifier, "frozen") else contextlib.nullcontext()
-    with frozen, torch.no_grad():
-        return classifier.logits(images)
-
-
-def _mean_colour(classifier: Any) -> Infill:
-    mean = getattr(classifier, "mean", None)
-    if mean is None:
-        return MeanColour()
-    red, green, blue = (float(value) for value in torch.as_tensor(mean).flatten())
-    return MeanColour((red, green, blue))
 
 
 def _device(classifier: Any) -> torch.device:

@@ -245,7 +245,11 @@ def _draw(folder: Path, job: Chunk, scoring: Scoring, shown: Collection[str]) ->
     if not places:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    images, masks, infill = scoring.images([job.ids[i] for i in places]), chunk_maps(job)[places], MeanColour()
+    images, masks, infill = (
+        scoring.images([job.ids[i] for i in places]),
+        chunk_maps(job)[places],
+        MeanColour.of(scoring.classifier),
+    )
     pictures = zip(places, images, masks, keep(images, masks, infill), remove(images, masks, infill), strict=True)
     for i, *panels in pictures:
         strip(*panels).save(folder / f"{file_name(job.ids[i])}.png")

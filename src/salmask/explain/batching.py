@@ -16,7 +16,7 @@ from salmask.explain.base import Explanation, Passes
 from salmask.masking import Blur, MeanColour
 from salmask.types import Images, Infill, Targets
 
-__all__ = ["backdrop", "by_pieces", "entered", "mean_colour", "reseeded"]
+__all__ = ["backdrop", "by_pieces", "entered", "reseeded"]
 
 
 def by_pieces(
@@ -44,12 +44,6 @@ def by_pieces(
     return _joined(list(pieces(part, len(images), max_batch=max_batch)))
 
 
-def mean_colour(classifier: Classifier) -> MeanColour:
-    """Return the infill that is zero in the classifier's normalised space."""
-    red, green, blue = classifier.mean.flatten().tolist()
-    return MeanColour((red, green, blue))
-
-
 def backdrop(infill: Infill | None, classifier: Classifier, image: Images, *, seed: int = 0) -> Infill:
     """Return what stands in the holes of one picture (1, 3, H, W) that is hidden many times over.
 
@@ -57,7 +51,7 @@ def backdrop(infill: Infill | None, classifier: Classifier, image: Images, *, se
     neither on the pictures before it nor on earlier calls.
     """
     if infill is None:
-        return mean_colour(classifier)
+        return MeanColour.of(classifier)
     if isinstance(infill, Blur):
         blurred = infill(image, torch.ones_like(image[:, :1]))
         return lambda images, holes: blurred

@@ -17,6 +17,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from salmask.boxes import BoxSets
+from salmask.classifier import Classifier
+from salmask.masking import MEAN, Fill
+from salmask.outcome import BOTH_SIDES, IMAGES_PER_PASS, KEPT, REMOVED, Outcome, play_at_rest, whole_logits
+from salmask.types import Images, Logits, Targets
 
 __all__ = ["Case", "Looked", "Metric", "check_maps"]
 
@@ -84,6 +88,7 @@ class Case:
     pixels   ground-truth pixels of each image (H, W): 0, 1, 255 = ignored; None where unknown
     images   (B, 3, H, W) in [0, 1];  classifier: the *scoring* classifier
     correct  (B,) bool: is the explained model's own top-1 the label (overall metric); all True for naive baselines
+    clean    (B, K) the scoring classifier's logits of the whole images, where they are known already
     gaze     (B, 1, H, W) human attention, >= 0
     centre   (1, 1, H, W) or (B, 1, H, W) its centre bias, the mean gaze of other images
 
@@ -98,7 +103,8 @@ class Case:
     boxes: BoxSets | None = None
     pixels: Sequence[UInt8[Tensor, "_ _"] | None] | None = None
     images: Float[Tensor, "_ 3 _ _"] | None = None
-    classifier: Any = None
+    classifier: Classifier | None = None
+    clean: Float[Tensor, "_ _"] | None = None
     correct: Bool[Tensor, " _"] | None = None
     gaze: Float[Tensor, "_ 1 _ _"] | None = None
     centre: Float[Tensor, "_ 1 _ _"] | None = None
@@ -118,6 +124,51 @@ class Case:
             self.memo[key] = compute()
         return self.memo[key]
 
+    def played(self) -> tuple[Classifier, Images, Targets]:
+        """Return the scoring classifier, and images and targets where it lives; ValueError if the case has none."""
+        if self.images is None or self.classifier is None:
+            raise ValueError("this score shows pictures to a classifier: give the case `images` and `classifier`")
+        classifier, images, device = self.classifier, self.images, self.classifier.device
+        moved = self.once(("played",), lambda: (images.to(device), self.targets.to(device)))
+        return classifier, *moved
+
+    def whole(self, *, images_per_pass: int = IMAGES_PER_PASS) -> Logits:
+        """Return the logits of the whole images (B, K), which are shown once a case at most."""
+        classifier, images, _ = self.played()
+        if self.clean is not None:
+            return self.clean.to(images.device)
+        return self.once(("whole",), lambda: whole_logits(classifier, images, images_per_pass=images_per_pass))
+
+    def outcome(
+        self, fill: Fill = MEAN, *, sides: frozenset[str] = BOTH_SIDES, images_per_pass: int = IMAGES_PER_PASS
+    ) -> Outcome:
+        """Return what the scoring classifier says of the clean, the kept and the removed pictures.
+
+        Each side is shown once a case and fill, however many scores read it; `sides` leaves out one that none reads.
+        """
+        classifier, images, targets = self.played()
+        masks, clean = self.masks.to(images), self.whole(images_per_pass=images_per_pass)
+
+        def show(side: str) -> Logits | None:
+            if side not in sides:
+                return None
+            return self.once((side, fill), lambda: getattr(play(frozenset({side})), side))
+
+        def play(side: frozenset[str]) -> Outcome:
+            infill = fill.infill(classifier)
+            return play_at_rest(
+                classifier,
+                images,
+                masks,
+                targets,
+                infill=infill,
+                clean=clean,
+                sides=side,
+                images_per_pass=images_per_pass,
+            )
+
+        return Outcome(masks, targets, clean, show(KEPT), show(REMOVED))
+
     @property
     def looked(self) -> Looked:
         """The extremes and the sum of every mask."""
@@ -131,7 +182,7 @@ class Case:
 
     def _check_lengths(self) -> None:
         count = len(self.masks)
-        for name in ("targets", "ids", "boxes", "pixels", "images", "correct", "gaze"):
+        for name in ("targets", "ids", "boxes", "pixels", "images", "clean", "correct", "gaze"):
             value = getattr(self, name)
             if value is not None and len(value) != count:
                 raise ValueError(f"{name} must have one entry per mask: expected {count}, came {len(value)}")
@@ -151,11 +202,11 @@ class Case:
                 )
 
     def _check_targets(self) -> None:
-        classes = getattr(self.classifier, "num_classes", None)
-        if len(self.targets) == 0:
+        if self.classifier is None or len(self.targets) == 0:
             return
+        classes = self.classifier.num_classes
         low, high = int(self.targets.min()), int(self.targets.max())
-        if classes is not None and (low < 0 or high >= classes):
+        if low < 0 or high >= classes:
             raise ValueError(
                 f"targets must be class indices in [0, {classes - 1}] of the scoring classifier; came {low}..{high}"
             )

@@ -30,7 +30,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.draws import generator_for
-from salmask.masking import keep, remove
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.curves import Aopc, Curve, Perturbation, mean_of_points
 from salmask.metrics.maps import CONCENTRATION
@@ -48,6 +47,7 @@ from salmask.metrics.reading import (
     read,
     window_blur,
 )
+from salmask.outcome import KEPT, REMOVED
 from salmask.types import Values
 
 __all__ = [
@@ -65,21 +65,10 @@ EPSILON = 1e-7
 """Floor of the divisors p and 1 - p."""
 
 
-def shown(case: Case, fill: Fill, *, keeps: bool, images_per_pass: int = IMAGES_PER_PASS) -> Reading:
-    """Return the reading of the kept or of the removed pictures, taken once a case."""
-    play = keep if keeps else remove
-
-    def show() -> Reading:
-        images, targets = on_device(case)
-        masks, infill = case.masks.to(images), fill.infill(case.classifier)
-        return read(
-            case.classifier,
-            lambda at: play(images[at], masks[at], infill),
-            targets,
-            images_per_pass=images_per_pass,
-        )
-
-    return case.once(("keep" if keeps else "remove", fill), show)
+def shown(case: Case, fill: Fill, side: str, *, images_per_pass: int = IMAGES_PER_PASS) -> Reading:
+    """Return the reading of the kept or of the removed pictures."""
+    outcome = case.outcome(fill, sides=frozenset({side}), images_per_pass=images_per_pass)
+    return Reading.of(outcome.kept_logits if side == KEPT else outcome.removed_logits, outcome.targets)
 
 
 # Single pictures
@@ -125,13 +114,13 @@ def average_gain(
 
 def _clean_and_kept(case: Case, fill: Fill, score: Score, images_per_pass: int) -> tuple[Tensor, Tensor]:
     p = score(clean(case, images_per_pass=images_per_pass))
-    return p, score(shown(case, fill, keeps=True, images_per_pass=images_per_pass))
+    return p, score(shown(case, fill, KEPT, images_per_pass=images_per_pass))
 
 
 def fidelity_in(case: Case, *, fill: Fill = MEAN, images_per_pass: int = IMAGES_PER_PASS) -> Values:
     """1[argmax f(keep(x, m)) = argmax f(x)], whatever class is explained; 1 for a full mask."""
     whole = clean(case, images_per_pass=images_per_pass).best
-    kept = shown(case, fill, keeps=True, images_per_pass=images_per_pass).best
+    kept = shown(case, fill, KEPT, images_per_pass=images_per_pass).best
     return (whole == kept).double().to(case.masks.device)
 
 
@@ -144,7 +133,7 @@ def faithfulness(
 ) -> Values:
     """P - q, what removing the evidence costs, in [-1, 1]; 0 for an empty mask."""
     p = score(clean(case, images_per_pass=images_per_pass))
-    q = score(shown(case, fill, keeps=False, images_per_pass=images_per_pass))
+    q = score(shown(case, fill, REMOVED, images_per_pass=images_per_pass))
     return (p - q).to(case.masks.device)
 
 

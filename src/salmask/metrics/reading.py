@@ -6,16 +6,16 @@ whole image and the bare fill are shown once, however many curves end there.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from salmask.classifier.hold import at_once
-from salmask.masking import MeanColour, WindowBlur
+from salmask.masking import BLACK, MEAN, Fill, window_blur
 from salmask.metrics.case import Case
-from salmask.types import Images, Infill, Logits, Targets
+from salmask.outcome import IMAGES_PER_PASS, whole_logits
+from salmask.types import Images, Logits, Targets
 
 __all__ = [
     "BLACK",
@@ -35,10 +35,6 @@ __all__ = [
     "top1",
     "window_blur",
 ]
-
-IMAGES_PER_PASS = 64
-"""Pictures that are shown to the classifier at once, unless a metric says otherwise: the limit of memory."""
-
 
 # What is read of the classifier
 
@@ -128,86 +124,42 @@ def _logits(classifier: Any, images: Images) -> Tensor:
     return torch.cat([classifier.logits(part) for part in images.split(few)])
 
 
-# What stands where pixels are hidden
-
-
-@dataclass(frozen=True)
-class Fill:
-    """A named infill for a given classifier: `infill(classifier)` returns what `masking.keep` takes."""
-
-    name: str
-    infill: Callable[[Any], Infill]
-
-
-def _mean_of(classifier: Any) -> Infill:
-    red, green, blue = classifier.mean.flatten().tolist()
-    return MeanColour((red, green, blue))
-
-
-def _black(classifier: Any) -> Infill:
-    return MeanColour((0.0, 0.0, 0.0))
-
-
-def window_blur(side: int, sigma: float) -> Fill:
-    """Return the fill of RISE's insertion: `WindowBlur` with the classifier's mean colour around the picture."""
-
-    def infill(classifier: Any) -> Infill:
-        red, green, blue = classifier.mean.flatten().tolist()
-        return WindowBlur(side, sigma, (red, green, blue))
-
-    return Fill(f"blur, window {side}, sigma {sigma:g}", infill)
-
-
-MEAN = Fill("mean colour of the classifier (zeros in its normalised space)", _mean_of)
-BLACK = Fill("black (zeros in pixel space)", _black)
-
-
 # Showing the pictures
 
 
 def clean(case: Case, *, images_per_pass: int = IMAGES_PER_PASS) -> Reading:
     """Return the reading of the whole images, taken once a case."""
-    images, targets = on_device(case)
-    show = lambda: read(  # noqa: E731
-        case.classifier, lambda at: images[at], targets, images_per_pass=images_per_pass
-    )
-    return case.once(("clean",), show)
+    _, _, targets = case.played()
+    return Reading.of(case.whole(images_per_pass=images_per_pass), targets)
 
 
 def on_device(case: Case) -> tuple[Images, Targets]:
     """Return the case's images and targets where its classifier lives."""
-    device = getattr(case.classifier, "device", case.masks.device)
-    return case.once(("on_device",), lambda: (_images(case).to(device), case.targets.to(device)))
-
-
-def _images(case: Case) -> Images:
-    if case.images is None or case.classifier is None:
-        raise ValueError("this score shows pictures to a classifier: give the case `images` and `classifier`")
-    return case.images
+    _, images, targets = case.played()
+    return images, targets
 
 
 def colours(case: Case, fill: Fill) -> Tensor:
     """Return the colours of a wholly hidden picture, (1, 3, 1, 1) or one an image; made once a case."""
+    classifier, images, _ = case.played()
 
     def make() -> Tensor:
-        images, _ = on_device(case)
         with torch.no_grad():
-            return fill.infill(case.classifier)(images, torch.ones_like(images[:, :1])).to(images)
+            return fill.infill(classifier)(images, torch.ones_like(images[:, :1])).to(images)
 
     return case.once(("colours", fill), make)
 
 
 def hidden(case: Case, fill: Fill, *, images_per_pass: int = IMAGES_PER_PASS) -> Reading:
     """Return the reading of the bare fill, taken once a case; one picture serves all where it is one colour."""
+    classifier, images, targets = case.played()
+    made = colours(case, fill)
 
     def show() -> Reading:
-        images, targets = on_device(case)
-        made = colours(case, fill)
         if len(images) and len(made) == 1:
-            with torch.no_grad(), case.classifier.frozen():
-                said = case.classifier.logits(made.expand(1, *images.shape[1:]))
-            return Reading.of(said.expand(len(images), -1), targets)
+            logits = whole_logits(classifier, made.expand(1, *images.shape[1:]))
+            return Reading.of(logits.expand(len(images), -1), targets)
         full = made.expand_as(images)
-        return read(case.classifier, lambda at: full[at], targets, images_per_pass=images_per_pass)
+        return read(classifier, lambda at: full[at], targets, images_per_pass=images_per_pass)
 
     return case.once(("hidden", fill), show)

@@ -40,7 +40,7 @@ from salmask.training.pool import ClassifierPool
 from salmask.training.recipes import Recipe
 from salmask.types import Infill
 
-__all__ = ["METRICS", "Batches", "Settings", "mean_colour", "train"]
+__all__ = ["METRICS", "Batches", "Settings", "train"]
 
 CHECKPOINT, METRICS, POOL = "checkpoint.pt", "metrics.jsonl", "pool"
 Batches = Callable[[int], Iterable[Batch]]
@@ -111,7 +111,9 @@ def train(
     masker.fits(classifier)
     out = writable_folder(out)
     fabric = fabric or Fabric(accelerator="auto", devices=1, precision=settings.precision)  # type: ignore[arg-type]
-    run = _Run(masker, classifier, recipe, settings, infill or mean_colour(classifier), settings.steps(images), fabric)
+    run = _Run(
+        masker, classifier, recipe, settings, infill or MeanColour.of(classifier), settings.steps(images), fabric
+    )
     start, logged = run.load(out, images) if resume else _fresh(out)
     with ExitStack() as held, _Log(out, start, fabric.is_global_zero, **logged) as log:
         held.enter_context(
@@ -434,12 +436,6 @@ def _drawing(device: torch.device, *key: int) -> Iterator[None]:
         if cuda:
             torch.cuda.manual_seed(int(torch.randint(2**62, ())))
         yield
-
-
-def mean_colour(classifier: Classifier) -> MeanColour:
-    """Return the paper's fill for a classifier: zeros after its own normalisation."""
-    red, green, blue = classifier.mean.flatten().tolist()
-    return MeanColour((red, green, blue))
 
 
 def _sides(outcome: Outcome) -> list[Tensor]:
