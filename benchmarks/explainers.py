@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import at_once
 from salmask.classifier.network import Classifier
-from salmask.data.folders import read_image
+from salmask.data import read_image
 from salmask.data.sample import Sample, collate, no_boxes
 from salmask.explain import EXPLAINERS
 from salmask.training.run import View

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from salmask.classifier import Classifier
 from salmask.cli.main import COMMANDS, main
-from salmask.data.folders import read_boxes, read_image
+from salmask.data import read_boxes, read_image
 from salmask.data.sample import Sample, collate, no_boxes
 from salmask.data.synthetic import write_folder
 from salmask.explain.controls import BASELINES
@@ -347,7 +347,7 @@ def test_a_truncated_picture_stops_the_run_unless_it_is_to_be_skipped(data, spec
     assert not (tmp_path / "run" / "run.json").exists() and not (tmp_path / "run" / "checkpoint.pt").exists()
     assert main([str(part) for part in [*arguments, tmp_path / "skipping", "--skip-broken"]]) == 0
     said = capsys.readouterr().err
-    assert re.search(r"^salmask: 1 of 21 pictures are broken and left out: train/.*/cut\.jpg", said, re.MULTILINE)
+    assert re.search(r"^salmask: 1 of 21 pictures cannot be read and are left out: .*/cut\.jpg", said, re.MULTILINE)
     assert json.loads((tmp_path / "skipping" / "run.json").read_text())["images"] == 20
 
 

@@ -171,7 +171,7 @@ def test_exif_rotation_is_applied_and_boxes_are_those_of_the_upright_picture(roo
 
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(ValueError, match=r"f\.tif cannot be decoded.*8 or 16 bits"):
+    with pytest.raises(ValueError, match=r"f\.tif cannot be decoded as it is.*8 or 16 bits"):
         read_image(tmp_path / "f.tif")
 
 
@@ -207,7 +207,7 @@ def test_a_class_folder_without_pictures_is_named(root: Path) -> None:
         (HEADER + "train/cat/a.png,cat,-1,0,5,5\n", "line 2: the box .* outside"),
         (HEADER + "train/cat/a.png,cat,3,0,3,5\n", "line 2: expected x0 < x1"),
         (HEADER + "train/cat/a.png,cat,3,5,4,1\n", "line 2: expected x0 < x1 and y0 < y1"),
-        (HEADER + "train/cat/a.png,cat,3,x,4,9\n", "line 2, y0: expected a number, came 'x'"),
+        (HEADER + "train/cat/a.png,cat,3,x,4,9\n", "line 2, y0: expected a number, got 'x'"),
         (HEADER + "train/cat/a.png,cat,nan,1,4,9\n", "line 2, x0: expected a number"),
         (HEADER + "train/cat/a.png,cat,1,1,4\n", "line 2: expected 6 fields"),
         (HEADER.strip() + ",width,height\ntrain/cat/a.png,cat,0,0,9,9,8,9\n", "line 2: the box .* outside.*8 wide"),
@@ -231,7 +231,7 @@ def test_a_truncated_picture_is_named_and_left_out_only_on_request(root: Path) -
     assert data[0].id == "train/cat/a.png"
     with pytest.raises(ValueError, match=r"cat/b\.jpg cannot be decoded"):
         data[1]
-    with pytest.warns(UserWarning, match=r"1 of 4 pictures are broken and left out: train/cat/b\.jpg"):
+    with pytest.warns(UserWarning, match=r"1 of 4 pictures cannot be read and are left out: train/cat/b\.jpg"):
         whole = ImageFolder(root, "train", skip_broken=True)
     assert whole.ids == ["train/cat/a.png", "train/dog/a.png", "train/dog/c.JPEG"]
     assert whole.targets == [0, 1, 1]
@@ -258,12 +258,12 @@ def test_bad_pixel_masks_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match=r"0 \(background\), 255 \(object\), 128 \(ignored\), or of 2 .*\[7\]"):
         read_pixels(path)
     Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)  # neither a mask nor a trimap
-    with pytest.raises(ValueError, match=r"came shape \(1, 2\), values \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"got shape \(1, 2\), values \[0, 1\]"):
         read_pixels(path)
     Image.fromarray(np.array([[1, 2, 3]], np.uint8)).save(path)
     assert read_pixels(path).tolist() == [[1, 0, 255]]
     Image.fromarray(np.zeros((10, 19), np.uint8)).save(path)
-    with pytest.raises(ValueError, match="20x10; came 19x10"):
+    with pytest.raises(ValueError, match="20x10; got 19x10"):
         ImageFolder(root, "train")[0]
 
 
@@ -395,7 +395,7 @@ def test_ilsvrc_boxes_are_those_of_the_synset(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.xml: expected xmin < xmax"):
         ilsvrc_boxes(path, "n01")
     path.write_text(XML.replace("<ymin>1</ymin>", ""))
-    with pytest.raises(ValueError, match=r"a\.xml, ymin: expected a number, came None"):
+    with pytest.raises(ValueError, match=r"a\.xml, ymin: expected a number, got None"):
         ilsvrc_boxes(path, "n01")
     path.write_text(XML[:80])
     with pytest.raises(ValueError, match=r"a\.xml is no XML file"):
@@ -534,7 +534,7 @@ def test_broken_pictures_of_published_layouts_are_left_out_on_request(tmp_path: 
     broken.write_bytes(b"")
     with pytest.raises(ValueError, match=f"{broken.name} cannot be decoded"):
         open_data(str(tmp_path), "train")[0]
-    with pytest.warns(UserWarning, match=f"1 of 2 pictures are broken and left out: .*{broken.name}"):
+    with pytest.warns(UserWarning, match=f"1 of 2 pictures cannot be read and are left out: .*{broken.name}"):
         data = open_data(str(tmp_path), "train", skip_broken=True)
     assert len(data.classes) == 2 and data.targets == [1] == [data[0].target]
 
@@ -550,7 +550,7 @@ def test_oxford_pets_read_trimaps(tmp_path: Path) -> None:
     assert sample.boxes.tolist() == [[6, 3, 8, 5]]
     assert [(sample.pixels == value).sum().item() for value in (0, 1, 255)] == [184, 4, 12]
     assert data[1].image.shape == (3, 20, 20)
-    with pytest.raises(ValueError, match="'trainval' or 'test', came 'val'"):
+    with pytest.raises(ValueError, match="'trainval' or 'test', got 'val'"):
         OxfordPets(tmp_path, "val")
     with pytest.raises(FileNotFoundError, match="download=True"):
         OxfordPets(tmp_path / "elsewhere", "test")

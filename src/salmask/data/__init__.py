@@ -18,7 +18,8 @@ from salmask.data.streams import (
     subset,
     training_batches,
 )
-from salmask.data.folders import ImageFolder, boxes_in, read_boxes, read_image, read_pixels
+from salmask.data.folders import ImageFolder, boxes_in, read_boxes
+from salmask.data.pictures import Reader, TooLargeError, read_image, read_pixels
 from salmask.data.sample import (
     Batch,
     CropFlip,
@@ -41,10 +42,12 @@ __all__ = [
     "ImageFolder",
     "Labelled",
     "OxfordPets",
+    "Reader",
     "Sample",
     "SampleTransform",
     "ShortSide",
     "Squash",
+    "TooLargeError",
     "View",
     "absolute",
     "boxes_in",

@@ -12,46 +12,37 @@ import csv
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import compress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
+from salmask.data.pictures import ignored_files, list_pictures, read_image, read_pixels, upright_size
 from salmask.data.sample import Sample, SampleTransform
-from salmask.types import IGNORED, Boxes, Pixels
+from salmask.types import Boxes, Pixels
 
 __all__ = [
-    "IMAGE_SUFFIXES",
-    "TRIMAP",
     "BoxRow",
     "ImageFolder",
+    "ReadImage",
     "boxes_in",
     "class_folders",
     "finite_number",
     "list_images",
     "pin_classes",
     "read_boxes",
-    "read_image",
-    "read_pixels",
     "read_table",
     "without_broken",
 ]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MASK = {0: 0, 255: 1, 128: IGNORED}
-TRIMAP = {2: 0, 1: 1, 3: IGNORED}
+ReadImage = Callable[[Path], Tensor]
+"""How a file becomes a picture, uint8 (C, H, W): a `Reader`."""
+
 HEADER = ("image", "class", "x0", "y0", "x1", "y1")
-ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
-# What PIL raises for files that are cut short, empty, of another format, or absurdly large.
-BROKEN = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
 
 
 class BoxRow(NamedTuple):
@@ -63,52 +54,6 @@ class BoxRow(NamedTuple):
     frame: tuple[float, float] | None
 
 
-def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
-    """Decode a picture of any mode to 8-bit RGB, upright.
-
-    Grey, palette, CMYK: converted. 16-bit grey: scaled, 65535 to 255. Transparency: laid over white, as
-    viewers show it. EXIF orientation: applied. Errors: ValueError naming a file that cannot be decoded,
-    FileNotFoundError.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            array = np.array(_rgb(ImageOps.exif_transpose(picture)))
-    except FileNotFoundError:
-        raise
-    except BROKEN as error:
-        raise ValueError(
-            f"{path} cannot be decoded ({error}): repair or remove the file, or leave broken files out "
-            "(skip_broken, --skip-broken)"
-        ) from error
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP)) -> Pixels:
-    """Decode a pixel mask to 0 background, 1 object, 255 ignored.
-
-    codes: the ways to write (background, object, ignored), of which the first that has all values of the file is
-    taken: (0, 255, 128), and the trimap (2, 1, 3). Errors: ValueError.
-    """
-    try:
-        with Image.open(path) as picture:
-            array = np.array(picture.convert("L") if picture.mode in {"1", "P", "RGB"} else picture)
-    except BROKEN as error:
-        raise ValueError(f"the pixel mask {path} cannot be decoded ({error}): repair or remove it") from error
-    values = set(np.unique(array).tolist())
-    code = next((code for code in codes if values <= code.keys()), None)
-    if array.ndim != 2 or code is None:
-        told = ", or of ".join("{} (background), {} (object), {} (ignored)".format(*code) for code in codes)
-        raise ValueError(
-            f"the pixel mask {path} must be one grey channel of {told}; came shape {array.shape}, values "
-            f"{sorted(values)[:8]}"
-        )
-    table = np.zeros(256, np.uint8)
-    for stored, meant in code.items():
-        table[stored] = meant
-    return torch.from_numpy(table[array])
-
-
 def read_boxes(path: Path) -> dict[str, list[BoxRow]]:
     """Read a box table, by image. Header `image,class,x0,y0,x1,y1`, optionally `width,height`; more columns may follow.
 
@@ -118,7 +63,7 @@ def read_boxes(path: Path) -> dict[str, list[BoxRow]]:
     table: dict[str, list[BoxRow]] = {}
     for line, row in read_table(path, HEADER, more="and width,height if wanted"):
         if ("width" in row) != ("height" in row):
-            raise ValueError(f"{path}: expected both of the columns width,height or none, came {','.join(row)}")
+            raise ValueError(f"{path}: expected both of the columns width,height or none, got {','.join(row)}")
         table.setdefault(row["image"], []).append(_box_row(row, path=path, line=line))
     return table
 
@@ -134,9 +79,11 @@ def read_table(path: Path, header: Sequence[str], *, more: str) -> list[tuple[in
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             found = tuple(rows.fieldnames or ())
+            if twice := [name for name in dict.fromkeys(found) if found.count(name) > 1]:
+                raise ValueError(f"{path}: the header names the column {twice[0]!r} {found.count(twice[0])} times")
             if not set(header) <= set(found):
                 raise ValueError(
-                    f"{path}: expected the header {','.join(header)} ({more}), came "
+                    f"{path}: expected the header {','.join(header)} ({more}), got "
                     f"{','.join(found)[:100] or 'an empty file'}"
                 )
             table = [(rows.line_num, row) for row in rows]
@@ -146,7 +93,7 @@ def read_table(path: Path, header: Sequence[str], *, more: str) -> list[tuple[in
         ) from error
     for line, row in table:
         if any(value is None for value in row.values()):
-            raise ValueError(f"{path} line {line}: expected {len(found)} fields as in the header, came fewer")
+            raise ValueError(f"{path} line {line}: expected {len(found)} fields as in the header, got fewer")
     return table
 
 
@@ -172,7 +119,8 @@ class ImageFolder(Dataset[Sample]):
     Boxes whose class is another than the picture's are left out: they are no evidence for it. Where there
     is a mask but no box table, the box is the tight box of the mask. Everything but the pictures themselves
     is checked here, at once; a picture that cannot be decoded is named when it is read. `skip_broken`
-    decodes all of them here and leaves the broken ones out, with one warning.
+    decodes all of them here and leaves the broken ones out, with one warning. `read` decodes a file. Files that are
+    no pictures, or of a kind that cannot be read here, are counted in a warning.
 
     Errors: FileNotFoundError for a missing folder; ValueError for a class folder without pictures, an
     unknown class, a table that names a missing picture, a box outside of its picture.
@@ -186,10 +134,12 @@ class ImageFolder(Dataset[Sample]):
         transform: SampleTransform | None = None,
         skip_broken: bool = False,
         classes: Sequence[str] | None = None,
+        read: ReadImage = read_image,
     ) -> None:
-        self.root, self.split, self.transform = Path(root), split, transform
+        self.root, self.split, self.transform, self.read = Path(root), split, transform, read
         folders = class_folders(self.root, split)
         found = [(folder, list_images(folder)) for folder in folders]
+        warn_of_ignored(folders, self.root / split)
         self.classes = pin_classes([folder.name for folder in folders], classes, where=self.root / split)
         self.ids: list[str] = []
         self.targets: list[int] = []
@@ -200,7 +150,7 @@ class ImageFolder(Dataset[Sample]):
         self._rows = self._boxes_by_image() if self._table.exists() else {}
         self._masks = self.root / f"{split}_masks"
         if skip_broken:
-            self.ids, self.targets = without_broken(self.root, self.ids, self.targets)
+            self.ids, self.targets = without_broken(self.root, self.ids, self.targets, read=read)
         self._check_boxes()
 
     def __len__(self) -> int:
@@ -212,7 +162,7 @@ class ImageFolder(Dataset[Sample]):
 
     def _read(self, index: int) -> Sample:
         name = self.ids[index]
-        image = read_image(self.root / name)
+        image = self.read(self.root / name)
         height, width = image.shape[-2:]
         rows = self._rows.get(name, [])
         boxes = boxes_in(rows, width=width, height=height, source=str(self._table))
@@ -228,7 +178,7 @@ class ImageFolder(Dataset[Sample]):
         pixels = read_pixels(path)
         if pixels.shape != size:
             raise ValueError(
-                f"the pixel mask {path} must have the size of its upright picture, {size[1]}x{size[0]}; came "
+                f"the pixel mask {path} must have the size of its upright picture, {size[1]}x{size[0]}; got "
                 f"{pixels.shape[1]}x{pixels.shape[0]}"
             )
         return pixels
@@ -253,7 +203,7 @@ class ImageFolder(Dataset[Sample]):
     def _check_boxes(self) -> None:
         for name in self.ids:
             rows = [row for row in self._rows.get(name, []) if row.frame is None]
-            size = _upright_size(self.root / name) if rows else None
+            size = upright_size(self.root / name) if rows else None
             if size is not None:
                 boxes_in(rows, width=size[0], height=size[1], source=str(self._table))
 
@@ -266,7 +216,7 @@ def class_folders(root: Path, split: str) -> list[Path]:
     if not folder.is_dir():
         there = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise FileNotFoundError(
-            f"{root} has no split {split!r}: expected {split}/<class>/<pictures>, came the folders "
+            f"{root} has no split {split!r}: expected {split}/<class>/<pictures>, got the folders "
             f"{', '.join(there) or '(none)'}"
         )
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -277,15 +227,11 @@ def class_folders(root: Path, split: str) -> list[Path]:
 
 def list_images(folder: Path) -> list[str]:
     """Return the names of the pictures in a class folder, sorted. Errors: ValueError if there are none."""
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    names = list_pictures(folder)
     if not names:
         inside = Counter(path.suffix or ("folder" if path.is_dir() else "file") for path in folder.iterdir())
         raise ValueError(
-            f"the class folder {folder} has no pictures: expected files such as .jpg or .png in it, came "
+            f"the class folder {folder} has no pictures: expected files such as .jpg or .png in it, got "
             f"{dict(inside) or 'nothing'}; add pictures or remove the folder"
         )
     return names
@@ -304,63 +250,51 @@ def pin_classes(found: Sequence[str], classes: Sequence[str] | None, *, where: P
     return list(classes)
 
 
-def without_broken(root: Path, ids: Sequence[str], targets: Sequence[int]) -> tuple[list[str], list[int]]:
-    """Return ids and targets of the pictures that can be decoded; warn of the others.
+def without_broken(
+    root: Path, ids: Sequence[str], targets: Sequence[int], *, read: ReadImage = read_image
+) -> tuple[list[str], list[int]]:
+    """Return ids and targets of the pictures that can be read; warn of the others, with the reason of the first ones.
 
     Errors: ValueError where none is left.
     """
-    good = [_decodes(root / name) for name in ids]
-    broken = [name for name, fine in zip(ids, good, strict=True) if not fine]
-    if broken:
-        names = ", ".join(broken[:5]) + (" ..." if len(broken) > 5 else "")
-        warnings.warn(f"{len(broken)} of {len(ids)} pictures are broken and left out: {names}", stacklevel=4)
-    if not any(good):
+    reasons = {name: reason for name in ids if (reason := _unread(root / name, read)) is not None}
+    if reasons:
+        names = ", ".join([*reasons][:5]) + (" ..." if len(reasons) > 5 else "")
+        first = next(iter(reasons.values()))
+        warnings.warn(
+            f"{len(reasons)} of {len(ids)} pictures cannot be read and are left out: {names} (the first: {first})",
+            stacklevel=4,
+        )
+    if len(reasons) == len(ids):
         raise ValueError(f"none of the {len(ids)} pictures in {root} can be decoded")
-    return list(compress(ids, good)), list(compress(targets, good))
+    left = [(name, target) for name, target in zip(ids, targets, strict=True) if name not in reasons]
+    return [name for name, _ in left], [target for _, target in left]
+
+
+def warn_of_ignored(folders: Sequence[Path], where: Path) -> None:
+    """Warn, once for all folders, of files and folders in them that are not read."""
+    if ignored := ignored_files(folders):
+        warnings.warn(f"not read in {where}: {ignored}", stacklevel=4)
 
 
 def finite_number(text: str | None, *, where: str) -> float:
-    """Read a finite number. Errors: ValueError saying `where` and what came."""
+    """Read a finite number. Errors: ValueError saying `where` and what it got."""
     try:
         number = float(text or "")
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where}: expected a number, came {text!r}")
+        raise ValueError(f"{where}: expected a number, got {text!r}")
     return number
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Convert to RGB without clipping 16 bits and without showing what transparency hides."""
-    if picture.mode == "F":
-        raise ValueError("float pixels have no known range, expected 8 or 16 bits a channel")
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.float64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"expected 8 or 16 bits a channel, came values up to {values.max():.0f}")
-        picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _upright_size(path: Path) -> tuple[int, int] | None:
-    """Return (width, height) from the head of the file, or None where that cannot be read."""
+def _unread(path: Path, read: ReadImage) -> str | None:
+    """Return why a picture cannot be read, or None where it can. A link that leads nowhere is one more reason."""
     try:
-        with Image.open(path) as picture:
-            turned = picture.getexif().get(ORIENTATION, 1) >= 5
-            return picture.size[::-1] if turned else picture.size
-    except BROKEN:
-        return None  # named when it is decoded
-
-
-def _decodes(path: Path) -> bool:
-    try:
-        read_image(path)
-    except ValueError:
-        return False
-    return True
+        read(path)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _box_row(row: dict[str, str], *, path: Path, line: int) -> BoxRow:
@@ -372,7 +306,7 @@ def _box_row(row: dict[str, str], *, path: Path, line: int) -> BoxRow:
         frame = (width, height)
     parsed = BoxRow(line=line, label=row["class"], box=(x0, y0, x1, y1), frame=frame)
     if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"{where}: expected x0 < x1 and y0 < y1, came a box of no area, {parsed.box}")
+        raise ValueError(f"{where}: expected x0 < x1 and y0 < y1, got a box of no area, {parsed.box}")
     if frame is not None:
         _inside(parsed, width=frame[0], height=frame[1], source=str(path))
     return parsed

@@ -17,17 +17,17 @@ from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
 from salmask.data.folders import (
-    TRIMAP,
     BoxRow,
     ImageFolder,
+    ReadImage,
     class_folders,
     finite_number,
     list_images,
     pin_classes,
-    read_image,
-    read_pixels,
+    warn_of_ignored,
     without_broken,
 )
+from salmask.data.pictures import TRIMAP, read_image, read_pixels
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
 from salmask.types import Boxes
 
@@ -45,19 +45,22 @@ def open_data(
     skip_broken: bool = False,
     classes: Sequence[str] | None = None,
     download: bool = False,
+    read: ReadImage = read_image,
 ) -> Labelled:
     """Return a split of the data that `spec` names: DIR, ilsvrc:DIR or pets:DIR.
 
     A plain DIR is Oxford-IIIT Pet if oxford-iiit-pet lies in it, ILSVRC if Annotations does and no box table,
     else `ImageFolder`; folder:DIR is that in any case.
-    download: fetch Oxford-IIIT Pet where it is not there. Errors: as the readers; ValueError for another download.
+    download: fetch Oxford-IIIT Pet where it is not there. read: decodes a file, see `pictures.Reader`. Errors: as the readers; ValueError for another download.
     """
     layout, root = _layout(spec)
     if layout == "pets":
         own = PETS_SPLITS.get(split, split)
-        return OxfordPets(root, own, transform=transform, skip_broken=skip_broken, classes=classes, download=download)
+        return OxfordPets(
+            root, own, transform=transform, skip_broken=skip_broken, classes=classes, download=download, read=read
+        )
     if download:
-        raise ValueError(f"only pets:DIR can be downloaded, came {spec}: leave --download out")
+        raise ValueError(f"only pets:DIR can be downloaded, got {spec}: leave --download out")
     if layout == "ilsvrc":
         return ILSVRC(
             _pictures(root),
@@ -66,8 +69,9 @@ def open_data(
             transform=transform,
             skip_broken=skip_broken,
             classes=classes,
+            read=read,
         )
-    return ImageFolder(root, split, transform=transform, skip_broken=skip_broken, classes=classes)
+    return ImageFolder(root, split, transform=transform, skip_broken=skip_broken, classes=classes, read=read)
 
 
 def has_split(spec: str, split: str) -> bool:
@@ -134,7 +138,7 @@ def ilsvrc_boxes(path: Path, synset: str | None = None) -> XMLBoxes:
                 finite_number(thing.findtext(f"bndbox/{key}"), where=f"{path}, {key}") for key in _CORNERS
             ]
             if x1 <= x0 or y1 <= y0:
-                raise ValueError(f"{path}: expected xmin < xmax and ymin < ymax, came a box of no area, {box}")
+                raise ValueError(f"{path}: expected xmin < xmax and ymin < ymax, got a box of no area, {box}")
             if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
                 raise ValueError(f"{path}: the box {box} lies outside of its picture, {width} wide and {height} high")
             boxes.append(box)
@@ -186,8 +190,9 @@ class ILSVRC(Dataset[Sample]):
         transform: SampleTransform | None = None,
         skip_broken: bool = False,
         classes: Sequence[str] | None = None,
+        read: ReadImage = read_image,
     ) -> None:
-        self.root, self.boxes, self.transform = Path(root), Path(boxes), transform
+        self.root, self.boxes, self.transform, self.read = Path(root), Path(boxes), transform, read
         if not self.boxes.is_dir():
             raise FileNotFoundError(f"no folder of XML boxes {self.boxes}: expected <synset>/<picture>.xml in it")
         labelled = self._flat(split) if self._is_flat(split) else self._in_folders(split)
@@ -197,13 +202,13 @@ class ILSVRC(Dataset[Sample]):
         number = {name: place for place, name in enumerate(self.classes)}
         self.ids, self.targets = list(labelled), [number[synset] for synset in labelled.values()]
         if skip_broken:
-            self.ids, self.targets = without_broken(self.root, self.ids, self.targets)
+            self.ids, self.targets = without_broken(self.root, self.ids, self.targets, read=read)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.root / self.ids[index])
+        image = self.read(self.root / self.ids[index])
         boxes = self._boxes(index, width=image.shape[-1], height=image.shape[-2])
         sample = Sample(id=self.ids[index], image=image, target=self.targets[index], boxes=boxes)
         return sample if self.transform is None else self.transform(sample)
@@ -214,6 +219,7 @@ class ILSVRC(Dataset[Sample]):
 
     def _in_folders(self, split: str) -> dict[str, str]:
         folders = class_folders(self.root, split)
+        warn_of_ignored(folders, self.root / split)
         return {f"{split}/{folder.name}/{name}": folder.name for folder in folders for name in list_images(folder)}
 
     def _flat(self, split: str) -> dict[str, str]:
@@ -255,11 +261,12 @@ class OxfordPets(Dataset[Sample]):
         skip_broken: bool = False,
         classes: Sequence[str] | None = None,
         download: bool = False,
+        read: ReadImage = read_image,
     ) -> None:
         from torchvision.datasets import OxfordIIITPet
 
         if split not in ("trainval", "test"):
-            raise ValueError(f"expected the split 'trainval' or 'test', came {split!r}")
+            raise ValueError(f"expected the split 'trainval' or 'test', got {split!r}")
         try:
             known = OxfordIIITPet(root, split=split, download=download)
         except RuntimeError as error:
@@ -267,14 +274,14 @@ class OxfordPets(Dataset[Sample]):
                 f"no Oxford-IIIT Pet in {root}: expected {PETS}/images and {PETS}/annotations there, or download=True "
                 "(--download)"
             ) from error
-        self.root, self.transform = Path(root) / PETS, transform
+        self.root, self.transform, self.read = Path(root) / PETS, transform, read
         self.classes = pin_classes(list(known.classes), classes, where=self.root)
         lines = (self.root / "annotations" / f"{split}.txt").read_text().split("\n")
         fields = [line.split() for line in lines if line.strip()]
         self.ids = [f"images/{field[0]}.jpg" for field in fields]
         self.targets = [self.classes.index(known.classes[int(field[1]) - 1]) for field in fields]
         if skip_broken:
-            self.ids, self.targets = without_broken(self.root, self.ids, self.targets)
+            self.ids, self.targets = without_broken(self.root, self.ids, self.targets, read=read)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -284,7 +291,7 @@ class OxfordPets(Dataset[Sample]):
         pixels = read_pixels(self.root / "annotations" / "trimaps" / f"{Path(name).stem}.png", codes=(TRIMAP,))
         sample = Sample(
             id=name,
-            image=read_image(self.root / name),
+            image=self.read(self.root / name),
             target=self.targets[index],
             boxes=boxes_of(pixels),
             pixels=pixels,

@@ -47,7 +47,7 @@ class Sample:
     """
 
     id: str
-    image: UInt8[Tensor, "3 height width"]
+    image: UInt8[Tensor, "channels height width"]
     target: int
     boxes: Boxes
     pixels: Pixels | None = None
@@ -87,7 +87,7 @@ class _Packed(NamedTuple):
     """A batch on its way between processes: one shared tensor of bytes, the small parts as arrays."""
 
     ids: list[str]
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: UInt8[Tensor, "batch channels height width"]
     targets: list[int]
     boxes: list[np.ndarray]
     pixels: list[np.ndarray | None]
@@ -195,7 +195,7 @@ class ShortSide:
         if self.resize is not None and self.resize < self.size:
             raise ValueError(
                 f"resize must be at least size, else the crop is larger than the picture: expected >= {self.size}, "
-                f"came {self.resize}"
+                f"got {self.resize}"
             )
 
     def __call__(self, sample: Sample) -> Sample:

@@ -51,7 +51,7 @@ def training_batches(
         raise ValueError("the data set is empty: expected at least one image to train on")
     if batch_size < 1 or start < 0 or workers < 0:
         raise ValueError(
-            f"expected batch_size >= 1, start >= 0 and workers >= 0; came {batch_size}, {start} and {workers}"
+            f"expected batch_size >= 1, start >= 0 and workers >= 0; got {batch_size}, {start} and {workers}"
         )
     keys = _stream(len(dataset), batch_size=batch_size, seed=seed, start=start)
     return _loaded(_Keyed(dataset, seed=seed, augment=augment), keys, workers=workers)
@@ -60,7 +60,7 @@ def training_batches(
 def evaluation_batches(dataset: Labelled, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """Return every sample once, in order; the last batch may be smaller. Errors: ValueError, batch size below 1."""
     if batch_size < 1 or workers < 0:
-        raise ValueError(f"expected batch_size >= 1 and workers >= 0; came {batch_size} and {workers}")
+        raise ValueError(f"expected batch_size >= 1 and workers >= 0; got {batch_size} and {workers}")
     starts = range(0, len(dataset), batch_size)
     keys = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
     return _loaded(dataset, keys, workers=workers)
@@ -87,7 +87,7 @@ class View(Dataset[Sample]):
         self.classes = list(dataset.classes if classes is None else classes)
         self.ids = [dataset.ids[index] for index in self.indices]
         if len(self.targets) != len(self.indices):
-            raise ValueError(f"expected one target an image: {len(self.indices)}, came {len(self.targets)}")
+            raise ValueError(f"expected one target an image: {len(self.indices)}, got {len(self.targets)}")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -143,7 +143,7 @@ def subset(
     """
     chosen = _chosen_classes(dataset.classes, classes, seed=seed)
     if per_class is not None and per_class < 1:
-        raise ValueError(f"expected at least one image a class, came per_class={per_class}")
+        raise ValueError(f"expected at least one image a class, got per_class={per_class}")
     members = _members(dataset)
     indices = sorted(
         index for label in chosen for index in _drawn(dataset, members[label], label, count=per_class, seed=seed)
@@ -182,11 +182,11 @@ def _chosen_classes(names: Sequence[str], wanted: int | Sequence[str] | None, *,
         return list(range(len(names)))
     if isinstance(wanted, int):
         if not 1 <= wanted <= len(names):
-            raise ValueError(f"expected 1 to {len(names)} classes, came {wanted}")
+            raise ValueError(f"expected 1 to {len(names)} classes, got {wanted}")
         return sorted(np.random.default_rng(seed).permutation(len(names))[:wanted].tolist())
     unknown = sorted(set(wanted) - set(names))
     if unknown or not wanted:
-        raise ValueError(f"expected names of the classes {_few(names)}, came {_few(unknown)}")
+        raise ValueError(f"expected names of the classes {_few(names)}, got {_few(unknown)}")
     return sorted(names.index(name) for name in set(wanted))
 
 

@@ -57,7 +57,7 @@ class Synthetic(Dataset[Sample]):
 
     def __init__(self, n: int, *, seed: int, size: int = 64, transform: SampleTransform | None = None) -> None:
         if n < 1 or size < 16 or seed < 0:
-            raise ValueError(f"expected n >= 1, size >= 16 and seed >= 0; came {n}, {size} and {seed}")
+            raise ValueError(f"expected n >= 1, size >= 16 and seed >= 0; got {n}, {size} and {seed}")
         self.size, self.seed, self.transform = size, seed, transform
         self.classes = list(SHAPES)
         self.targets = [_target(seed, index) for index in range(n)]

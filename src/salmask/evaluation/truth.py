@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import torch
 
-from salmask.data.folders import BoxRow, read_boxes, read_pixels, read_table
+from salmask.data.folders import BoxRow, read_boxes, read_table
 from salmask.data.layouts import xml_rows
+from salmask.data.pictures import read_pixels
 from salmask.evaluation.chunks import Label
 from salmask.types import Boxes, Pixels
 
