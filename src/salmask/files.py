@@ -1,15 +1,11 @@
-"""Writing a file whole or not at all; telling weights apart."""
+"""Writing a file whole or not at all."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import nn
-
-__all__ = ["fingerprint", "replace_file", "writable_folder"]
+__all__ = ["replace_file", "writable_folder"]
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -38,12 +34,3 @@ def writable_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise ValueError(f"the output folder {folder} cannot be written: {error.strerror}") from error
     return folder
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Return 16 hexadecimal digits of a hash of all weights and statistics of a network."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from salmask.files import fingerprint
+from salmask.classifier.weights import fingerprint
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]

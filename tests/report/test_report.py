@@ -451,3 +451,66 @@ def test_absent_training_metrics_are_named(tmp_path):
 def test_reports_need_no_torch():
     code = "import sys, salmask.report, salmask.rows.write; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 8), (255, 64)])
+def test_a_picture_that_is_no_strip_is_named(tmp_path, size):
+    folder = with_pictures(fill(tmp_path))
+    place = folder / "pictures" / "good" / f"{file_name(IDS[0])}.png"
+    Image.new("RGB", size).save(place)
+    with pytest.raises(ValueError, match=r"cat__000\.jpg\.png: expected four panels of equal width"):
+        report.write_report(folder)
+
+
+def test_curves_pass_over_what_is_no_number(tmp_path):
+    folder = fill(tmp_path)
+    lines = [{"step": "one", "loss": 1}, {"loss": float("nan")}, {"step": 3, "loss": True}, {"step": 4, "loss": [2]}]
+    (folder / "training").mkdir()
+    (folder / "training" / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.write_report(folder)
+    assert "<h2>Training</h2>" not in (folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("study", "field"),
+    [
+        ({}, "expected the entry 'name'"),
+        (
+            {"name": "x", "title": "X", "rows": [{"name": "a"}], "claims": []},
+            r"rows\[0\]: expected the entry 'members'",
+        ),
+        ({"name": "x", "title": "X", "rows": {}, "claims": []}, "rows: expected a list"),
+        (
+            {
+                "name": "x",
+                "title": "X",
+                "rows": [],
+                "claims": [{"text": "t", "row": "a", "against": "b", "metric": "le"}],
+            },
+            r"claims: expected rows of the study, got \['a', 'b'\]",
+        ),
+    ],
+)
+def test_a_study_of_another_shape_names_its_field(tmp_path, study, field):
+    folder = fill(tmp_path)
+    (folder / "study.json").write_text(json.dumps(study))
+    with pytest.raises(ValueError, match=field):
+        report.write_report(folder)
+
+
+def test_every_output_is_written_whole(tmp_path, monkeypatch):
+    """All that a report writes goes through the one writer that replaces a file in one step."""
+    folder = with_pictures(fill(tmp_path))
+    opened: list[Path] = []
+
+    def noted(plain):
+        def write(path: Path, *content, **more):
+            opened.append(path)
+            return plain(path, *content, **more)
+
+        return write
+
+    for name in ("write_text", "write_bytes"):
+        monkeypatch.setattr(Path, name, noted(getattr(Path, name)))
+    report.write_report(folder)
+    assert opened and all(path.name.startswith(".") for path in opened)

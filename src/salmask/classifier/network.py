@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from salmask.classifier.layers import _SHOWN, ToMap, _find, _map_rule, _timm_layers, pick_layers
-from salmask.classifier.weights import _classes_in, fit_weights, load_weights
-from salmask.files import fingerprint
+from salmask.classifier.weights import _classes_in, fingerprint, fit_weights, load_weights
 from salmask.types import Features, Images, Logits
 
 __all__ = ["Classifier"]

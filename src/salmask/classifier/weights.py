@@ -1,5 +1,6 @@
 """Reading weights into a network."""
 
+import hashlib
 from pathlib import Path
 
 import timm
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["load_weights"]
+__all__ = ["fingerprint", "load_weights"]
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -57,3 +58,12 @@ def _classes_in(weights: dict[str, Tensor], name: str) -> int:
         if key in weights:
             return weights[key].shape[0]
     raise ValueError(f"the weights hold no {head}.weight, the classifying layer of {name}: is it another network?")
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return 16 hexadecimal digits of a hash of all weights and statistics of a network."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

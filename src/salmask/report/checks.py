@@ -7,7 +7,6 @@ Read from checks.json, one row an explainer, check, step and similarity, with on
                                                   or, as the yardstick, on "another picture"
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,15 @@ from scipy import stats
 from salmask.report.charts import steps_chart
 from salmask.report.tables import number, spread
 from salmask.rows import statistics
+from salmask.rows.read import file_name
+from salmask.rows.schema import NUMBER, read_json
 from salmask.rows.statistics import Interval
 
 __all__ = ["Checks", "ChecksPart", "checks_part", "read_checks"]
 
 FILE, STRIPS = "checks.json", "checks"
 NAMES = {"spearman": "Spearman", "spearman_off_half": "Spearman of abs(0.5 − m)", "hog": "HOG", "ssim": "SSIM"}
+_SHAPE = {"rows": [{"explainer": str, "check": str, "step": str, "similarity": str, "values": [NUMBER]}]}
 _MAPS, _OTHER = "maps", ", another picture"
 _MAIN = "spearman"
 
@@ -71,14 +73,11 @@ def read_checks(folder: Path) -> Checks | None:
     path = Path(folder) / FILE
     if not path.is_file():
         return None
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        values = {
-            (row["explainer"], row["check"], row["step"], row["similarity"]): np.array(row["values"], dtype=np.float64)
-            for row in rows
-        }
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: expected the checks of a study, got {error!r}: run the study again") from error
+    rows = read_json(path, _SHAPE, remedy="run the study again")["rows"]
+    values = {
+        (row["explainer"], row["check"], row["step"], row["similarity"]): np.array(row["values"], dtype=np.float64)
+        for row in rows
+    }
     return Checks(values, sorted((Path(folder) / STRIPS).glob("*.png")))
 
 
@@ -106,7 +105,8 @@ def checks_part(checks: Checks) -> ChecksPart:
         for step in checks.steps(explainer, check)
         if not step.endswith(_OTHER)
     ]
-    strips = [(_caption(path.stem), path) for path in checks.strips]
+    names = {file_name(explainer): explainer for explainer, _ in asked}
+    strips = [(_caption(path.stem, names), path) for path in checks.strips]
     return ChecksPart([NAMES[name] for name in columns], cells, findings, _figures(checks, columns), strips)
 
 
@@ -166,10 +166,11 @@ def _related(checks: Checks, explainer: str, step: str) -> str:
     return text
 
 
-def _caption(stem: str) -> str:
-    """Return "a, masker, cascading" of "a__masker_cascading"."""
+def _caption(stem: str, names: Mapping[str, str]) -> str:
+    """Return "a/b, masker, cascading" of "a__b__masker_cascading"; names: file name -> explainer."""
     explainer, _, check = stem.rpartition("__")
-    return f"{explainer.replace('__', '/')}, {check.replace('_', ', ')}: maps from the untouched to the last module"
+    shown = names.get(explainer, explainer)
+    return f"{shown}, {check.replace('_', ', ')}: maps from the untouched to the last module"
 
 
 def _row(explainer: str) -> str:

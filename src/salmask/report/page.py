@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from markupsafe import Markup
 from numpy import ndarray
 from PIL import Image
 
+from salmask.files import replace_file
 from salmask.report import charts
 from salmask.report.checks import ChecksPart, read_checks
 from salmask.report.sentences import describe, p_text
-from salmask.report.sheet import MAP_KEPT_REMOVED, picture_sheet
+from salmask.report.sheet import MAP_KEPT_REMOVED, panels_of, picture_sheet, read_picture
 from salmask.report.study import STRIP, StudyPart, picture_strip, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
 from salmask.rows import statistics
-from salmask.rows.read import FAILURES, file_name, read_counts, read_lines, read_meta, read_rows, write_json
+from salmask.rows.read import file_name, read_counts, read_failures, read_lines, read_meta, read_rows, write_json
 from salmask.rows.statistics import Interval
 
 __all__ = ["add_training", "write_markdown_table", "write_report"]
@@ -47,7 +49,7 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     rows, meta = read_rows(folder), read_meta(folder)
     counts = read_counts(folder)
     summary = summarize(rows, counts, meta)
-    failures = [line for _, _, line in read_lines(folder / FAILURES)] if (folder / FAILURES).exists() else []
+    failures = read_failures(folder)
     write_json(folder / "summary.json", summary.as_dict())
     write_json(folder / "differences.json", _differences(summary))
     _write_agreement(folder, summary)
@@ -57,15 +59,13 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     if part is not None:
         _write_study(folder, part)
         if (sheet := picture_strip(folder, study or {})) is not None:
-            sheet.save(folder / STRIP, quality=88)
+            replace_file(folder / STRIP, partial(sheet.save, quality=88))
         title = title or str(study["title"])  # type: ignore[index]
-    page = _page(folder, summary, meta, failures, title or "Which pixels decide", part)
-    draft = folder / "index.html.part"
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(folder / "index.html")
+    page = _page(folder, summary, meta, failures, title or "Which pixels decide", rows.ids, part)
+    _write_text(folder / "index.html", page)
     pictures = _pictures(folder, list(summary.intervals))
     if part is None and (sheet := picture_sheet(pictures, count=6, side=96, panels=MAP_KEPT_REMOVED)) is not None:
-        sheet.save(folder / "grid.jpg", quality=85)
+        replace_file(folder / "grid.jpg", partial(sheet.save, quality=85))
     return summary.as_dict()
 
 
@@ -84,7 +84,7 @@ def add_training(folder: Path, name: str, metrics: Path) -> None:
     if not metrics.is_file():
         raise ValueError(f"expected the training metrics of {name} at {metrics}, found none: name the run's folder")
     (Path(folder) / "training").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(metrics, Path(folder) / "training" / f"{file_name(name)}.jsonl")
+    replace_file(Path(folder) / "training" / f"{file_name(name)}.jsonl", lambda draft: shutil.copyfile(metrics, draft))
 
 
 def _write_table(folder: Path, summary: Summary, metrics: Sequence[str] | None = None) -> Path:
@@ -94,7 +94,11 @@ def _write_table(folder: Path, summary: Summary, metrics: Sequence[str] | None =
     text += f"\nMeans over {summary.images} images with 95 % bootstrap intervals. Bold: best. °: not told from it"
     text += " (paired sign-flip test on images, Holm-corrected, 5 %).\n"
     path = folder / "table.md"
-    path.write_text(text, encoding="utf-8")
+    return _write_text(path, text)
+
+
+def _write_text(path: Path, text: str) -> Path:
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -121,6 +125,7 @@ def _page(
     meta: Mapping[str, Any],
     failures: Sequence[Mapping[str, Any]],
     title: str,
+    ids: Sequence[str],
     study: StudyPart | None = None,
 ) -> str:
     environment = Environment(
@@ -131,7 +136,7 @@ def _page(
         lstrip_blocks=True,
     )
     agreed = _agreement(summary)
-    grid = _grid(folder, list(summary.intervals), failures)
+    grid = _grid(folder, list(summary.intervals), failures, {file_name(image): image for image in ids})
     return environment.get_template("report.html.j2").render(
         title=title,
         about=_about(meta, summary),
@@ -146,7 +151,7 @@ def _page(
         cell=_CELL,
         cost=_cost(summary),
         agreement=None if agreed is None else _figure(charts.agreement_chart(*agreed)),
-        training=_training(folder / "training"),
+        training=_training(folder / "training", {file_name(name): name for name in summary.intervals}),
         failures=failures,
         degenerate=_degenerate(summary),
         explainers=_settings(meta, summary),
@@ -158,11 +163,9 @@ def _page(
 
 def _write_study(folder: Path, part: StudyPart) -> None:
     """Write study.md and the study's figures as files."""
-    draft = folder / "study.md.part"
-    draft.write_text(part.markdown(), encoding="utf-8")
-    draft.replace(folder / "study.md")
-    for place, (_, figure) in enumerate(part.figures):
-        (folder / f"figure_{place + 1}.png").write_bytes(charts.png(figure))
+    _write_text(folder / "study.md", part.markdown())
+    for place, (_, figure) in enumerate(part.figures, start=1):
+        replace_file(folder / f"figure_{place}.png", partial(Path.write_bytes, data=charts.png(figure)))
 
 
 def _study(part: StudyPart) -> dict[str, Any]:
@@ -344,8 +347,10 @@ def _controls(meta: Mapping[str, Any], summary: Summary) -> list[str]:
     return [name for name in summary.intervals if told.get(name, {}).get("kind") in _CONTROLS]
 
 
-def _grid(folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the picture grid: rows are images, columns explainers; every strip embedded once."""
+def _grid(
+    folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the picture grid: rows are images, columns explainers; every strip embedded once. names: of the files."""
     files = _pictures(folder, explainers)
     shown = list(files)
     failed = {(one.get("explainer"), file_name(str(one.get("image")))) for one in failures}
@@ -362,7 +367,7 @@ def _grid(folder: Path, explainers: Sequence[str], failures: Sequence[Mapping[st
             }
             for name in shown
         ]
-        rows.append({"image": image.replace("__", "/"), "data": _embed(first[0]), "cells": cells})
+        rows.append({"image": names.get(image, image), "data": _embed(first[0]), "cells": cells})
     return {"explainers": shown, "rows": rows}
 
 
@@ -374,26 +379,20 @@ def _pictures(folder: Path, explainers: Sequence[str]) -> dict[str, dict[str, Pa
 
 def _strip(path: Path) -> tuple[Image.Image, Image.Image]:
     """Return the image, and overlay | kept | removed, as small pictures. Errors: ValueError for a broken file."""
-    try:
-        with Image.open(path) as file:
-            whole = file.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}): delete it or evaluate again") from error
-    side, height = whole.width // 4, whole.height
+    panels = panels_of(path)
+    side, height = panels[0].size
     scale = min(1.0, _CELL * 1.25 / side)  # a little more than shown, for dense screens
     size = max(1, round(side * scale)), max(1, round(height * scale))
-    image = whole.crop((0, 0, side, height)).resize(size, Image.Resampling.LANCZOS)
-    rest = whole.crop((side, 0, 4 * side, height)).resize((3 * size[0], size[1]), Image.Resampling.LANCZOS)
-    return image, rest
+    rest = Image.new("RGB", (3 * side, height))
+    for place, panel in enumerate(panels[1:]):
+        rest.paste(panel, (place * side, 0))
+    lanczos = Image.Resampling.LANCZOS
+    return panels[0].resize(size, lanczos), rest.resize((3 * size[0], size[1]), lanczos)
 
 
 def _whole(path: Path) -> str:
     """Return a picture as it is, embedded. Errors: ValueError for a broken file."""
-    try:
-        with Image.open(path) as file:
-            return _embed(file.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}): run the study again") from error
+    return _embed(read_picture(path))
 
 
 def _embed(image: Image.Image) -> str:
@@ -402,24 +401,24 @@ def _embed(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _training(folder: Path) -> Markup | None:
-    """Return the training curves of training/<run>.jsonl: lines {"step": ..., name: value}."""
+def _training(folder: Path, names: Mapping[str, str]) -> Markup | None:
+    """Return the training curves of training/<run>.jsonl: lines {"step": ..., name: value}. names: of the files."""
     runs = {}
     for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
         lines = [line for _, _, line in read_lines(path)]
         if curves := _curves(lines):
-            runs[path.stem.replace("__", "/")] = curves
+            runs[names.get(path.stem, path.stem)] = curves
     return _figure(charts.curves_chart(runs)) if runs else None
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[ndarray, ndarray]]:
-    """Return name -> (steps, values), thinned by means of equal stretches."""
+    """Return name -> (steps, values), thinned by means of equal stretches; what is no finite number is passed over."""
     found: dict[str, list[tuple[float, float]]] = {}
     for place, line in enumerate(lines):
+        step = line.get("step")
         for name, value in line.items():
-            plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if plain and name not in _SKIPPED:
-                found.setdefault(name, []).append((float(line.get("step", place)), float(value)))
+            if name not in _SKIPPED and _plain(value):
+                found.setdefault(name, []).append((float(step or 0) if _plain(step) else place, float(value)))
     curves = {}
     for name, pairs in found.items():
         if len(pairs) > 1:
@@ -427,6 +426,10 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[ndarray, ndar
             means = np.array([stretch.mean(0) for stretch in stretches])
             curves[name] = (means[:, 0], means[:, 1])
     return curves
+
+
+def _plain(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _figure(figure: Any) -> Markup:

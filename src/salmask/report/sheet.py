@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["MAP_ALONE", "MAP_KEPT_REMOVED", "picture_sheet"]
+__all__ = ["MAP_ALONE", "MAP_KEPT_REMOVED", "panels_of", "picture_sheet", "read_picture"]
 
 _GAP = 4  # pixels between two panels
 _NAMES = ("image", "map", "kept", "removed")
@@ -52,8 +52,26 @@ def picture_sheet(
     return sheet
 
 
+def read_picture(path: Path) -> Image.Image:
+    """Return a picture of a report. Errors: ValueError for a broken file."""
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error}): delete it or evaluate again") from error
+
+
+def panels_of(path: Path) -> list[Image.Image]:
+    """Return image, map, kept and removed picture of a strip. Errors: ValueError for a file that is no strip."""
+    strip = read_picture(path)
+    if strip.width < 4 or strip.width % 4:
+        raise ValueError(
+            f"{path}: expected four panels of equal width side by side (image, map, kept, removed), got a picture "
+            f"{strip.width} wide and {strip.height} high: delete it or evaluate again"
+        )
+    width = strip.width // 4
+    return [strip.crop((i * width, 0, (i + 1) * width, strip.height)) for i in range(4)]
+
+
 def _panel(file: Path, panel: int, side: int) -> Image.Image:
-    with Image.open(file) as strip:
-        width = strip.width // 4
-        cut = strip.convert("RGB").crop((panel * width, 0, (panel + 1) * width, strip.height))
-    return cut.resize((side, side), Image.Resampling.LANCZOS)
+    return panels_of(file)[panel].resize((side, side), Image.Resampling.LANCZOS)

@@ -21,11 +21,20 @@ from salmask.report.sheet import MAP_ALONE, picture_sheet
 from salmask.report.tables import Summary, number, spread, table
 from salmask.rows import statistics
 from salmask.rows.read import Rows, file_name
+from salmask.rows.schema import ANYTHING, NUMBER, read_json
 from salmask.rows.statistics import Interval
 
 __all__ = ["STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
 
 FILE, STRIP = "study.json", "strip.jpg"
+_SHAPE = {
+    "name": str,
+    "title": str,
+    "rows": [{"name": str, "members": [str], "variant?": ANYTHING, "place?": NUMBER, "line?": (str, type(None))}],
+    "claims": [{"text": str, "row": str, "against": str, "metric": str}],
+    "tuning?": {str: [{"variant": {str: ANYTHING}, "le": NUMBER}]},
+    "failed?": {str: str},
+}
 COLUMNS = ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "acc_whole", "acc_kept", "acc_removed")
 RELEASED = ":as_released"  # what the name of a metric ends in where the released protocol was asked for
 _OVER = "over trainings where there are several, else over images"
@@ -62,13 +71,12 @@ def read_study(folder: Path) -> dict[str, Any] | None:
     path = Path(folder) / FILE
     if not path.is_file():
         return None
-    try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-        if not all(key in study for key in ("name", "rows", "claims")):
-            raise ValueError("name, rows or claims are missing")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected the description of a study, got {error}: run the study again") from error
-    return study  # type: ignore[no-any-return]
+    study: dict[str, Any] = read_json(path, _SHAPE, remedy="run the study again")
+    rows = {row["name"] for row in study["rows"]}
+    for claim in study["claims"]:
+        if absent := {claim["row"], claim["against"]} - rows:
+            raise ValueError(f"{path}, claims: expected rows of the study, got {sorted(absent)}: run the study again")
+    return study
 
 
 def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary, checks: Checks | None = None) -> StudyPart:

@@ -10,8 +10,10 @@ Read here, appended by `writer`. Needs numpy alone.
 """
 
 import gzip
+import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
+
+from salmask.files import replace_file
+from salmask.rows.schema import ANYTHING, NUMBER, check_shape, read_json
 
 __all__ = [
     "COUNTS",
@@ -32,6 +37,7 @@ __all__ = [
     "file_name",
     "parse_row",
     "read_counts",
+    "read_failures",
     "read_lines",
     "read_meta",
     "read_rows",
@@ -40,19 +46,43 @@ __all__ = [
 
 ROWS, META, FAILURES, COUNTS = "rows.jsonl", "meta.json", "failures.jsonl", "counts"
 PACKED = ROWS + ".gz"
+_LONGEST = 120  # characters of a file name, before what is added to it
+_AGAIN = "evaluate again"
+_META_SHAPE = {
+    "explainers?": {str: {"kind?": str, "settings?": ANYTHING, "truth?": bool}},
+    "metrics?": {
+        str: {
+            "direction?": str,
+            "protocol?": {str: ANYTHING},
+            "source?": str,
+            "range?": [(*NUMBER, str)],  # "inf" in files of earlier versions
+        }
+    },
+    "left_out?": {str: str},
+    "notes?": [str],
+    "command?": (str, type(None)),
+}
+_FAILURE_SHAPE = {"image": str, "explainer": str, "error": str}
 _MADE_AT = {"command", "version", "notes", "left_out"}  # may differ between the runs that fill one folder
 
 
 def file_name(name: str) -> str:
-    """Return a name of an image or explainer as one file name: `a/b.jpg` -> `a__b.jpg`."""
-    return name.replace("/", "__").replace("\\", "__")
+    """Return a name of an image, explainer or metric as one file name that every system takes: `[A-Za-z0-9._=-]` only.
+
+    `a/b.jpg` -> `a__b.jpg`. Where something is lost (`pxap:boxes`, blanks, a name that holds `__` itself, a very long
+    one) eight digits of the name's hash follow, so that two names are two files.
+    """
+    folded = re.sub(r"[^A-Za-z0-9._=-]+", "_", name.replace("\\", "/").replace("/", "__"))[:_LONGEST]
+    folded = f"_{folded}" if folded[:1] in (".", "") else folded  # neither hidden, nor this folder or the one above
+    if folded.replace("__", "/") == name:
+        return folded
+    return f"{folded}-{hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=4).hexdigest()}"
 
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -73,7 +103,7 @@ def _parse(path: Path, before: int, chunk: Sequence[bytes]) -> list[dict[str, An
     """Return the objects of some lines, parsed as one list: several times as fast as one by one."""
     try:
         values = json.loads(b"[" + b",".join(chunk) + b"]")
-    except ValueError:
+    except (ValueError, RecursionError):
         values = []
     if len(values) == len(chunk) and all(type(value) is dict for value in values) and chunk[-1].endswith(b"\n"):
         return values
@@ -83,7 +113,7 @@ def _parse(path: Path, before: int, chunk: Sequence[bytes]) -> list[dict[str, An
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or not line.endswith(b"\n"):
         raise ValueError(
@@ -95,32 +125,41 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def parse_row(path: Path, number: int, line: Mapping[str, Any]) -> tuple[str, str, str, float]:
     """Return (explainer, image, metric, value), null as NaN. Errors: ValueError naming file and line."""
-    try:
-        value = line["value"]
-        return (
-            str(line["explainer"]),
-            str(line["image"]),
-            str(line["metric"]),
-            math.nan if value is None else float(value),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+    value = line.get("value", "")
+    names = line.get("explainer"), line.get("image"), line.get("metric")
+    if value is None and all(type(name) is str for name in names):
+        return (*names, math.nan)  # type: ignore[return-value]
+    if type(value) not in (int, float) or not all(type(name) is str for name in names) or not _finite(value):
         raise ValueError(
-            f"{path}, line {number}: expected image, explainer, metric and a number or null as value, "
-            f"got {dict(line)}: delete the line, or evaluate again"
-        ) from error
+            f"{path}, line {number}: expected image, explainer, metric and a finite number or null as value, "
+            f"got {str(dict(line))[:120]}: delete the line, or evaluate again"
+        )
+    return (*names, float(value))  # type: ignore[return-value]
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float can hold
+        return False
+
+
+def read_failures(folder: Path) -> list[dict[str, str]]:
+    """Return the entries of failures.jsonl; none where there is no file. Errors: ValueError naming file and line."""
+    path = folder / FAILURES
+    entries = []
+    for number, _, line in read_lines(path) if path.exists() else ():
+        check_shape(f"{path}, line {number}", line, _FAILURE_SHAPE, remedy="delete the line")
+        entries.append(line)
+    return entries
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Return meta.json; empty where there is none. Errors: ValueError for a file that is no JSON object."""
+    """Return meta.json; empty where there is none. Errors: ValueError naming a field that is not what it should be."""
     path = folder / META
     if not path.exists():
         return {}
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON object, got {error}: evaluate again") from error
-    if not isinstance(meta, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(meta).__name__}: evaluate again")
+    meta: dict[str, Any] = read_json(path, _META_SHAPE, remedy=_AGAIN)
     return meta
 
 
@@ -214,10 +253,12 @@ def read_counts(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     for path in sorted((folder / COUNTS).glob("*/*.npz")):
         try:
             with np.load(path, allow_pickle=False) as file:
-                entry = {"ids": file["ids"].tolist(), "score": float(file["score"])}
-                entry["replicates"] = np.asarray(file["replicates"])
+                ids, replicates = file["ids"], np.asarray(file["replicates"], dtype=np.float64)
+                entry = {"ids": [str(one) for one in ids.tolist()], "score": float(file["score"])}
                 names = str(file["explainer"]), str(file["metric"])
+            if ids.ndim != 1 or replicates.ndim != 1 or not len(replicates):
+                raise ValueError(f"ids are {ids.shape} and replicates {replicates.shape}, each must be a list")
         except Exception as error:  # zip, key and value errors alike mean: not one of our files
             raise ValueError(f"{path}: cannot be read as counts ({error}): evaluate again") from error
-        tables.setdefault(names[0], {})[names[1]] = entry
+        tables.setdefault(names[0], {})[names[1]] = entry | {"replicates": replicates}
     return tables

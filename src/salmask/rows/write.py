@@ -9,8 +9,10 @@ rows they belong to; at the end they become .npz files, with their bootstrap rep
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +20,14 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from salmask.rows.read import COUNTS, FAILURES, PACKED, ROWS, file_name, parse_row, read_lines
+from salmask.files import replace_file
+from salmask.rows.read import COUNTS, FAILURES, PACKED, ROWS, file_name, parse_row, read_failures, read_lines
+from salmask.rows.schema import check_shape
 from salmask.rows.statistics import count_replicates
 
 __all__ = ["Failures", "Writer"]
+
+_HEADER_SHAPE = {"shape": [int], "dtype": str, "explainer": str, "metric": str}
 
 
 class Failures:
@@ -32,9 +38,9 @@ class Failures:
         self.path.touch()
         _cut_partial_line(self.path)
         again = set(explainers)
-        kept = [line for _, _, line in read_lines(self.path) if line.get("explainer") not in again]
+        kept = [line for line in read_failures(folder) if line["explainer"] not in again]
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        self.path.write_text(lines, encoding="utf-8")
+        replace_file(self.path, lambda draft: draft.write_text(lines, encoding="utf-8"))
 
     def add(self, explainer: str, image: str, error: Exception) -> None:
         """Record that an explainer failed on an image."""
@@ -70,6 +76,9 @@ class Writer:
         _cut_partial_line(path)
         os.truncate(path, _complete_blocks(path, set(self.metrics), self.done))
         self._finished = {name: set(images) for name, images in self.done.items()}
+        kept = {self._journal(explainer, metric) for explainer in self.done for metric in self.computes}
+        for journal in {*(self.folder / COUNTS).glob("*/*.journal")} - kept:
+            journal.unlink()  # killed between its first counts and their rows: they will be counted again
         for explainer in self.done:
             for metric in self.computes:
                 _reopen(self._journal(explainer, metric), len(self.done[explainer]))
@@ -111,10 +120,11 @@ class Writer:
             path = self._journal(explainer, metric)
             path.parent.mkdir(parents=True, exist_ok=True)
             stack = np.stack(records)
+            if not path.exists():
+                replace_file(path, partial(Path.write_bytes, data=_header(stack, explainer, metric)))
+            kind = _about(path)["dtype"]  # that of the records before, where an earlier version counted in another
             with path.open("ab") as file:
-                if not file.tell():
-                    file.write(_header(stack, explainer, metric))
-                file.write(np.ascontiguousarray(stack).tobytes())
+                file.write(np.ascontiguousarray(stack, dtype=kind).tobytes())
         self._counts = {}
         if self._rows:
             with (self.folder / ROWS).open("ab") as file:
@@ -186,30 +196,37 @@ def _header(stack: ndarray, explainer: str, metric: str) -> bytes:
     return (json.dumps(about) + "\n").encode()
 
 
-def _records(path: Path, images: int) -> tuple[dict[str, Any], ndarray]:
-    """Return the header of a journal and its first records, mapped, not read."""
-    with path.open("rb") as file:
+def _about(journal: Path) -> dict[str, Any]:
+    """Return the header of a journal. Errors: ValueError for a file of another kind."""
+    with journal.open("rb") as file:
         about = json.loads(file.readline())
+    check_shape(str(journal), about, _HEADER_SHAPE, remedy="delete this --out")
+    return {**about, "dtype": np.dtype(about["dtype"])}
+
+
+def _records(journal: Path, images: int) -> tuple[dict[str, Any], ndarray]:
+    """Return the header of a journal and its first records, mapped, not read."""
+    about = _about(journal)
+    with journal.open("rb") as file:
+        file.readline()
         start = file.tell()
-    shape = (images, *about["shape"])
-    return about, np.memmap(path, dtype=np.dtype(about["dtype"]), mode="r", offset=start, shape=shape)
+    return about, np.memmap(journal, dtype=about["dtype"], mode="r", offset=start, shape=(images, *about["shape"]))
 
 
 def _reopen(journal: Path, images: int) -> None:
     """Make the journal hold exactly the records of the complete blocks, from the .npz file if need be."""
-    finished = journal.with_suffix(".npz")
-    if not journal.exists() and finished.exists():
-        with np.load(finished, allow_pickle=False) as file:
-            counts = file["counts"]
-            header = _header(counts, str(file["explainer"]), str(file["metric"]))
-        draft = journal.with_name(journal.name + ".part")
-        draft.write_bytes(header + np.ascontiguousarray(counts).tobytes())
-        draft.replace(journal)
+    finished = journal.with_name(f"{journal.stem}.npz")
     try:
+        if not journal.exists() and finished.exists():
+            with np.load(finished, allow_pickle=False) as file:
+                counts = file["counts"]
+                header = _header(counts, str(file["explainer"]), str(file["metric"]))
+            content = header + np.ascontiguousarray(counts).tobytes()
+            replace_file(journal, lambda draft: draft.write_bytes(content))
         _, records = _records(journal, images)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{journal}: expected counts of {images} images, as rows.jsonl has; delete this --out"
+            f"{journal}: expected counts of {images} images, as rows.jsonl has ({error}); delete this --out"
         ) from error
     size = records.nbytes + records.offset  # type: ignore[attr-defined]
     del records
@@ -221,16 +238,14 @@ def _close(journal: Path, ids: Sequence[str], compute: Callable[[ndarray], float
     order = np.argsort(np.asarray(ids), kind="stable")  # resumed or not, the same file comes out
     ordered = np.asarray(counts)[order]
     score, replicates = count_replicates(ordered, compute)
-    draft = journal.with_suffix(".part.npz")
-    np.savez_compressed(
-        draft,
-        ids=np.asarray(ids)[order],
-        counts=ordered,
-        score=score,
-        replicates=replicates,
-        explainer=about["explainer"],
-        metric=about["metric"],
-    )
+    content = {
+        "ids": np.asarray(ids)[order],
+        "counts": ordered,
+        "score": score,
+        "replicates": replicates,
+        "explainer": about["explainer"],
+        "metric": about["metric"],
+    }
     del counts
-    draft.replace(journal.with_suffix(".npz"))
+    replace_file(journal.with_name(f"{journal.stem}.npz"), lambda draft: np.savez_compressed(draft, **content))
     journal.unlink()
