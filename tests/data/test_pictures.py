@@ -271,7 +271,9 @@ def test_a_large_picture_is_refused_by_its_header_and_never_called_broken(
 
 
 def test_small_limits_hold_for_tiff_too(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9, 5), np.uint16), photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((8, 9, 5), np.uint16), photometric="minisblack", planarconfig="contig"
+    )
     with pytest.raises(TooLargeError, match="9x8"):
         Reader(max_pixels=71)(tmp_path / "a.tif")
 
@@ -299,5 +301,6 @@ def test_the_reader_of_a_data_set_is_the_one_given(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     Image.new("RGB", (4, 4), (200, 100, 50)).save(folder / "x.png")
     assert torch.equal(
-        open_data(str(tmp_path), "train", read=Reader(channels=1))[0].image, torch.full((1, 4, 4), 124, dtype=torch.uint8)
+        open_data(str(tmp_path), "train", read=Reader(channels=1))[0].image,
+        torch.full((1, 4, 4), 124, dtype=torch.uint8),
     )

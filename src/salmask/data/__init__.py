@@ -7,18 +7,8 @@ The parts: `samples` (a sample, a batch, the transforms), `readers` (folders), `
 `batches` (streams and subsets).
 """
 
-from salmask.data.layouts import ILSVRC, OxfordPets, absolute, has_split, ilsvrc_boxes, open_data
-from salmask.data.streams import (
-    Cached,
-    View,
-    cached,
-    evaluation_batches,
-    shuffled_labels,
-    split_off,
-    subset,
-    training_batches,
-)
 from salmask.data.folders import ImageFolder, boxes_in, read_boxes
+from salmask.data.layouts import ILSVRC, OxfordPets, absolute, has_split, ilsvrc_boxes, open_data
 from salmask.data.pictures import Reader, TooLargeError, read_image, read_pixels
 from salmask.data.sample import (
     Batch,
@@ -32,6 +22,16 @@ from salmask.data.sample import (
     collate,
     move,
     no_boxes,
+)
+from salmask.data.streams import (
+    Cached,
+    View,
+    cached,
+    evaluation_batches,
+    shuffled_labels,
+    split_off,
+    subset,
+    training_batches,
 )
 
 __all__ = [

@@ -51,7 +51,8 @@ def open_data(
 
     A plain DIR is Oxford-IIIT Pet if oxford-iiit-pet lies in it, ILSVRC if Annotations does and no box table,
     else `ImageFolder`; folder:DIR is that in any case.
-    download: fetch Oxford-IIIT Pet where it is not there. read: decodes a file, see `pictures.Reader`. Errors: as the readers; ValueError for another download.
+    download: fetch Oxford-IIIT Pet where it is not there. read: decodes a file, see `pictures.Reader`.
+    Errors: as the readers; ValueError for another download.
     """
     layout, root = _layout(spec)
     if layout == "pets":

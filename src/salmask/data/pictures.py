@@ -57,10 +57,12 @@ TRIMAP: Mapping[int, int] = {2: 0, 1: 1, 3: IGNORED}
 MAX_PIXELS = 178_956_970  # where Pillow, too, suspects a file that is made to fill the memory
 ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
 DEPTHS = (8, 10, 12, 14, 16)
-_ALWAYS = ".bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split()
+_ALWAYS = [".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
 _WITH_PILLOW = {".avif": "avif", ".jp2": "jpg_2000"}
 _WITH_EXTRA = {".heic": ("heic", "pillow_heif"), ".heif": ("heic", "pillow_heif"), ".dcm": ("dicom", "pydicom")}
-_BESIDE_PICTURES = frozenset(".csv .db .html .ini .json .jsonl .md .npy .npz .tsv .txt .xml .yaml .yml".split())
+_BESIDE_PICTURES = frozenset(
+    [".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".npy", ".npz", ".tsv", ".txt", ".xml", ".yaml", ".yml"]
+)
 
 
 class TooLargeError(ValueError):
@@ -119,8 +121,8 @@ class Reader:
             raise ValueError(f"{path} cannot be decoded as it is: {error}") from error
         except Exception as error:  # decoders raise whatever a broken byte leads them to, MemoryError included
             raise ValueError(
-                f"{path} cannot be decoded ({error or type(error).__name__}): repair or remove the file, or leave broken "
-                "files out (skip_broken, --skip-broken)"
+                f"{path} cannot be decoded ({error or type(error).__name__}): repair or remove the file, or leave "
+                "broken files out (skip_broken, --skip-broken)"
             ) from error
         return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 
@@ -154,8 +156,8 @@ class Reader:
             return raster.chosen((0, 0, 0))
         if raster.colour and count > 3 and self.channels == 3:
             warnings.warn(
-                f"of pictures with red, green, blue and {count - 3} more bands that are no transparency, the first three "
-                "are read: name others with --bands",
+                f"of pictures with red, green, blue and {count - 3} more bands that are no transparency, the first "
+                "three are read: name others with --bands",
                 stacklevel=_OUTSIDE,
             )
             return raster.chosen((0, 1, 2))
@@ -201,8 +203,8 @@ class Reader:
         bits = next(bits for bits in DEPTHS if highest < 2**bits)
         if bits < 16 and highest:
             warnings.warn(
-                f"16-bit pictures whose highest value is below {2**bits} are read as {bits} bits, black to white: say how "
-                "many they use with --depth (depth=...), so that all are read alike",
+                f"16-bit pictures whose highest value is below {2**bits} are read as {bits} bits, black to white: say "
+                "how many they use with --depth (depth=...), so that all are read alike",
                 stacklevel=_OUTSIDE,
             )
         return bits
@@ -350,7 +352,7 @@ def _register_heif(path: Path) -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError as error:
-        raise UnclearError(f"it needs pillow-heif: pip install 'salmask[heic]'") from error
+        raise UnclearError("it needs pillow-heif: pip install 'salmask[heic]'") from error
     register_heif_opener()
 
 

@@ -13,7 +13,18 @@ import cv2
 import numpy as np
 import tifffile
 
-__all__ = ["Raster", "UnclearError", "dicom_size", "is_dicom", "is_tiff", "read_dicom", "read_png_colour", "read_tiff", "tiff_size", "upright"]
+__all__ = [
+    "Raster",
+    "UnclearError",
+    "dicom_size",
+    "is_dicom",
+    "is_tiff",
+    "read_dicom",
+    "read_png_colour",
+    "read_tiff",
+    "tiff_size",
+    "upright",
+]
 
 _RGB, _MIN_IS_BLACK, _MIN_IS_WHITE = 2, 1, 0
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
@@ -102,7 +113,7 @@ def upright(array: np.ndarray, turn: int) -> np.ndarray:
 
 
 def _for_pillow(page: Any) -> bool:
-    """Return whether a page has nothing that Pillow loses: 8 bits and no band beyond its colours, or 16 bits of grey."""
+    """Return whether a page has nothing that Pillow loses: 8 bits and no band beyond its colours, or 16-bit grey."""
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     unsigned = page.sampleformat == 1
     if page.photometric not in (_RGB, _MIN_IS_BLACK, _MIN_IS_WHITE):
@@ -215,5 +226,5 @@ def _dicom(path: Path, *, pixels: bool) -> Any:
     try:
         from pydicom import dcmread
     except ImportError as error:
-        raise UnclearError(f"it needs pydicom: pip install 'salmask[dicom]'") from error
+        raise UnclearError("it needs pydicom: pip install 'salmask[dicom]'") from error
     return dcmread(path, stop_before_pixels=not pixels)

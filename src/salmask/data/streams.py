@@ -7,8 +7,7 @@ augmentation of an image is drawn from a generator keyed by (seed, pass, index).
 batch k, or runs with other workers, reads the bits that the uninterrupted run would have read.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,17 +16,21 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_boxes, pack, unpack
-
-from collections.abc import Callable
-from collections.abc import Iterable
 from salmask.draws import drawing
-from typing import Any
-import numpy as np
-__all__ = ["Cached", "View", "cached", "evaluation_batches", "shuffled_labels", "split_off", "spread", "subset", "training_batches"]
+
+__all__ = [
+    "Cached",
+    "View",
+    "cached",
+    "evaluation_batches",
+    "shuffled_labels",
+    "split_off",
+    "spread",
+    "subset",
+    "training_batches",
+]
 
 GIB = 2**30
-
-
 
 
 def training_batches(
