@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from salmask.cli.console import progress_bar, say
 from salmask.cli.options import Data, Precision
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Classifier"]
 

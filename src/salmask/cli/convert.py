@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
 from salmask.cli.console import say, typed_command, version
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Convert"]
 

@@ -2,12 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from salmask.cli.console import print_table, progress_bar, say
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Demo"]
 
