@@ -47,7 +47,7 @@ from salmask.classifier.network import Classifier
 from salmask.data import read_image
 from salmask.data.sample import Sample, collate, no_boxes
 from salmask.explain import EXPLAINERS
-from salmask.training.run import View
+from salmask.training.run import Sight
 
 TARGETS = {
     "gradcam": 1.0,
@@ -85,7 +85,7 @@ def read(folder: Path, count: int, size: int) -> Tensor:
     """Return the first pictures of as many subfolders, cut to a square."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [min(path for path in one.iterdir() if path.is_file()) for one in classes[:: len(classes) // count][:count]]
-    see = View(size, interpolation="bicubic").transform()
+    see = Sight(size, interpolation="bicubic").transform()
     samples = [Sample(id=file.name, image=read_image(file), target=0, boxes=no_boxes(), pixels=None) for file in files]
     return collate([see(sample) for sample in samples]).images
 

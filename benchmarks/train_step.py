@@ -21,7 +21,8 @@ from salmask.classifier import Classifier
 from salmask.data import Batch, no_boxes
 from salmask.masker import Masker
 from salmask.training.recipes import RECIPES
-from salmask.training.train import Settings, train
+from salmask.training.settings import Settings
+from salmask.training.train import train
 
 TARGET = 1.15
 

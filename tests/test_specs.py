@@ -21,7 +21,7 @@ from salmask.masking import Bank, Blur, MeanColour
 from salmask.metrics import METRICS
 from salmask.specs import load_explainer, load_metrics, load_recipe, named
 from salmask.training.recipes import RECIPES
-from salmask.training.run import Loaded, View, load_classifier, load_run, save_classifier, save_run
+from salmask.training.run import Loaded, Sight, load_classifier, load_run, save_classifier, save_run
 
 NETWORK = "test_resnet"
 COLOUR = (0.5, 0.5, 0.5)  # the mean of this network
@@ -31,7 +31,7 @@ COLOUR = (0.5, 0.5, 0.5)  # the mean of this network
 def loaded() -> Loaded:
     torch.manual_seed(0)
     classifier = Classifier.from_timm(NETWORK, pretrained=False, num_classes=3, image_size=64)
-    return Loaded(classifier, NETWORK, View(64, "squash", "bicubic"), ("ant", "bee", "cat"))
+    return Loaded(classifier, NETWORK, Sight(64, "squash", "bicubic"), ("ant", "bee", "cat"))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_what_is_given_goes_before_what_the_file_says(tmp_path, loaded) -> None:
     save_classifier(tmp_path / "w.safetensors", loaded)
     spec = f"timm:{NETWORK}@{tmp_path / 'w.safetensors'}"
     other = load_classifier(spec, image_size=96, fit="crop", interpolation="bilinear", layers=["layer2", "layer3"])
-    assert other.view == View(96, "crop", "bilinear")
+    assert other.view == Sight(96, "crop", "bilinear")
     assert other.classifier.layers == ("layer2", "layer3")
     assert load_classifier(spec, image_size=96).view == replace(loaded.view, image_size=96)
 
@@ -77,7 +77,7 @@ def test_plain_weights_take_the_network_s_own_view(tmp_path) -> None:
     save_file(timm.create_model(NETWORK, num_classes=5).state_dict(), tmp_path / "plain.safetensors")
     back = load_classifier(f"timm:{NETWORK}@{tmp_path / 'plain.safetensors'}")
     config = timm.data.resolve_model_data_config(back.classifier.network)
-    assert back.view == View(config["input_size"][-1], "crop", config["interpolation"])
+    assert back.view == Sight(config["input_size"][-1], "crop", config["interpolation"])
     assert back.classes is None and back.classifier.num_classes == 5
 
 
@@ -121,13 +121,13 @@ def test_weights_that_are_missing_or_of_another_network_are_refused(tmp_path, lo
 )
 def test_views_that_make_no_sense_are_refused(wrong, message) -> None:
     with pytest.raises(ValueError, match=message):
-        View(**{"image_size": 64, **wrong})
+        Sight(**{"image_size": 64, **wrong})
 
 
 def test_a_view_makes_the_transforms_that_it_names() -> None:
-    assert View(64, "squash", "bicubic").transform() == Squash(64, interpolation=InterpolationMode.BICUBIC)
-    assert View(64).transform() == ShortSide(64, interpolation=InterpolationMode.BILINEAR)
-    assert View(64, "squash", "bicubic").augmentation().interpolation == InterpolationMode.BICUBIC
+    assert Sight(64, "squash", "bicubic").transform() == Squash(64, interpolation=InterpolationMode.BICUBIC)
+    assert Sight(64).transform() == ShortSide(64, interpolation=InterpolationMode.BILINEAR)
+    assert Sight(64, "squash", "bicubic").augmentation().interpolation == InterpolationMode.BICUBIC
 
 
 # Runs

@@ -33,7 +33,7 @@ from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.run import (
     RUN,
     Loaded,
-    View,
+    Sight,
     load_checkpoint,
     load_classifier,
     load_run,
@@ -60,7 +60,7 @@ def named(spec: str) -> tuple[str | None, str]:
 
 
 def load_explainer(
-    name: str, *, loaded: Loaded | None, seed: int = 0, bank: Callable[[View], Tensor] | None = None
+    name: str, *, loaded: Loaded | None, seed: int = 0, bank: Callable[[Sight], Tensor] | None = None
 ) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
@@ -104,7 +104,7 @@ def load_explainer(
 
 
 def _refined(
-    title: str, options: str, *, loaded: Loaded | None, seed: int, bank: Callable[[View], Tensor] | None
+    title: str, options: str, *, loaded: Loaded | None, seed: int, bank: Callable[[Sight], Tensor] | None
 ) -> tuple[str, Explainer, Loaded]:
     found = re.search(r"(?:^|,)start=(.+)", options)
     if found is None:
@@ -121,7 +121,7 @@ def _made(
     loaded: Loaded,
     *,
     seed: int,
-    bank: Callable[[View], Tensor] | None,
+    bank: Callable[[Sight], Tensor] | None,
 ) -> Explainer:
     """Call a constructor with the settings after its name."""
     given = ({"seed": seed} if "seed" in signature(build).parameters else {}) | _options(options)
@@ -233,7 +233,7 @@ def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
 _BANK = 256  # images that fill holes
 
 
-def load_bank(dataset: Labelled, view: View) -> Tensor:
+def load_bank(dataset: Labelled, view: Sight) -> Tensor:
     """Return pictures (N, 3, H, W) that fill holes, spread over a data set, as the classifier sees them."""
     some, transform = spread(dataset, _BANK), view.transform()
     return collate([transform(some[place]) for place in range(len(some))]).images

@@ -20,7 +20,7 @@ from salmask.data import read_boxes, read_image
 from salmask.data.sample import Sample, collate, no_boxes
 from salmask.data.synthetic import write_folder
 from salmask.explain.controls import BASELINES
-from salmask.training.run import View
+from salmask.training.run import Sight
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def refused(capsys, arguments: list[object], *words: str) -> str:
 # Help
 
 
-@pytest.mark.parametrize("command", [one.__name__.lower() for one in COMMANDS])
+@pytest.mark.parametrize("command", [*COMMANDS])
 def test_every_command_has_a_help_with_its_options(command, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -184,7 +184,7 @@ def test_explain_shows_pictures_to_the_classifier_as_it_is_told(how, demo, pictu
     for fit, interpolation in (("crop", "bilinear"), ("crop", "bicubic"), ("squash", "bicubic")):
         seen.clear()
         assert main([*arguments, "--interpolation", interpolation, "--fit", fit]) == 0
-        transform = View(48, fit, interpolation).transform()
+        transform = Sight(48, fit, interpolation).transform()
         sample = Sample(id="", image=read_image(file), target=0, boxes=no_boxes(), pixels=None)
         wanted = collate([transform(sample)]).images
         assert any(torch.equal(images, wanted) for images in seen)

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from salmask.cli.main import main
-from salmask.cli.study import Study as Command
+from salmask.cli.study import StudyCommand as Command
 from salmask.data import training_batches
 from salmask.data.synthetic import write_folder
 from salmask.evaluation.evaluate import compare
@@ -31,8 +31,9 @@ from salmask.study.run import _apart
 from salmask.study.studies import few_classes, fix, infilling
 from salmask.study.work import Job, layers_read, work
 from salmask.terms import divergence_from_prior
-from salmask.training.train import Settings, _Run
-from salmask.training.variant import TERMS, content, read_settings
+from salmask.training.settings import RECIPE, ReadAs, Settings
+from salmask.training.train import _Run
+from salmask.training.variant import TERMS, build_recipe, read_settings
 
 TINY = Scale(images=8, batch_size=4, measured=4, held_out=1, layers=(3, 4), scale_crop=0.5, final=1.0, seeds=2)
 
@@ -71,7 +72,7 @@ def small_study(**changes) -> Study:
     rows = (
         Row(name="center", explainer="center"),
         Row(name="tuned", candidates=(fix(), fix(1.0, 10.0)), seeds=2),
-        Row(name="auto", variant=Variant(recipe="auto"), seeds=2),
+        Row(name="auto", variant=Variant.of(recipe="auto"), seeds=2),
         Row(name="top", variant=fix(top=0.25), place=0.25),
     )
     claims = (
@@ -94,9 +95,8 @@ def test_every_study_of_the_table_is_sound_and_its_variants_build() -> None:
         assert study.name == name and study.rows
         for row in study.rows:
             for variant in (*row.candidates, *([row.variant] if row.variant else [])):
-                recipe = variant.build_recipe()
-                assert recipe.objective.terms
-                again = Variant(**json.loads(json.dumps(content(variant))))
+                assert build_recipe(variant.learns).objective.terms
+                again = Variant.of(**json.loads(json.dumps(variant.settings())))
                 assert again == variant
 
 
@@ -104,23 +104,23 @@ def test_the_table_has_the_axes_of_the_paper() -> None:
     studies = {name: make(Scale()) for name, make in STUDIES.items()}
     variants = {name: [v for row in s.rows for v in (*row.candidates, row.variant) if v] for name, s in studies.items()}
     assert len([r for r in studies["objectives"].rows if r.candidates]) == 16  # (4 single + 4 pairs) x (FIX, CA)
-    assert {v.history for v in variants["classifier"]} >= {"off", "sample"}
-    assert {v.layers for v in variants["layers"]} >= {(k,) for k in range(5)}
-    assert {v.head for v in variants["masks"]} == {"sigmoid", "concrete"}
-    assert {v.area_power for v in variants["masks"] if v.area_condition} == {1.0, 2.0}
-    assert any(v.class_condition for v in variants["masks"]) and any(v.top for v in variants["masks"])
-    assert {v.per_class for v in variants["few_shot"]} == {1, 2, 5, 10, 25, 125, None}
-    assert {v.classes for v in variants["few_classes"]} == {1, 2, 5, 10, 25, 100, None}
+    assert {dict(v.learns.changes).get("history") for v in variants["classifier"]} >= {"off", "sample"}
+    assert {v.mask.layers for v in variants["layers"]} >= {(k,) for k in range(5)}
+    assert {v.mask.head for v in variants["masks"]} == {"sigmoid", "concrete"}
+    assert {v.learns.area_power for v in variants["masks"] if v.mask.area_condition} == {1.0, 2.0}
+    assert any(v.mask.class_condition for v in variants["masks"]) and any(v.read.top for v in variants["masks"])
+    assert {v.data.per_class for v in variants["few_shot"]} == {1, 2, 5, 10, 25, 125, None}
+    assert {v.data.classes for v in variants["few_classes"]} == {1, 2, 5, 10, 25, 100, None}
     assert [r.name for r in few_classes(Scale(), total=10).rows][-2:] == ["5 of the classes", "all"]
-    assert len([v for v in variants["sanity"] if v.shuffled]) == 2
+    assert len([v for v in variants["sanity"] if v.data.shuffled]) == 2
     assert studies["sanity"].checks and ("FIX", "FIX, random labels") in studies["sanity"].pairs
-    assert any(v.reads == "original" for v in variants["classifier"])
-    assert any(v.tv_border == 0 for v in variants["regularisers"])
+    assert any(v.read.reads == "original" for v in variants["classifier"])
+    assert any(v.learns.tv_border == 0 for v in variants["regularisers"])
     assert {r.explainer for r in studies["table1"].rows if r.explainer} >= {"full", "center", "gradcam"}
     assert [r.name for r in studies["table1"].rows][-2:] == ["best FIX", "best CA"]
     filled = infilling(Scale(), inpainter="x.safetensors")
-    assert {r.variant.infill_kept for r in filled.rows if r.variant} >= {
-        "mean",
+    assert {r.variant.learns.infill_kept for r in filled.rows if r.variant} >= {
+        None,
         "blur",
         "noise",
         "bank",
@@ -129,34 +129,43 @@ def test_the_table_has_the_axes_of_the_paper() -> None:
 
 
 def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
-    assert content(Variant()) == {}
-    assert content(Variant(layers=[2, 3])) == {"layers": (2, 3)}
+    assert Variant().settings() == {"recipe": RECIPE}
+    assert Variant.of(recipe="ca", layers=[2, 3]).settings() == {"recipe": "ca", "layers": (2, 3)}
+    own = Variant.of(recipe="ca", history="sample", pool_size=5, images=2.0)
+    assert own.settings() == {"recipe": "ca", "history": "sample", "pool_size": 5, "images": 2.0}
+    assert own.changed(history="off") == Variant.of(recipe="ca", history="off", pool_size=5, images=2.0)
+    assert build_recipe(own.learns).pool_size == 5 and build_recipe(own.learns).history == "sample"
     assert fix(top=0.5).trained() == fix() == fix(reads="original").trained()
     told = fix(area_condition=True, area=0.5)
     assert told.trained() == fix(area_condition=True)
-    assert fix(top=0.5).reading().word() == "-top0.5" and fix().reading().word() == ""
-    assert told.reading().word() == "-area0.5" and fix(reads="original").reading().word() == "-original"
-    assert len(fix(reads="timm:resnet18@a/b.pt").reading().word()) == 9
+    assert fix(top=0.5).read.word() == "-top0.5" and fix().read.word() == ""
+    assert told.read.word() == "-area0.5" and fix(reads="original").read.word() == "-original"
+    assert len(fix(reads="timm:resnet18@a/b.pt").read.word()) == 9
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Variant(recipe="best"), "no recipe 'best'"),
-        (lambda: Variant(terms=(("love", 1.0),)), "no term 'love'"),
-        (lambda: Variant(weights=(("area", 1.0),)), "no term 'area'; the objective has"),
-        (lambda: Variant(head="softmax"), "no head 'softmax'"),
-        (lambda: Variant(area=0.5), "set both"),
+        (lambda: Variant.of(recipe="best"), "no recipe 'best'"),
+        (lambda: Variant.of(terms=(("love", 1.0),)), "no term 'love'"),
+        (lambda: Variant.of(recipe="fix", weights=(("area", 1.0),)), "no term 'area'; the objective has"),
+        (lambda: Variant.of(head="softmax"), "no head 'softmax'"),
+        (lambda: Variant.of(area=0.5), "set both"),
+        (lambda: Variant.of(classes=[1]), r"classes is a whole number or null, got \[1\]"),
+        (lambda: Variant.of(historic="x"), "historic is a number, got 'x'"),
+        (lambda: Variant.of(pool_size=True), "pool_size is a whole number, got True"),
+        (lambda: Variant.of(layers=["deep"]), "layers is a list or null"),
+        (lambda: Variant.of(hat=1), "no setting 'hat': expected one of .*recipe.*per_class.*images"),
         (lambda: Local(workers=0), "workers must be at least 1"),
-        (lambda: Row(name="a"), "needs one of variant, candidates and explainer, came 0"),
-        (lambda: Row(name="a", variant=Variant(), explainer="full"), "came 2"),
+        (lambda: Row(name="a"), "needs one of variant, candidates and explainer, got 0"),
+        (lambda: Row(name="a", variant=Variant(), explainer="full"), "got 2"),
         (lambda: Scale(images=0), "images must be positive"),
         (lambda: Scale(candidates=0), "candidates must be positive"),
         (lambda: Scale(measured=0), "measured must be positive"),
-        (lambda: Scale(scale_crop=0.0), "0 < scale_crop <= scale_most <= 1, came 0.0 and 1.0"),
+        (lambda: Scale(scale_crop=0.0), "0 < scale_crop <= scale_most <= 1, got 0.0 and 1.0"),
         (lambda: Scale(scale_crop=0.9, scale_most=0.5), "0 < scale_crop <= scale_most <= 1"),
         (lambda: Scale(scale_most=1.5), "0 < scale_crop <= scale_most <= 1"),
-        (lambda: Scale(train_size=4), "train_size of at least 8 is needed, came 4"),
+        (lambda: Scale(train_size=4), "train_size of at least 8 is needed, got 4"),
         (
             lambda: Study(name="s", title="", rows=(Row(name="a", explainer="full"),) * 2),
             "two rows are named 'a'",
@@ -179,7 +188,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, message) -> None:
 
 def test_settings_are_read_as_they_are_typed() -> None:
     texts = ["head=concrete", "temperature=0.5", "hard=false", "pool_size=5", "terms.area=2", "terms.max_class_kept=1"]
-    assert Variant(**read_settings(texts)) == Variant(
+    assert Variant.of(**read_settings(texts)) == Variant.of(
         head="concrete",
         temperature=0.5,
         hard=False,
@@ -187,10 +196,13 @@ def test_settings_are_read_as_they_are_typed() -> None:
         terms=(("area", 2.0), ("max_class_kept", 1.0)),
     )
     for wrong, words in {
-        "heads=concrete": "KEY of recipe",
-        "head": "came 'head'",
-        "terms=1": "came 'terms=1'",
-        "head.x=1": "came 'head.x=1'",
+        "heads=concrete": "no setting 'heads': expected one of .*head",
+        "head": "got 'head'",
+        "terms=1": "got 'terms=1'",
+        "head.x=1": "got 'head.x=1'",
+        "changes=1": "no setting 'changes'",
+        "classes=[1]": "classes is a whole number or null",
+        "historic=x": "historic is a number",
         "hard=maybe": "hard is true or false",
         "temperature=hot": "temperature is a number",
         "terms.area=big": "terms.area is a number",
@@ -210,7 +222,7 @@ def test_the_border_counts_in_total_variation_only_where_it_is_asked_for() -> No
     logits = torch.zeros(1, 3)
     outcome = Outcome(torch.ones(1, 1, 4, 4), torch.zeros(1, dtype=torch.long), logits, logits, logits)
     plain, bare = (
-        one.build_recipe().objective(outcome).terms["total_variation"] for one in (fix(), fix(tv_border=0.0))
+        build_recipe(one.learns).objective(outcome).terms["total_variation"] for one in (fix(), fix(tv_border=0.0))
     )
     assert float(plain) == pytest.approx(0.3 * 16 / 2) and float(bare) == 0.0
 
@@ -380,7 +392,7 @@ def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(
     assert [line.split("]")[0] for line in told[-1:]] == ["[5/5, 0 min left"]
     assert engine.asked[:2] == ["tuned, tuning"] * 2
     one, other = (Task(tmp_path / name, "val", name) for name in ("one", "other"))
-    again = dataclasses.replace(one, top=0.5)
+    again = dataclasses.replace(one, read=ReadAs(top=0.5))
     assert _apart([one, again, other]) == [one, other, again]
 
 
@@ -391,7 +403,7 @@ def test_one_candidate_is_trained_once_and_is_the_first(place, tmp_path) -> None
     run(Study(name="s", title="S", rows=rows), place, tmp_path / "out", tmp_path / "jobs", engine, scale=scale)
     assert engine.asked == ["tuned"] and len(list((tmp_path / "jobs").iterdir())) == 1
     told = json.loads((tmp_path / "out" / "study.json").read_text())
-    assert Variant(**told["rows"][0]["variant"]) == fix(1.0, 10.0) and told["tuning"] == {}
+    assert Variant.of(**told["rows"][0]["variant"]) == fix(1.0, 10.0) and told["tuning"] == {}
 
 
 def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(place, tmp_path, monkeypatch) -> None:
@@ -407,7 +419,7 @@ def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(plac
         measured.append(tuple(dataset[0].image.shape[-2:]))
         return compare(explainers, metrics, dataset, **options)
 
-    monkeypatch.setattr("salmask.study.work.training_batches", batches)
+    monkeypatch.setattr("salmask.training.variant.training_batches", batches)
     monkeypatch.setattr("salmask.study.work.compare", compare_)
     scale = dataclasses.replace(TINY, train_size=32, scale_crop=0.4, scale_most=0.6)
     rows = (Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))),)
@@ -423,7 +435,7 @@ def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(
     told = {"data": "d", "classifier": "c"}
     masker = Job(place=place, scale=Scale(), seed=1, variant=fix(top=0.5))
     naive = Job(place=place, scale=Scale(), explainer="center")
-    assert masker.folder(tmp_path, told).name == "ac54fda0277c"  # as it was before there was as_released
+    assert masker.folder(tmp_path, told).name == "27dd0a99bba6"  # a new setting at its default changes no job
     for of_the_table in ({"candidates": 1}, {"measured": 5}, {"seeds": 9}, {"final": 1.0}):
         same = dataclasses.replace(masker, scale=Scale(**of_the_table))
         assert same.folder(tmp_path, told) == masker.folder(tmp_path, told)
@@ -435,7 +447,7 @@ def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(
 
 
 def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(place, tmp_path) -> None:
-    pool = Variant(recipe="ca", history="sample", pool_size=2, pool_every=1)
+    pool = Variant.of(recipe="ca", history="sample", pool_size=2, pool_every=1)
     rows = (
         Row(name="center", explainer="center", place=1),
         Row(name="tuned", candidates=(fix(), fix(1.0, 10.0)), place=2),
@@ -470,14 +482,14 @@ def test_conditions_heads_infills_and_subsets_all_train(place, tmp_path) -> None
         "told its area, l1": fix(area_condition=True, area=0.5),
         "binary": fix(head="concrete", temperature=0.5, learnable=True),
         "soft": fix(head="concrete", hard=False),
-        "Dabkowski & Gal": Variant(recipe="dabkowski_gal", weights=(("kept_confidence", 0.5), ("area_root", 4))),
-        "margins": Variant(terms=(("kept_confidence", 1), ("removed_confidence", 1), ("area", 1))),
-        "prior": Variant(terms=(("divergence_from_uniform", 1), ("area", 1))),
+        "Dabkowski & Gal": Variant.of(recipe="dabkowski_gal", weights=(("kept_confidence", 0.5), ("area_root", 4))),
+        "margins": Variant.of(terms=(("kept_confidence", 1), ("removed_confidence", 1), ("area", 1))),
+        "prior": Variant.of(terms=(("divergence_from_uniform", 1), ("area", 1))),
         "bank": fix(infill_kept="bank", infill_removed="blur", remask=True),
         "few": fix(per_class=1),
         "some classes": fix(classes=3),
         "shuffled": fix(shuffled=True),
-        "alongside": Variant(recipe="ca", history="sample", pool_size=2, pool_every=1, lr=0.5),
+        "alongside": Variant.of(recipe="ca", history="sample", pool_size=2, pool_every=1, lr=0.5),
     }
     rows = tuple(Row(name=name, variant=one) for name, one in variants.items())
     outcome = run(Study(name="all", title="All", rows=rows), place, tmp_path / "out", tmp_path / "jobs")
@@ -486,9 +498,9 @@ def test_conditions_heads_infills_and_subsets_all_train(place, tmp_path) -> None
 
 def test_a_masker_is_read_with_another_classifier_and_is_trained_once(place, tmp_path) -> None:
     rows = (
-        Row(name="own", variant=Variant(recipe="ca")),
-        Row(name="original", variant=Variant(recipe="ca", reads="original")),
-        Row(name="by name", variant=Variant(recipe="ca", reads=place.classifier)),
+        Row(name="own", variant=Variant.of(recipe="ca")),
+        Row(name="original", variant=Variant.of(recipe="ca", reads="original")),
+        Row(name="by name", variant=Variant.of(recipe="ca", reads=place.classifier)),
     )
     outcome = run(Study(name="r", title="R", rows=rows), place, tmp_path / "out", tmp_path / "jobs")
     assert outcome.failed == {} and len(list((tmp_path / "jobs").glob("*/run.json"))) == 1

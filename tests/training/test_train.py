@@ -23,7 +23,8 @@ from salmask.data import Batch, no_boxes
 from salmask.masker import Concrete, Masker
 from salmask.masking import Infill, MeanColour, Noise, keep, remove
 from salmask.training.recipes import RECIPES, Recipe
-from salmask.training.train import Settings, train
+from salmask.training.settings import Settings
+from salmask.training.train import train
 
 SIZE, BATCH, IMAGES = 16, 6, 12
 TWO_SIDED = RECIPES["fix"].objective

@@ -24,9 +24,9 @@ from salmask.metrics import METRICS
 from salmask.report import add_training
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES
-from salmask.training.run import Loaded, View, load_run, save_classifier, train_run
-from salmask.training.train import METRICS as CURVES
-from salmask.training.train import Settings
+from salmask.training.run import Loaded, Sight, load_run, save_classifier, train_run
+from salmask.training.settings import Settings
+from salmask.training.train import LOG
 
 __all__ = ["Sizes", "builtin_classifier", "run_demo"]
 
@@ -73,7 +73,7 @@ def run_demo(
     for name, recipe, epochs in (("fix", "auto", sizes.fixed_epochs), ("ca", "auto_ca", sizes.alongside_epochs)):
         _masker(train_set, loaded, recipe, epochs, out / name, seed, progress)
         masker, own = load_run(out / name)
-        add_training(out, name, out / name / CURVES)
+        add_training(out, name, out / name / LOG)
         runs[name] = (Learned(masker), own)
         loaded = load_run(out / "fix")[1]  # CA has trained the classifier that it was given
     controls = {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}
@@ -104,7 +104,7 @@ def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: Bar) -> 
     classifier = Classifier.from_timm(
         NETWORK, pretrained=False, num_classes=len(train_set.classes), image_size=sizes.side
     )
-    view = View(sizes.side, "squash")
+    view = Sight(sizes.side, "squash")
     fit_classifier(
         classifier,
         train_set,

@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from salmask.cli.console import progress_bar, say
-from salmask.cli.options import Data, Precision
+from salmask.cli.options import DataOptions
+from salmask.training.settings import Precision
 
-__all__ = ["Classifier"]
+__all__ = ["ClassifierCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Data):
+class ClassifierCommand(DataOptions):
     """Train or fine-tune a classifier on a folder of pictures, for data that has none."""
 
     network: str
@@ -40,7 +41,7 @@ class Classifier(Data):
         from salmask.data import has_split
         from salmask.files import writable_folder
         from salmask.training.classifier import FitSettings, accuracy, fit_classifier
-        from salmask.training.run import Loaded, View, load_classifier, save_classifier
+        from salmask.training.run import Loaded, Sight, load_classifier, save_classifier
 
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
@@ -59,7 +60,7 @@ class Classifier(Data):
             built = Classifier.from_timm(
                 name, pretrained=self.pretrained, num_classes=len(pictures.classes), image_size=self.image_size
             )
-            loaded = Loaded(built, name, View(built.image_size, self.fit or "crop", self.interpolation or "bilinear"))
+            loaded = Loaded(built, name, Sight(built.image_size, self.fit or "crop", self.interpolation or "bilinear"))
         loaded = replace(loaded, classes=tuple(pictures.classes))
         settings = FitSettings(
             epochs=self.epochs,

@@ -7,11 +7,11 @@ import tyro
 
 from salmask.cli.console import say, typed_command, version
 
-__all__ = ["Convert"]
+__all__ = ["ConvertCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert:
+class ConvertCommand:
     """Make a run of a checkpoint that the paper's released code (or CASM's) has written."""
 
     checkpoint: tyro.conf.Positional[Path]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from salmask.cli.console import print_table, progress_bar, say
 
-__all__ = ["Demo"]
+__all__ = ["DemoCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class DemoCommand:
     """Main job on built-in data: train a classifier and two maskers, explain, compare, report."""
 
     out: Path = Path("demo")

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 import tyro
 
 from salmask.cli.console import print_table, progress_bar, say, typed_command, version
-from salmask.cli.options import Data, Normalize
+from salmask.cli.options import DataOptions, Normalize
 
-__all__ = ["Evaluate"]
+__all__ = ["EvaluateCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Data):
+class EvaluateCommand(DataOptions):
     """Measure explainers on a split: rows, a table with intervals, pictures, a page."""
 
     explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TITLE=]RUN|NAME ...")]
@@ -55,7 +55,7 @@ class Evaluate(Data):
         from salmask.specs import load_explainer, load_metrics, named
         from salmask.training.released import metric_as_released
         from salmask.training.run import load_classifier
-        from salmask.training.train import METRICS
+        from salmask.training.train import LOG
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         loaded, curves = {}, {}
@@ -65,7 +65,7 @@ class Evaluate(Data):
                 raise ValueError(f"two explainers are named {name}: give one another title, TITLE={spec}")
             loaded[name] = (method, own)
             base = base or own.seen(**self.pictures())
-            if (lines := Path(named(spec)[1]) / METRICS).is_file():
+            if (lines := Path(named(spec)[1]) / LOG).is_file():
                 curves[name] = lines
         if base is None:
             raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")

@@ -6,13 +6,13 @@ from pathlib import Path
 import tyro
 
 from salmask.cli.console import progress_bar, say
-from salmask.cli.options import Normalize, Pictures
+from salmask.cli.options import Normalize, PictureOptions
 
-__all__ = ["Explain"]
+__all__ = ["ExplainCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain(Pictures):
+class ExplainCommand(PictureOptions):
     """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salmask.cli.console import progress_bar, say
-from salmask.cli.options import Precision
+from salmask.training.settings import Precision
 
-__all__ = ["Inpainter"]
+__all__ = ["InpainterCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpainter:
+class InpainterCommand:
     """Train an inpainter on a folder of pictures: a counterfactual infill for `train --infill FILE`."""
 
     data: str

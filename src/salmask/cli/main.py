@@ -7,25 +7,42 @@ and says where its results are.
 
 import sys
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import tyro
 
-from salmask.cli.classifier import Classifier
-from salmask.cli.convert import Convert
-from salmask.cli.demo import Demo
-from salmask.cli.evaluate import Evaluate
-from salmask.cli.explain import Explain
-from salmask.cli.inpainter import Inpainter
-from salmask.cli.report import Report
-from salmask.cli.sanity import Sanity
-from salmask.cli.score import Score
-from salmask.cli.study import Study
-from salmask.cli.train import Train
+from salmask.cli.classifier import ClassifierCommand
+from salmask.cli.convert import ConvertCommand
+from salmask.cli.demo import DemoCommand
+from salmask.cli.evaluate import EvaluateCommand
+from salmask.cli.explain import ExplainCommand
+from salmask.cli.inpainter import InpainterCommand
+from salmask.cli.report import ReportCommand
+from salmask.cli.sanity import SanityCommand
+from salmask.cli.score import ScoreCommand
+from salmask.cli.study import StudyCommand
+from salmask.cli.train import TrainCommand
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = (Demo, Classifier, Train, Inpainter, Explain, Evaluate, Score, Study, Sanity, Report, Convert)
+COMMANDS: Mapping[str, type] = MappingProxyType(
+    {
+        "demo": DemoCommand,
+        "classifier": ClassifierCommand,
+        "train": TrainCommand,
+        "inpainter": InpainterCommand,
+        "explain": ExplainCommand,
+        "evaluate": EvaluateCommand,
+        "score": ScoreCommand,
+        "study": StudyCommand,
+        "sanity": SanityCommand,
+        "report": ReportCommand,
+        "convert": ConvertCommand,
+    }
+)
+"""The commands, by the word that is typed."""
 
 _ABOUT = "Saliency maps by masking: what a classifier's decision rests on."
 
@@ -36,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
             command: Any = tyro.extras.subcommand_cli_from_dict(
-                {one.__name__.lower(): one for one in COMMANDS}, args=arguments, prog="salmask", description=_ABOUT
+                dict(COMMANDS), args=arguments, prog="salmask", description=_ABOUT
             )
             command()
     except (ValueError, OSError) as error:

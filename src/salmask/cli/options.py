@@ -10,16 +10,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from salmask.data import Labelled, SampleTransform
-    from salmask.training.run import View
+    from salmask.training.run import Sight
 
-__all__ = ["Data", "Normalize", "Pictures", "Precision", "Sight"]
+__all__ = ["DataOptions", "Normalize", "PictureOptions", "SightOptions"]
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Normalize = Literal["none", "minmax", "max", "rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class SightOptions:
     """How the classifier sees a picture."""
 
     image_size: int | None = None
@@ -30,12 +29,12 @@ class Sight:
     """crop (short side, then centre) or squash; as the classifier was trained, or crop, where not given."""
 
     def pictures(self) -> dict[str, Any]:
-        """Return what `load_classifier` is told of pictures."""
+        """Return what `load_classifier` takes of pictures."""
         return {"image_size": self.image_size, "interpolation": self.interpolation, "fit": self.fit}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures(Sight):
+class PictureOptions(SightOptions):
     """How pictures get from the disk to the classifier."""
 
     skip_broken: bool = False
@@ -43,8 +42,8 @@ class Pictures(Sight):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(Pictures):
-    """Which pictures, with what is known of where their evidence is."""
+class DataOptions(PictureOptions):
+    """Which pictures, with boxes and pixel masks where there are some."""
 
     data: str
     """Folder with train/<class>/*, val/<class>/* and, for localization, box tables; or an ILSVRC tree, or pets:DIR
@@ -67,7 +66,7 @@ class Data(Pictures):
             download=self.download,
         )
 
-    def bank(self, view: "View") -> "Tensor":
+    def bank(self, view: "Sight") -> "Tensor":
         """Return training pictures that fill holes, for explainers with `infill=bank`."""
         from salmask.specs import load_bank
 

@@ -7,11 +7,11 @@ import tyro
 
 from salmask.cli.console import say
 
-__all__ = ["Report"]
+__all__ = ["ReportCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportCommand:
     """Rebuild tables, pictures and index.html of an evaluation from its rows alone."""
 
     folder: tyro.conf.Positional[Path]

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salmask.cli.console import progress_bar, say
-from salmask.cli.options import Data
+from salmask.cli.options import DataOptions
 
-__all__ = ["Sanity"]
+__all__ = ["SanityCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sanity(Data):
+class SanityCommand(DataOptions):
     """Do the maps change when the weights do? Randomise layer after layer: rows, a curve, picture strips."""
 
     explainer: str

@@ -7,13 +7,13 @@ from typing import Literal
 import tyro
 
 from salmask.cli.console import print_table, progress_bar, say, typed_command, version
-from salmask.cli.options import Normalize, Sight
+from salmask.cli.options import Normalize, SightOptions
 
-__all__ = ["Score"]
+__all__ = ["ScoreCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Sight):
+class ScoreCommand(SightOptions):
     """Score maps that any other tool made."""
 
     maps: tyro.conf.Positional[Path]

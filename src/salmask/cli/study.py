@@ -10,13 +10,13 @@ from typing import Any
 import tyro
 
 from salmask.cli.console import progress_bar, say, typed_command, version
-from salmask.cli.options import Precision
+from salmask.training.settings import Precision
 
-__all__ = ["Study"]
+__all__ = ["StudyCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class StudyCommand:
     """Run a study of the paper, or one of your own: train what is missing, measure on val, report."""
 
     name: tyro.conf.Positional[str]

@@ -25,7 +25,7 @@ from salmask.data.sample import (
 )
 from salmask.data.streams import (
     Cached,
-    View,
+    Subset,
     cached,
     evaluation_batches,
     shuffled_labels,
@@ -47,8 +47,8 @@ __all__ = [
     "SampleTransform",
     "ShortSide",
     "Squash",
+    "Subset",
     "TooLargeError",
-    "View",
     "absolute",
     "boxes_in",
     "cached",

@@ -20,7 +20,7 @@ from salmask.draws import drawing
 
 __all__ = [
     "Cached",
-    "View",
+    "Subset",
     "cached",
     "evaluation_batches",
     "shuffled_labels",
@@ -69,23 +69,24 @@ def evaluation_batches(dataset: Labelled, *, batch_size: int, workers: int = 0) 
     return _loaded(dataset, keys, workers=workers)
 
 
-class View(Dataset[Sample]):
-    """Chosen samples of another data set, in the given order, under given targets.
+class Subset(Dataset[Sample]):
+    """Chosen samples of another data set, in the given order, under given targets, seen through a transform.
 
-    `indices` (n,) choose, `targets` (n,) replace the targets, `classes` names them; by default both are the
-    data set's own.
+    `indices` (n,) choose, `targets` (n,) replace the targets, `classes` names them; by default all are the data set's
+    own. `transform` comes after the data set's own.
     """
 
     def __init__(
         self,
         dataset: Labelled,
-        indices: Sequence[int],
+        indices: Sequence[int] | None = None,
         *,
         targets: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
+        transform: SampleTransform | None = None,
     ) -> None:
-        self.dataset = dataset
-        self.indices = [int(index) for index in indices]
+        self.dataset, self.transform = dataset, transform
+        self.indices = [int(index) for index in (range(len(dataset)) if indices is None else indices)]
         self.targets = [dataset.targets[index] for index in self.indices] if targets is None else list(targets)
         self.classes = list(dataset.classes if classes is None else classes)
         self.ids = [dataset.ids[index] for index in self.indices]
@@ -96,7 +97,8 @@ class View(Dataset[Sample]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return replace(self.dataset[self.indices[index]], target=self.targets[index])
+        sample = replace(self.dataset[self.indices[index]], target=self.targets[index])
+        return sample if self.transform is None else self.transform(sample)
 
 
 class Cached(Dataset[Sample]):
@@ -136,7 +138,7 @@ def subset(
     seed: int,
     per_class: int | None = None,
     classes: int | Sequence[str] | None = None,
-) -> View:
+) -> Subset:
     """Choose `per_class` images of each class, or some of the classes, or both.
 
     A number of `classes` are drawn with the seed, names are taken as given; targets count the chosen
@@ -152,7 +154,7 @@ def subset(
         index for label in chosen for index in _drawn(dataset, members[label], label, count=per_class, seed=seed)
     )
     renumbered = {label: number for number, label in enumerate(chosen)}
-    return View(
+    return Subset(
         dataset,
         indices,
         targets=[renumbered[dataset.targets[index]] for index in indices],
@@ -160,24 +162,24 @@ def subset(
     )
 
 
-def split_off(dataset: Labelled, *, per_class: int, seed: int) -> tuple[View, View]:
+def split_off(dataset: Labelled, *, per_class: int, seed: int) -> tuple[Subset, Subset]:
     """Split into (the rest, `per_class` images of each class): the held-out part is for tuning.
 
     Errors: ValueError for a class that has fewer images.
     """
     held = set(subset(dataset, per_class=per_class, seed=seed).indices)
     rest = [index for index in range(len(dataset)) if index not in held]
-    return View(dataset, rest), View(dataset, sorted(held))
+    return Subset(dataset, rest), Subset(dataset, sorted(held))
 
 
-def shuffled_labels(dataset: Labelled, *, seed: int) -> View:
+def shuffled_labels(dataset: Labelled, *, seed: int) -> Subset:
     """Give every image an independent, uniformly drawn class: the data randomisation test.
 
     Drawn with replacement, not permuted, so that a label says nothing about its image.
     Source: Adebayo et al., 2018; Phang, Park & Geras, 2020.
     """
     drawn = np.random.default_rng(seed).integers(len(dataset.classes), size=len(dataset))
-    return View(dataset, range(len(dataset)), targets=drawn.tolist())
+    return Subset(dataset, targets=drawn.tolist())
 
 
 def _chosen_classes(names: Sequence[str], wanted: int | Sequence[str] | None, *, seed: int) -> list[int]:
@@ -261,7 +263,7 @@ def spread(dataset: Labelled, count: int | None) -> Labelled:
     """Return `count` samples of a data set, evenly spread over it; all of them for None."""
     if count is None or count >= len(dataset):
         return dataset
-    return View(dataset, [int(place) for place in np.linspace(0, len(dataset) - 1, count)])
+    return Subset(dataset, [int(place) for place in np.linspace(0, len(dataset) - 1, count)])
 
 
 class _Stream:

@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
+from salmask.training.settings import ReadAs
 
 __all__ = ["Local", "Slurm", "Task"]
 
@@ -25,22 +27,20 @@ Done = Callable[["Task", float, str | None], None]
 class Task:
     """A job's folder, what is asked of it, its name in words, its cost beside others, and how its masker is read.
 
-    on: "tuning", "val", or, for so many `pictures` of val, "maps" and "checks". top, area, reads: as in `Variant`.
+    on: "tuning", "val", or, for so many `pictures` of val, "maps" and "checks".
     """
 
     folder: Path
     on: str
     name: str
     cost: float = 1.0
-    top: float | None = None
-    area: float | None = None
-    reads: str | None = None
+    read: ReadAs = field(default_factory=ReadAs)
     pictures: int | None = None
 
     def options(self) -> dict[str, Any]:
-        """Return what `work` is told beside folder and phase."""
-        told = {"top": self.top, "area": self.area, "reads": self.reads, "pictures": self.pictures}
-        return {name: value for name, value in told.items() if value is not None}
+        """Return the arguments of `work` beside folder and phase."""
+        options = {**asdict(self.read), "pictures": self.pictures}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Local:
         for name in ("workers", "threads"):
             given = getattr(self, name)
             if given is not None and given < 1:
-                raise ValueError(f"{name} must be at least 1, came {given}")
+                raise ValueError(f"{name} must be at least 1, got {given}")
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
         """Carry out all tasks; done(task, seconds, error or None) is called as they end."""
@@ -71,8 +71,8 @@ class Local:
                 environment["CUDA_VISIBLE_DEVICES"] = device
             try:
                 with (task.folder / "log.txt").open("ab") as log:
-                    told = json.dumps(task.options())
-                    call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, told]
+                    options = json.dumps(task.options())
+                    call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, options]
                     code = subprocess.run(call, stdout=log, stderr=log, env=environment, check=False).returncode
             finally:
                 free.put(device)
@@ -113,7 +113,7 @@ class Slurm:
 
 def _reason(folder: Path, code: int) -> str:
     """Return why a job failed, in one line."""
-    told = folder / "failed.txt"
-    if told.is_file() and (lines := told.read_text().strip().splitlines()):
+    trace = folder / "failed.txt"
+    if trace.is_file() and (lines := trace.read_text().strip().splitlines()):
         return lines[-1]
     return f"the process ended with {code} (killed for its memory?)" if code < 0 else f"the process ended with {code}"

@@ -17,9 +17,9 @@ from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task
 from salmask.study.settings import Row, Scale, Study
 from salmask.study.work import Job, Place, finished, results
-from salmask.training.variant import Reading, Variant, content
+from salmask.training.variant import Variant
 
-__all__ = ["Engine", "Outcome", "run_study"]
+__all__ = ["Engine", "StudyResult", "run_study"]
 
 Say = Callable[[str], None]
 _READ = 0.1  # cost of reading a masker that is trained, beside that of training one
@@ -34,8 +34,8 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a study came to: its folder, the jobs that failed with their reasons, the rows that are complete."""
+class StudyResult:
+    """The end of a study: its folder, the jobs that failed with their reasons, the rows that are complete."""
 
     folder: Path
     failed: dict[str, str]
@@ -52,7 +52,7 @@ def run_study(
     engine: Engine,
     say: Say,
     about: Mapping[str, Any] | None = None,
-) -> Outcome:
+) -> StudyResult:
     """Do what is missing of a study and write its folder; call it again to retry what failed.
 
     jobs: folder of all jobs; studies that share it share their maskers. out: folder of this study's rows and report.
@@ -80,7 +80,7 @@ def run_study(
     gather(_checked(checks, scale), {row.name: list(members[row.name]) for row in complete}, study.pairs, out)
     write_json(out / "study.json", _description(study, complete, members, chosen, tuning, scale, failed))
     write_report(out, title=study.title)
-    return Outcome(out, failed, tuple(row.name for row in complete))
+    return StudyResult(out, failed, tuple(row.name for row in complete))
 
 
 @dataclass
@@ -105,7 +105,7 @@ class _Desk:
         if variant is None:
             return Task(folder, on, name, 0.05)
         trained = (folder / "run.json").is_file()
-        return Task(folder, on, name, _READ if trained else variant.images, *variant.reading())
+        return Task(folder, on, name, _READ if trained else variant.images, variant.read)
 
     def members(self, row: Row, chosen: Mapping[str, Variant]) -> dict[str, Task]:
         """Return the tasks of a row by the explainers' names in the tables."""
@@ -145,7 +145,9 @@ class _Desk:
         said = {}
         for name, found in tried.items():
             scores = [self._le(task) for _, task in found]
-            said[name] = [{"variant": content(one), "le": score} for score, (one, _) in zip(scores, found, strict=True)]
+            said[name] = [
+                {"variant": one.settings(), "le": score} for score, (one, _) in zip(scores, found, strict=True)
+            ]
             known = [score for score in scores if score is not None]
             if len(known) == len(scores):
                 chosen[name] = found[scores.index(min(known))][0]
@@ -228,12 +230,12 @@ def _checked(tasks: Sequence[Task], scale: Scale) -> dict[str, Checked]:
 
 def _results(task: Task, scale: Scale) -> Path:
     count = scale.measured if task.pictures is None else task.pictures
-    return results(task.folder, task.on, count, Reading(task.top, task.area, task.reads).word())
+    return results(task.folder, task.on, count, task.read.word())
 
 
 def _done(task: Task, scale: Scale) -> bool:
     count = scale.measured if task.pictures is None else task.pictures
-    return finished(task.folder, task.on, count, Reading(task.top, task.area, task.reads).word()).is_file()
+    return finished(task.folder, task.on, count, task.read.word()).is_file()
 
 
 def _gather(
@@ -307,7 +309,7 @@ def _description(
             {
                 "name": row.name,
                 "members": list(members[row.name]),
-                "variant": None if variant is None else content(variant),
+                "variant": None if variant is None else variant.settings(),
                 "place": row.place,
                 "line": row.line,
             }

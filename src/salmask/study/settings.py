@@ -1,14 +1,15 @@
 """The settings of a study: what a masker is (`Variant`), what a row of a table is (`Row`), and how long all takes.
 
-Settings are values. Two jobs of equal content are one job, whatever table asks for them, so a variant is told from
-another by its content alone: fields at their default do not count, and a new field changes no old job.
+Settings are values. Two jobs of equal content are one job, whatever table asks for them: a variant is told from
+another by `Variant.settings` alone, where fields at their default do not count, so that a new field changes no old job.
 """
 
 from dataclasses import dataclass
 
 from salmask.training.recipes import Recipe
 from salmask.training.released import as_released, metric_as_released
-from salmask.training.variant import Variant
+from salmask.training.settings import Precision
+from salmask.training.variant import Variant, build_recipe
 
 __all__ = ["Axis", "Claim", "Row", "Scale", "Study"]
 
@@ -33,7 +34,7 @@ class Scale:
     lr: float = 3e-3
     classifier_lr: float = 1e-3
     decay_at: tuple[float, ...] = (0.7, 0.9)
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     seeds: int = 3
     other_seeds: int = 1
     held_out: int = 10
@@ -49,18 +50,18 @@ class Scale:
         counts = ("batch_size", "seeds", "other_seeds", "held_out", "candidates", "measured")
         for name in ("images", "final", "lr", "classifier_lr", *counts):
             if (given := getattr(self, name)) is not None and not given > 0:
-                raise ValueError(f"{name} must be positive, came {given}")
+                raise ValueError(f"{name} must be positive, got {given}")
         if not 0 < self.scale_crop <= self.scale_most <= 1:
             raise ValueError(
                 "scale_crop and scale_most are shares of the picture, 0 < scale_crop <= scale_most <= 1, "
-                f"came {self.scale_crop} and {self.scale_most}"
+                f"got {self.scale_crop} and {self.scale_most}"
             )
         if self.train_size is not None and self.train_size < 8:
-            raise ValueError(f"a train_size of at least 8 is needed, came {self.train_size}")
+            raise ValueError(f"a train_size of at least 8 is needed, got {self.train_size}")
 
     def recipe(self, variant: Variant) -> Recipe:
         """Return the recipe that a variant is trained by."""
-        recipe = variant.build_recipe()
+        recipe = build_recipe(variant.learns)
         return as_released(recipe) if self.as_released else recipe
 
     def metric(self, name: str) -> str:
@@ -87,7 +88,7 @@ class Row:
     def __post_init__(self) -> None:
         given = [bool(self.variant), bool(self.candidates), bool(self.explainer)]
         if sum(given) != 1:
-            raise ValueError(f"row {self.name!r} needs one of variant, candidates and explainer, came {sum(given)}")
+            raise ValueError(f"row {self.name!r} needs one of variant, candidates and explainer, got {sum(given)}")
 
 
 @dataclass(frozen=True, kw_only=True)

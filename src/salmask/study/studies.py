@@ -4,20 +4,21 @@
     from salmask.study import Row, Study, Variant
 
     def study(scale):
-        return Study(name="tv", title="Smoother masks", rows=[
-            Row(name=f"tv {w}", variant=Variant(weights=(("total_variation", w),))) for w in (0.002, 0.02)])
+        smooth = {w: Variant.of(recipe="fix", weights=(("total_variation", w),)) for w in (0.002, 0.02)}
+        rows = [Row(name=f"tv {w}", variant=variant) for w, variant in smooth.items()]
+        return Study(name="tv", title="Smoother masks", rows=rows)
 
 Area weights are tuned on boxes of held-out training images, from two candidates a row: the published ones belong to
 ImageNet with its 1,000 classes. Everything is measured on `val` once.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from salmask.study.settings import Axis, Claim, Row, Scale, Study
-from salmask.training.variant import ORIGINAL, Variant
+from salmask.training.settings import ORIGINAL
+from salmask.training.variant import Variant
 
 __all__ = ["STUDIES", "fix", "one_sided", "two_sided"]
 
@@ -39,13 +40,16 @@ def one_sided(term: str, area: float, **changes: Any) -> Variant:
 
 
 def _made(terms: tuple[tuple[str, float], ...], changes: Mapping[str, Any]) -> Variant:
-    return replace(Variant(terms=terms), **changes)
+    return Variant.of(**{"recipe": "fix", "terms": terms, **changes})
 
 
-def fix(area_in: float = 0.3, area_out: float = 3.0, **changes: Any) -> Variant:
-    """Return the simple masker beside a fixed classifier, at these area weights."""
-    weights = (("area_if_kept_right", area_in), ("area_if_removed_wrong", area_out))
-    return replace(Variant(weights=weights), **changes)
+def fix(
+    area_in: float = 0.3, area_out: float = 3.0, *, total_variation: float | None = None, **changes: Any
+) -> Variant:
+    """Return the simple masker beside a fixed classifier, at these weights."""
+    weights = [("area_if_kept_right", area_in), ("area_if_removed_wrong", area_out)]
+    weights += [] if total_variation is None else [("total_variation", total_variation)]
+    return Variant.of(**{"recipe": "fix", "weights": weights, **changes})
 
 
 def ca(area_in: float = 1.0, area_out: float = 10.0, **changes: Any) -> Variant:
@@ -94,8 +98,8 @@ def classifier(scale: Scale) -> Study:
     for size, every in ((30, 100), (30, 10), (5, 10)):
         pool = ca(history="sample", pool_size=size, pool_every=every)
         rows.append(Row(name=f"CA, {size} of every {every}", variant=pool, seeds=scale.other_seeds))
-    rows += [Row(name="auto", variant=Variant(recipe="auto"), seeds=scale.other_seeds)]
-    rows += [Row(name="auto, CA", variant=Variant(recipe="auto_ca", lr=CAREFUL), seeds=scale.other_seeds)]
+    rows += [Row(name="auto", variant=Variant.of(recipe="auto"), seeds=scale.other_seeds)]
+    rows += [Row(name="auto, CA", variant=Variant.of(recipe="auto_ca", lr=CAREFUL), seeds=scale.other_seeds)]
     claims = (
         Claim(text="CA beats FIX", row="CA, skip update", against="FIX"),
         Claim(text="A pool of historic classifiers helps", row="CA, 30 of every 10", against="CA, skip update"),
@@ -217,18 +221,14 @@ def regularisers(scale: Scale) -> Study:
         "conditional areas (0.3, 3)": fix(),
         "conditional areas (0.1, 1)": fix(0.1, 1.0),
         "conditional areas (1, 10)": fix(1.0, 10.0),
-        "kept side's area alone, 3": Variant(terms=(*plain, ("area_if_kept_right", 3), smooth)),
-        "removed side's area alone, 3": Variant(terms=(*plain, ("area_if_removed_wrong", 3), smooth)),
-        "plain area, 1": Variant(terms=(*plain, ("area", 1), smooth)),
-        "plain area, 3": Variant(terms=(*plain, ("area", 3), smooth)),
-        "no total variation": Variant(
-            weights=(("area_if_kept_right", 0.3), ("area_if_removed_wrong", 3.0), ("total_variation", 0.0))
-        ),
-        "ten times the total variation": Variant(
-            weights=(("area_if_kept_right", 0.3), ("area_if_removed_wrong", 3.0), ("total_variation", 20 * TV))
-        ),
+        "kept side's area alone, 3": Variant.of(recipe="fix", terms=(*plain, ("area_if_kept_right", 3), smooth)),
+        "removed side's area alone, 3": Variant.of(recipe="fix", terms=(*plain, ("area_if_removed_wrong", 3), smooth)),
+        "plain area, 1": Variant.of(recipe="fix", terms=(*plain, ("area", 1), smooth)),
+        "plain area, 3": Variant.of(recipe="fix", terms=(*plain, ("area", 3), smooth)),
+        "no total variation": fix(total_variation=0.0),
+        "ten times the total variation": fix(total_variation=20 * TV),
         "total variation without border": fix(tv_border=0.0),
-        "Dabkowski & Gal": Variant(recipe="dabkowski_gal"),
+        "Dabkowski & Gal": Variant.of(recipe="dabkowski_gal"),
     }
     rows = tuple(Row(name=name, variant=one, seeds=scale.other_seeds) for name, one in settings.items())
     return Study(name="regularisers", title="What keeps masks small and smooth", rows=(*_naive(), *rows))
@@ -264,13 +264,13 @@ def table1(scale: Scale) -> Study:
         ]
         pair = two_sided("max_class_kept", "min_class_removed", *_tried_areas(kind)[0], **changes)
         rows.append(Row(name=f"{kind} MaxClass(I) + MinClass(O)", variant=pair, seeds=scale.other_seeds))
-    published = Variant(recipe="fix", images=scale.final)
+    published = Variant.of(recipe="fix", images=scale.final)
     rows += [Row(name="FIX, published weights", variant=published, seeds=scale.seeds)]
-    rows += [Row(name="auto, no boxes", variant=Variant(recipe="auto", images=scale.final), seeds=scale.seeds)]
-    few = Variant(recipe="auto", images=scale.final, per_class=10)
+    rows += [Row(name="auto, no boxes", variant=Variant.of(recipe="auto", images=scale.final), seeds=scale.seeds)]
+    few = Variant.of(recipe="auto", images=scale.final, per_class=10)
     rows += [Row(name="auto, 10 a class", variant=few, seeds=scale.seeds)]
     for kind in ("FIX", "CA"):
-        longer = tuple(replace(one, images=scale.final) for one in _candidates(kind))
+        longer = tuple(one.changed(images=scale.final) for one in _candidates(kind))
         rows.append(Row(name=f"best {kind}", candidates=longer, seeds=scale.seeds))
     claims = [Claim(text="Maskers beat Grad-CAM", row=f"best {kind}", against="gradcam") for kind in ("FIX", "CA")]
     claims += [Claim(text="Maskers beat the centre box", row="best FIX", against="center")]

@@ -17,7 +17,6 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from salmask.data import CropFlip, Labelled, cached, open_data, split_off, training_batches
+from salmask.data import Labelled, Subset, cached, open_data, split_off
 from salmask.data.streams import spread
 from salmask.data.synthetic import Synthetic
 from salmask.evaluation.evaluate import compare
@@ -40,8 +39,8 @@ from salmask.specs import load_infills
 from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
 from salmask.study.settings import Scale
 from salmask.training.run import Loaded, load_classifier, load_run, train_run
-from salmask.training.train import Settings
-from salmask.training.variant import ORIGINAL, Reading, Variant, chosen_data, content, masker_options
+from salmask.training.settings import ORIGINAL, ReadAs, Settings
+from salmask.training.variant import Variant, chosen_data, masker_options, stream_of
 
 __all__ = ["METRICS_OF", "Job", "Place", "finished", "layers_read", "results", "work"]
 
@@ -49,7 +48,7 @@ METRICS_OF = {
     "tuning": ("le", "f1", "mask_mean"),
     "val": ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "mask_entropy", "mask_tv"),
 }
-_MASKER, _EXPLAINER = 1, 2  # formats of a job's content: raise one where the same settings would give other rows
+_MASKER, _EXPLAINER = 3, 2  # formats of a job's content: raise one where the same settings would give other rows
 _OF_THE_TABLE = ("seeds", "other_seeds", "candidates", "measured", "final")  # what no job depends on
 
 
@@ -73,7 +72,7 @@ class Place:
         if self.data is not None:
             return open_data(self.data, split, transform=transform, classes=classes)
         pictures = Synthetic(4000 if split == "train" else 500, seed=int(split != "train"), size=64)
-        return pictures if transform is None else _Seen(pictures, transform)
+        return pictures if transform is None else Subset(pictures, transform=transform)
 
     def classes(self) -> int:
         """Return how many classes the pictures have."""
@@ -109,7 +108,7 @@ class Job:
         if self.variant is None:
             told |= {"format": _EXPLAINER, "explainer": self.explainer}
         else:
-            told |= {"format": _MASKER, "variant": content(self.variant.trained()), "scale": used, "seed": self.seed}
+            told |= {"format": _MASKER, "variant": self.variant.trained().settings(), "scale": used, "seed": self.seed}
         return json.loads(json.dumps(told))  # type: ignore[no-any-return]
 
     def folder(self, under: Path, fingerprint: dict[str, Any]) -> Path:
@@ -122,20 +121,6 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"content": self.content(fingerprint), "place": asdict(self.place), "scale": asdict(self.scale)}
         replace_file(folder / "job.json", lambda at: at.write_text(json.dumps(facts, indent=1) + "\n"))
-
-
-class _Seen:
-    """A data set seen through a transform."""
-
-    def __init__(self, dataset: Labelled, transform: Any) -> None:
-        self.dataset, self.transform = dataset, transform
-        self.ids, self.targets, self.classes = dataset.ids, dataset.targets, dataset.classes
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.transform(self.dataset[index])
 
 
 def results(folder: Path, on: str, count: int | None, reading: str = "") -> Path:
@@ -158,14 +143,14 @@ def work(
 ) -> None:
     """Do a job, as far as it is not done: train, then measure on the held-out images or on val, or check the maps.
 
-    top, area, reads: how the masker is read, see `Variant`. pictures: of val, for "maps" and "checks".
+    top, area, reads: as in `ReadAs`. pictures: of val, for "maps" and "checks".
 
     Errors: whatever goes wrong, after it was written to failed.txt; ValueError where another process is at it.
     """
     try:
         with FileLock(folder / ".lock"):
             try:
-                _work(folder, on, Reading(top, area, reads), pictures)
+                _work(folder, on, ReadAs(top=top, area=area, reads=reads), pictures)
             except BaseException:
                 (folder / "failed.txt").write_text(traceback.format_exc())
                 raise
@@ -174,7 +159,7 @@ def work(
         raise ValueError(f"another process works in {folder}") from None
 
 
-def _work(folder: Path, on: str, read: Reading, pictures: int | None) -> None:
+def _work(folder: Path, on: str, read: ReadAs, pictures: int | None) -> None:
     facts = json.loads((folder / "job.json").read_text())
     told, place, scale = facts["content"], Place(**facts["place"]), _scale(facts["scale"])
     count = scale.measured if on == "val" else pictures
@@ -186,7 +171,7 @@ def _work(folder: Path, on: str, read: Reading, pictures: int | None) -> None:
         explainer: Explainer = EXPLAINERS[told["explainer"]]()
         loaded, name = base, told["explainer"]
     else:
-        explainer, loaded = _masker(folder, Variant(**told["variant"]), read, told["seed"], place, scale)
+        explainer, loaded = _masker(folder, Variant.of(**told["variant"]), read, told["seed"], place, scale)
         name = folder.name
     seen = _pictures(place, on, count, scale, base.view.transform())
     if on == "maps":
@@ -209,13 +194,13 @@ def _work(folder: Path, on: str, read: Reading, pictures: int | None) -> None:
 def _pictures(place: Place, on: str, count: int | None, scale: Scale, transform: Any) -> Labelled:
     """Return what a phase looks at: the held-out training images, or `count` images of val."""
     if on == "tuning":
-        return _Seen(_split(place, scale.held_out)[1], transform)
+        return Subset(_split(place, scale.held_out)[1], transform=transform)
     classes = place.folder("train", transform=None).classes
     return spread(place.folder("val", transform=transform, classes=classes), count)
 
 
 def _masker(
-    folder: Path, variant: Variant, read: Reading, seed: int, place: Place, scale: Scale
+    folder: Path, variant: Variant, read: ReadAs, seed: int, place: Place, scale: Scale
 ) -> tuple[Explainer, Loaded]:
     base = place.load()
     if not (folder / "run.json").is_file():
@@ -236,7 +221,7 @@ def _masker(
 
 
 def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Scale, train_set: Labelled) -> None:
-    dataset = chosen_data(variant, train_set, seed)
+    dataset = chosen_data(variant.data, train_set, seed)
     if variant.images * scale.images > len(dataset):  # pictures that are shown again are decoded once
         dataset = cached(dataset)
     settings = Settings(
@@ -254,39 +239,26 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         size=scale.train_size or loaded.view.image_size,
         scale=(scale.scale_crop, scale.scale_most),
     )
+    learns = variant.learns
+    mask = replace(variant.mask, layers=variant.mask.layers or layers_read(scale, loaded))
     train_run(
         dataset,
         replace(loaded, classes=tuple(train_set.classes)),
         recipe=scale.recipe(variant),
         settings=settings,
-        masker_options=masker_options(variant, loaded, layers_read(scale, loaded)),
-        infill=load_infills(
-            {"kept": variant.infill_kept, "removed": variant.infill_removed},
-            loaded,
-            train_set,
-            seed=seed,
-            remask=variant.remask,
-        ),
-        batches=_batches(dataset, settings, augment),
+        masker_options=masker_options(mask, loaded),
+        infill=load_infills(learns.infills, loaded, train_set, seed=seed, remask=learns.remask),
+        batches=stream_of(dataset, settings, augment),
         out=folder,
         facts={"variant": variant.settings()},
         resume=(folder / "checkpoint.pt").exists(),
     )
 
 
-def layers_read(scale: Scale, loaded: Loaded) -> Sequence[int] | None:
+def layers_read(scale: Scale, loaded: Loaded) -> tuple[int, ...] | None:
     """Return the layers of a study, which are the paper's where it does not say; of fewer maps the two deepest."""
     usual = scale.layers == Scale().layers
     return None if usual and len(loaded.classifier.layers) <= max(scale.layers) else scale.layers
-
-
-def _batches(dataset: Labelled, settings: Settings, augment: CropFlip) -> Callable[[int], Any]:
-    def stream(start: int) -> Any:
-        return training_batches(
-            dataset, batch_size=settings.batch_size, seed=settings.seed, start=start, augment=augment
-        )
-
-    return stream
 
 
 @cache

@@ -24,8 +24,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-from salmask.data import CropFlip, Labelled, ShortSide, collate, training_batches
-from salmask.data import View as Chosen
+from salmask.data import CropFlip, Labelled, ShortSide, Subset, collate, training_batches
 from salmask.data.streams import Bar, spread
 from salmask.files import replace_file
 from salmask.masking import IMAGENET_MEAN, Blur, MeanColour, keep
@@ -231,7 +230,7 @@ def train_inpainter(
     """
     held = spread(dataset, min(_SHOWN, max(1, len(dataset) // 10)))
     kept_back = set(held.ids)
-    rest = Chosen(dataset, [place for place, one in enumerate(dataset.ids) if one not in kept_back])
+    rest = Subset(dataset, [place for place, one in enumerate(dataset.ids) if one not in kept_back])
     torch.manual_seed(seed)
     inpainter = Inpainter()
     crop = CropFlip(image_size, scale=(0.3, 1.0))

@@ -19,12 +19,13 @@ from salmask.files import replace_file
 from salmask.masker import Masker
 from salmask.training.recipes import Recipe
 from salmask.training.released import load_released
-from salmask.training.train import Batches, Settings, train
+from salmask.training.settings import Settings
+from salmask.training.train import Batches, train
 from salmask.types import Infill
 
 __all__ = [
     "Loaded",
-    "View",
+    "Sight",
     "load_checkpoint",
     "load_classifier",
     "load_run",
@@ -41,7 +42,7 @@ CLASSIFIER = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
-class View:
+class Sight:
     """How a picture becomes what the classifier sees: size x size pixels, cut or squashed, interpolated so."""
 
     image_size: int
@@ -72,7 +73,7 @@ class Loaded:
 
     classifier: Classifier
     network: str
-    view: View
+    view: Sight
     classes: tuple[str, ...] | None = None
 
     def seen(
@@ -81,7 +82,7 @@ class Loaded:
         """Return it with what is given of another way from pictures to pixels."""
         own = self.view
         return replace(
-            self, view=View(image_size or own.image_size, fit or own.fit, interpolation or own.interpolation)
+            self, view=Sight(image_size or own.image_size, fit or own.fit, interpolation or own.interpolation)
         )
 
 
@@ -118,7 +119,7 @@ def load_classifier(
             raise
         raise ValueError(f"the pretrained weights of {name} cannot be had ({error}): give timm:{name}@FILE") from error
     config = timm.data.resolve_model_data_config(classifier.network)
-    view = View(
+    view = Sight(
         classifier.image_size,
         fit or known.get("fit", "crop"),
         interpolation or known.get("interpolation") or _interpolation(config["interpolation"]),
@@ -162,7 +163,7 @@ def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
         facts = json.loads((folder / RUN).read_text())
         if facts["format"] != "salmask run 1":
             raise KeyError("format")
-        network, taps, view = facts["network"], facts["taps"], View(**facts["view"])
+        network, taps, view = facts["network"], facts["taps"], Sight(**facts["view"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RUN} does not describe a salmask run ({error!r})") from error
     loaded = load_classifier(f"timm:{network}@{folder / CLASSIFIER}", layers=taps, **asdict(view))
@@ -174,7 +175,7 @@ def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
 def load_checkpoint(path: str | Path) -> tuple[Masker, Loaded]:
     """Load masker and classifier of a checkpoint of the paper's released code. Errors: as `load_released`."""
     masker, classifier, network = load_released(path)
-    return masker, Loaded(classifier, network, View(224))
+    return masker, Loaded(classifier, network, Sight(224))
 
 
 def _metadata(path: Path) -> dict[str, Any]:

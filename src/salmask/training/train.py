@@ -15,7 +15,7 @@ bit-identical masker.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -38,50 +38,13 @@ from salmask.objective import Score
 from salmask.outcome import Outcome, play
 from salmask.training.pool import ClassifierPool
 from salmask.training.recipes import Recipe
+from salmask.training.settings import Settings
 from salmask.types import Infill
 
-__all__ = ["METRICS", "Batches", "Settings", "train"]
+__all__ = ["LOG", "Batches", "train"]
 
-CHECKPOINT, METRICS, POOL = "checkpoint.pt", "metrics.jsonl", "pool"
+CHECKPOINT, LOG, POOL = "checkpoint.pt", "metrics.jsonl", "pool"
 Batches = Callable[[int], Iterable[Batch]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a masker is trained; the defaults are the paper's.
-
-    epochs: full passes over the data. decay_at: shares of the run after which both learning rates are divided by
-    10. clip: norm of the masker's gradient. precision: "32-true", "bf16-mixed" or "16-mixed". log_every,
-    save_every: batches. areas: range of the target areas that a p-conditioned masker is trained with.
-    """
-
-    epochs: float = 12.0
-    batch_size: int = 72
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    classifier_lr: float = 1e-3
-    momentum: float = 0.9
-    decay_at: tuple[float, ...] = (1 / 3, 2 / 3)
-    clip: float = 10.0
-    precision: str = "32-true"
-    channels_last: bool = True
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 200
-    areas: tuple[float, float] = (0.25, 0.75)
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
-
-    def steps(self, images: int) -> int:
-        """Return the number of batches that `epochs` passes over so many images take, at least one."""
-        return max(1, round(self.epochs * images / self.batch_size))
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the factor of both learning rates at a step."""
-        return 0.1 ** sum(step >= share * steps for share in self.decay_at)
 
 
 def train(
@@ -390,7 +353,7 @@ class _Log:
     def __init__(
         self, out: Path, start: int, active: bool, *, sums: Mapping[str, Tensor] = MappingProxyType({}), count: int = 0
     ) -> None:
-        self.path, self.active = out / METRICS, active
+        self.path, self.active = out / LOG, active
         self.sums, self.count = dict(sums), count
         if active:
             kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start]

@@ -1,24 +1,28 @@
-"""One way to train a masker: every setting of the study as one value."""
+"""One way to train a masker: what it learns, what its masks are like, from which examples, and how it is read.
 
-import hashlib
+A variant is told from another by its content alone: `Variant.settings` is flat, and leaves out what is at its default,
+so that a new field changes no old job.
+"""
+
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from salmask import terms
-from salmask.data import Labelled, shuffled_labels, subset
+from salmask.data import Batch, Labelled, SampleTransform, Subset, shuffled_labels, subset, training_batches
 from salmask.masker import HEADS
 from salmask.objective import Objective
 from salmask.outcome import REMOVED, Outcome, Term, reads
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.run import Loaded
+from salmask.training.settings import Examples, Learns, Mask, ReadAs, Settings, check_kind, kinds_of
 from salmask.types import Values
 
-__all__ = ["ORIGINAL", "TERMS", "Reading", "Variant", "chosen_data", "content", "masker_options", "read_settings"]
+__all__ = ["TERMS", "Variant", "build_recipe", "chosen_data", "masker_options", "read_settings", "stream_of"]
 
 
 @reads(REMOVED)
@@ -47,159 +51,135 @@ TERMS: Mapping[str, Term] = MappingProxyType(
 """Terms of an objective, by name."""
 
 
-ORIGINAL = "original"
-
-
-class Reading(NamedTuple):
-    """How a trained masker is read: see `Variant`."""
-
-    top: float | None = None
-    area: float | None = None
-    reads: str | None = None
-
-    def word(self) -> str:
-        """Return a word that may be part of a file's name; "" for a plain masker."""
-        words = [] if self.top is None else [f"top{self.top:g}"]
-        words += [] if self.area is None else [f"area{self.area:g}"]
-        if self.reads is not None:
-            words += [self.reads if self.reads == ORIGINAL else hashlib.sha256(self.reads.encode()).hexdigest()[:8]]
-        return "".join(f"-{word}" for word in words)
+_RECORDS: Mapping[str, type] = MappingProxyType({"learns": Learns, "mask": Mask, "data": Examples, "read": ReadAs})
+_RECIPE_FIELDS = {name: kind for name, kind in kinds_of(Recipe).items() if name not in ("objective", "balance", "name")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One masker: everything that decides what it learns and how it is read.
+    """One masker: what it learns, what its masks are like, from which data, and how it is read once it is trained.
 
-    recipe: of `recipes.RECIPES`. terms: (name, weight) pairs that replace its objective. weights: (name, weight)
-    pairs set anew in it. alongside: True for a classifier that is trained too (CA), None as the recipe has it.
-    history, historic, pool_every, pool_size, statistics: of the recipe, where not None.
-    layers: maps that are read; None for the study's own. head: "sigmoid" or "concrete" (Gumbel), with temperature,
-    hard and learnable. area_condition, class_condition: what else the masker is told. area_power: 1 or 2, of
-    abs(mean m - p). infill_kept, infill_removed: names or files as in `specs.load_infill`; remask: as the released
-    infillers do. per_class, classes: size of the training data; shuffled: with random labels.
-    tv_border: weight of the borders in the total variation; 0 for neighbours alone.
-    images: shown in training, times the study's own number. lr: times the study's own.
-    top: binary masks of the top share of pixels. area: the target area that a conditioned masker is read with.
-    reads: the classifier whose maps are read, where it is not the one of the training: "original", the study's own
-    as it was before a training alongside, or a SPEC.
+    images: pictures shown in training, times a study's own number. lr: learning rate, times the study's own.
     """
 
-    recipe: str = "fix"
-    terms: tuple[tuple[str, float], ...] = ()
-    weights: tuple[tuple[str, float], ...] = ()
-    alongside: bool | None = None
-    history: str | None = None
-    historic: float | None = None
-    pool_every: int | None = None
-    pool_size: int | None = None
-    statistics: str | None = None
-    layers: tuple[int, ...] | None = None
-    upsample: str = "nearest"
-    head: str = "sigmoid"
-    temperature: float = 0.1
-    hard: bool = True
-    learnable: bool = False
-    area_condition: bool = False
-    area_power: float = 1.0
-    class_condition: bool = False
-    infill_kept: str = "mean"
-    infill_removed: str = "mean"
-    remask: bool = False
-    per_class: int | None = None
-    classes: int | None = None
-    shuffled: bool = False
-    tv_border: float = 0.3
+    learns: Learns = field(default_factory=Learns)
+    mask: Mask = field(default_factory=Mask)
+    data: Examples = field(default_factory=Examples)
+    read: ReadAs = field(default_factory=ReadAs)
     images: float = 1.0
     lr: float = 1.0
-    top: float | None = None
-    area: float | None = None
-    reads: str | None = None
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"no recipe {self.recipe!r}: expected one of {', '.join(RECIPES)}")
-        unknown = [name for name, _ in (*self.terms, *self.weights) if name not in TERMS]
+        learns = self.learns
+        if learns.recipe not in RECIPES:
+            raise ValueError(f"no recipe {learns.recipe!r}: expected one of {', '.join(RECIPES)}")
+        unknown = [name for name, _ in (*learns.terms, *learns.weights) if name not in TERMS]
         if unknown:
             raise ValueError(f"no term {unknown[0]!r}: expected one of {', '.join(TERMS)}")
-        for name in ("terms", "weights"):  # lists, as JSON has them, become values that can be hashed
-            object.__setattr__(self, name, tuple((term, float(weight)) for term, weight in getattr(self, name)))
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-        if self.head not in HEADS:
-            raise ValueError(f"no head {self.head!r}: expected one of {', '.join(HEADS)}")
-        if (self.area is not None) and not self.area_condition:
+        if self.mask.head not in HEADS:
+            raise ValueError(f"no head {self.mask.head!r}: expected one of {', '.join(HEADS)}")
+        if (self.read.area is not None) and not self.mask.area_condition:
             raise ValueError("area is how a masker with area_condition is read: set both")
-        self.build_recipe()  # a weight of a term that the recipe does not have is an error now, not in every job
+        build_recipe(learns)  # a weight of a term that the recipe does not have is an error now, not in every job
 
-    def build_recipe(self) -> Recipe:
-        """Return the recipe with everything that the variant sets anew."""
-        recipe = RECIPES[self.recipe]
-        if self.terms:
-            named = {name: (weight, TERMS[name]) for name, weight in self.terms}
-            recipe = replace(recipe, objective=Objective(named), balance=None)
-        if self.weights:
-            recipe = recipe.weighted(**dict(self.weights))
-        if self.area_power != 1.0:
-            recipe = replace(recipe, objective=_powered(recipe.objective, self.area_power))
-        if self.tv_border != 0.3:
-            recipe = replace(recipe, objective=_bordered(recipe.objective, self.tv_border))
-        if self.alongside is not None:
-            recipe = replace(recipe, fixed=not self.alongside)
-        given = {name: getattr(self, name) for name in ("history", "historic", "pool_every", "pool_size", "statistics")}
-        return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    @classmethod
+    def of(cls, **settings: Any) -> "Variant":
+        """Return the variant with these settings, whatever record each belongs to.
+
+            Variant.of(recipe="ca", history="sample", head="concrete", per_class=10)
+
+        Fields of a `Recipe` that no record has, such as `history`, are changed in the recipe.
+        Errors: ValueError for a setting that does not exist, or a value of another type.
+        """
+        own: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {record: {} for record in _RECORDS}
+        for name, value in settings.items():
+            record, kind = _home(name)
+            check_kind(name, value, kind)
+            if record is None:
+                own[name] = value
+            elif name in _RECIPE_FIELDS:
+                parts["learns"].setdefault("changes", []).append((name, value))
+            else:
+                parts[record][name] = value
+        return cls(**own, **{record: _RECORDS[record](**given) for record, given in parts.items()})
+
+    def changed(self, **settings: Any) -> "Variant":
+        """Return the variant with some settings set anew, as in `of`."""
+        return Variant.of(**{**self.settings(), **settings})
 
     def trained(self) -> "Variant":
-        """Return the variant without what matters only when it is read: maskers that differ there are one."""
-        return replace(self, top=None, area=None, reads=None)
-
-    def reading(self) -> "Reading":
-        """Return how it is read."""
-        return Reading(self.top, self.area, self.reads)
+        """Return the variant as it is trained: maskers that differ only in how they are read are one."""
+        return replace(self, read=ReadAs())
 
     def settings(self) -> dict[str, Any]:
-        """Return what differs from the defaults, as JSON has it."""
-        return content(self)
+        """Return the recipe and all settings that are not at their default, flat, as `of` takes them."""
+        records = (self.learns, self.mask, self.data, self.read)
+        flat: dict[str, Any] = {"recipe": self.learns.recipe}
+        for record in records:
+            flat |= _changed(record)
+        flat |= {name: getattr(self, name) for name in ("images", "lr") if getattr(self, name) != 1.0}
+        return flat | dict(flat.pop("changes", ()))
+
+
+def _changed(record: Any) -> dict[str, Any]:
+    return {one.name: getattr(record, one.name) for one in fields(record) if getattr(record, one.name) != one.default}
+
+
+_HOMES: Mapping[str, tuple[str | None, Any]] = MappingProxyType(
+    {
+        **{name: ("learns", kind) for name, kind in _RECIPE_FIELDS.items()},
+        **{name: (part, kind) for part, record in _RECORDS.items() for name, kind in kinds_of(record).items()},
+        **dict.fromkeys(("images", "lr"), (None, float)),
+    }
+)
+
+
+def _home(name: str) -> tuple[str | None, Any]:
+    """Return the record that a setting belongs to, None for the variant itself, and its type."""
+    if name not in _HOMES or name == "changes":
+        known = ", ".join(name for name in _HOMES if name != "changes")
+        raise ValueError(f"no setting {name!r}: expected one of {known}")
+    return _HOMES[name]
+
+
+def build_recipe(learns: Learns) -> Recipe:
+    """Return the recipe that `learns` names, with everything that it changes."""
+    recipe = RECIPES[learns.recipe]
+    if learns.terms:
+        named = {name: (weight, TERMS[name]) for name, weight in learns.terms}
+        recipe = replace(recipe, objective=Objective(named), balance=None)
+    if learns.weights:
+        recipe = recipe.weighted(**dict(learns.weights))
+    if learns.area_power != 1.0:
+        recipe = replace(recipe, objective=_powered(recipe.objective, learns.area_power))
+    if learns.tv_border != 0.3:
+        recipe = replace(recipe, objective=_bordered(recipe.objective, learns.tv_border))
+    return replace(recipe, **dict(learns.changes))
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Return keyword arguments of `Variant` of texts KEY=VALUE, whose values are JSON where they can be.
+    """Return keyword arguments of `Variant.of` of texts KEY=VALUE, whose values are JSON where they can be.
 
-    terms.NAME=WEIGHT and weights.NAME=WEIGHT gather. Errors: ValueError for another key or form.
+    terms.NAME=WEIGHT and weights.NAME=WEIGHT gather. Errors: ValueError for another key, form or type.
     """
-    known = [one.name for one in fields(Variant)]
     given: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         name, dot, term = key.partition(".")
-        if not equals or name not in known or bool(dot) != (name in ("terms", "weights")):
-            raise ValueError(f"expected settings KEY=VALUE, KEY of {', '.join(known)}, came {text!r}")
+        if not equals or bool(dot) != (name in ("terms", "weights")):
+            raise ValueError(f"expected settings KEY=VALUE, terms.NAME=WEIGHT or weights.NAME=WEIGHT, got {text!r}")
+        kind = _home(name)[1]
         try:
             read = json.loads(value)
         except json.JSONDecodeError:
             read = value
-        wanted = float if dot else _KINDS.get(type(getattr(Variant, name)))
-        if wanted is not None and not _is(read, wanted):
-            raise ValueError(f"{key} is {_KIND_NAMES[wanted]}, came {value!r}")
+        check_kind(key, read, float if dot else kind)
         if dot:
             given.setdefault(name, []).append((term, read))
         else:
             given[name] = read
     return given
-
-
-_KINDS: Mapping[type, type] = MappingProxyType({bool: bool, float: float, str: str})  # other defaults are None
-
-
-_KIND_NAMES: Mapping[type, str] = MappingProxyType({bool: "true or false", float: "a number", str: "a word"})
-
-
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) or (kind is float and isinstance(value, int) and not isinstance(value, bool))
-
-
-def content(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that are not at their default."""
-    return {one.name: getattr(value, one.name) for one in fields(value) if getattr(value, one.name) != one.default}
 
 
 def _powered(objective: Objective, power: float) -> Objective:
@@ -223,39 +203,42 @@ def _bordered(objective: Objective, border: float) -> Objective:
     )
 
 
-def chosen_data(variant: Variant, train_set: Labelled, seed: int) -> Labelled:
-    """Return the part of a training set that a variant learns from, with its labels."""
-    dataset = shuffled_labels(train_set, seed=seed) if variant.shuffled else train_set
-    if variant.per_class is None and variant.classes is None:
+def chosen_data(examples: Examples, train_set: Labelled, seed: int) -> Labelled:
+    """Return the part of a training set that a masker learns from; its classes keep their numbers."""
+    dataset = shuffled_labels(train_set, seed=seed) if examples.shuffled else train_set
+    if examples.per_class is None and examples.classes is None:
         return dataset
-    dataset = subset(dataset, per_class=variant.per_class, classes=variant.classes, seed=seed)
-    return dataset if variant.classes is None else _OldNumbers(dataset, train_set.classes)
+    chosen = subset(dataset, per_class=examples.per_class, classes=examples.classes, seed=seed)
+    return Subset(dataset, chosen.indices)
 
 
-def masker_options(variant: Variant, loaded: Loaded, layers: Sequence[int] | None) -> dict[str, Any]:
-    """Return what a variant's `Masker` is made with. layers: for a variant that does not say; None: the two deepest."""
+def masker_options(mask: Mask, loaded: Loaded) -> dict[str, Any]:
+    """Return the options of a `Masker` that makes such masks for a classifier."""
     head: dict[str, Any] = {}
-    if variant.head != "sigmoid":
-        head = {"temperature": variant.temperature, "hard": variant.hard, "learnable": variant.learnable}
+    if mask.head != "sigmoid":
+        head = {"temperature": mask.temperature, "hard": mask.hard, "learnable": mask.learnable}
     return {
-        "layers": variant.layers or layers,
-        "upsample": variant.upsample,
-        "head": HEADS[variant.head](**head),
-        "area_condition": variant.area_condition,
-        "classes": loaded.classifier.num_classes if variant.class_condition else None,
+        "layers": mask.layers,
+        "upsample": mask.upsample,
+        "head": HEADS[mask.head](**head),
+        "area_condition": mask.area_condition,
+        "classes": loaded.classifier.num_classes if mask.class_condition else None,
     }
 
 
-class _OldNumbers:
-    """Some classes of a data set, under the numbers that all of them have: the classifier still tells all apart."""
+def stream_of(
+    dataset: Labelled, settings: Settings, augment: SampleTransform | None, *, workers: int = 0
+) -> Callable[[int], Iterator[Batch]]:
+    """Return the stream of training batches as `train` takes it: number -> the batches from that number on."""
 
-    def __init__(self, chosen: Labelled, classes: list[str]) -> None:
-        number = {name: place for place, name in enumerate(classes)}
-        self.chosen, self.ids, self.classes = chosen, chosen.ids, classes
-        self.targets = [number[chosen.classes[target]] for target in chosen.targets]
+    def stream(start: int) -> Iterator[Batch]:
+        return training_batches(
+            dataset,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            start=start,
+            augment=augment,
+            workers=workers,
+        )
 
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> Any:
-        return replace(self.chosen[index], target=self.targets[index])
+    return stream

@@ -1,0 +1,214 @@
+"""How a masker is trained, as values. Nothing here needs torch, so that the help of a command answers at once.
+
+`Settings` is the length and the rates of a training; `Learns`, `Mask`, `Examples` and `ReadAs` say what kind of masker
+it gives, and together make a `variant.Variant`. The fields are the options of `salmask train`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "ORIGINAL",
+    "RECIPE",
+    "Examples",
+    "Learns",
+    "Mask",
+    "Precision",
+    "ReadAs",
+    "Settings",
+    "check_kind",
+    "kinds_of",
+]
+
+RECIPE = "auto"
+"""The recipe of a training that names none."""
+
+ORIGINAL = "original"
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a masker is trained; the defaults are the paper's."""
+
+    epochs: float = 12.0
+    """Full passes over the data."""
+    batch_size: int = 72
+    """Pictures a step."""
+    lr: float = 1e-3
+    """Learning rate of the masker."""
+    weight_decay: float = 1e-4
+    """Weight decay of the masker, and of a classifier that is trained too."""
+    classifier_lr: float = 1e-3
+    """Learning rate of a classifier that is trained too."""
+    momentum: float = 0.9
+    """Of the classifier's descent."""
+    decay_at: tuple[float, ...] = (1 / 3, 2 / 3)
+    """Shares of the training after which both learning rates are divided by 10."""
+    clip: float = 10.0
+    """Largest norm of the masker's gradient."""
+    precision: Precision = "32-true"
+    """32-true, bf16-mixed or 16-mixed."""
+    channels_last: bool = True
+    """Lay pictures out by pixel, which most convolutions like."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    areas: tuple[float, float] = (0.25, 0.75)
+    """Range of the target areas that a masker with --area-condition is trained with."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+
+    def steps(self, images: int) -> int:
+        """Return the number of batches that `epochs` passes over so many images take, at least one."""
+        return max(1, round(self.epochs * images / self.batch_size))
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the factor of both learning rates at a step."""
+        return 0.1 ** sum(step >= share * steps for share in self.decay_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learns:
+    """What a masker is asked for: a recipe, with what is changed in it, and what fills the holes."""
+
+    recipe: str = RECIPE
+    """auto, auto_ca, fix, ca, casm_f, casm_l, casm_fl, casm_l100, casm_l1000 or dabkowski_gal."""
+    terms: tuple[tuple[str, float], ...] = ()
+    """Terms by name and weight, instead of the recipe's objective."""
+    weights: tuple[tuple[str, float], ...] = ()
+    """Other weights of the recipe's terms, by name."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Other fields of the `Recipe`, such as history, pool_size or statistics."""
+    area_power: float = 1.0
+    """1 or 2: the power of abs(mean m - p) where the masker is told an area p."""
+    tv_border: float = 0.3
+    """Weight of the picture's border in the total variation; 0 for neighbours alone."""
+    infill: str = "mean"
+    """What fills the holes: mean, blur, noise, colour, bank, or an inpainter's file."""
+    infill_kept: str | None = None
+    """The same for the kept picture alone."""
+    infill_removed: str | None = None
+    """The same for the removed picture alone."""
+    remask: bool = False
+    """Mask pictures twice, as the released infillers do."""
+
+    def __post_init__(self) -> None:
+        for name in ("terms", "weights"):  # lists, as JSON has them, become values that can be hashed
+            pairs = tuple((term, float(weight)) for term, weight in getattr(self, name))
+            object.__setattr__(self, name, pairs)
+        object.__setattr__(self, "changes", tuple((name, value) for name, value in self.changes))
+
+    @property
+    def infills(self) -> dict[str, str]:
+        """The name of each side's infill."""
+        return {"kept": self.infill_kept or self.infill, "removed": self.infill_removed or self.infill}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What the masker reads, and what its masks are like."""
+
+    layers: tuple[int, ...] | None = None
+    """Which of the classifier's maps it reads, by index; the two deepest where not given."""
+    upsample: Literal["nearest", "bilinear"] = "nearest"
+    """From the masker's grid to the picture."""
+    head: str = "sigmoid"
+    """sigmoid, or concrete for binary masks (Gumbel)."""
+    temperature: float = 0.1
+    """Of the head `concrete`."""
+    hard: bool = True
+    """Of the head `concrete`: binary in the forward pass of training, too."""
+    learnable: bool = False
+    """Of the head `concrete`: learn the temperature."""
+    area_condition: bool = False
+    """Tell the masker which share of the picture to keep."""
+    class_condition: bool = False
+    """Tell the masker the class to explain."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """The part of the training pictures that a masker learns from."""
+
+    per_class: int | None = None
+    """Train on so many pictures a class, drawn with the seed."""
+    classes: int | None = None
+    """Train on the pictures of so many classes, drawn with the seed."""
+    shuffled: bool = False
+    """Give every picture a random label: the data randomisation test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAs:
+    """How a trained masker is read: binary masks of the `top` share of pixels, at a target `area`, or from the maps of
+    another classifier, which `reads` names: "original", as it was before a training alongside, or a SPEC."""
+
+    top: float | None = None
+    area: float | None = None
+    reads: str | None = None
+
+    def word(self) -> str:
+        """Return a word that may be part of a file's name; "" for a plain masker."""
+        words = [] if self.top is None else [f"top{self.top:g}"]
+        words += [] if self.area is None else [f"area{self.area:g}"]
+        if self.reads is not None:
+            words += [self.reads if self.reads == ORIGINAL else hashlib.sha256(self.reads.encode()).hexdigest()[:8]]
+        return "".join(f"-{word}" for word in words)
+
+
+_WORDS: Mapping[Any, str] = MappingProxyType(
+    {bool: "true or false", int: "a whole number", float: "a number", str: "a word", NoneType: "null"}
+)
+
+
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError where a value is not of a field's type: bool, int, float, str, tuples, literals and unions."""
+    if not _fits(value, kind):
+        raise ValueError(f"{name} is {_in_words(kind)}, got {value!r}")
+
+
+def kinds_of(record: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
+    hints = get_type_hints(record)
+    return {field.name: hints[field.name] for field in fields(record)}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        each = [parts[0]] * len(value) if parts[-1] is ... else list(parts)
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return " or ".join(map(_in_words, parts))
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    return "a list" if origin is tuple else _WORDS[kind]
