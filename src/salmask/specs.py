@@ -60,7 +60,7 @@ def named(spec: str) -> tuple[str | None, str]:
 
 
 def load_explainer(
-    name: str, *, loaded: Loaded | None, seed: int = 0, bank: Callable[[Sight], Tensor] | None = None
+    name: str, *, loaded: Loaded | None, seed: int = 0, bank: Callable[[Loaded], Tensor] | None = None
 ) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
@@ -74,7 +74,7 @@ def load_explainer(
     `refined:start=SPEC` improves the maps of a run or of another explainer; `start` comes last, as what follows it
     may have settings of its own: `refined:iterations=50,start=rise:masks=500`.
     seed: of an explainer that draws, unless its settings name one. bank: gives the pictures for `infill=bank`, as
-    seen through a view.
+    a classifier sees them.
     """
     title, name = named(name)
     run, options = _run(name)
@@ -104,7 +104,7 @@ def load_explainer(
 
 
 def _refined(
-    title: str, options: str, *, loaded: Loaded | None, seed: int, bank: Callable[[Sight], Tensor] | None
+    title: str, options: str, *, loaded: Loaded | None, seed: int, bank: Callable[[Loaded], Tensor] | None
 ) -> tuple[str, Explainer, Loaded]:
     found = re.search(r"(?:^|,)start=(.+)", options)
     if found is None:
@@ -121,7 +121,7 @@ def _made(
     loaded: Loaded,
     *,
     seed: int,
-    bank: Callable[[Sight], Tensor] | None,
+    bank: Callable[[Loaded], Tensor] | None,
 ) -> Explainer:
     """Call a constructor with the settings after its name."""
     given = ({"seed": seed} if "seed" in signature(build).parameters else {}) | _options(options)
@@ -130,7 +130,7 @@ def _made(
             raise ValueError(
                 f"{name}:infill=bank fills holes with training pictures, and this command has none: use evaluate"
             )
-        pictures = bank(loaded.view) if given["infill"] == "bank" and bank is not None else None
+        pictures = bank(loaded) if given["infill"] == "bank" and bank is not None else None
         generator = Generator().manual_seed(seed)
         given["infill"] = load_infill(
             str(given["infill"]), classifier=loaded.classifier, generator=generator, bank=pictures

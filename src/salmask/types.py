@@ -32,6 +32,7 @@ __all__ = [
     "Pixels",
     "Targets",
     "Values",
+    "in_colour",
     "normalise",
 ]
 
@@ -66,6 +67,26 @@ class Infill(Protocol):
     def __call__(self, images: Images, holes: Masks) -> Tensor:
         """Return the colours that fill the holes."""
         ...
+
+
+def in_colour(
+    images: Float[Tensor, "batch channels height width"], bands: Sequence[int] | None = None
+) -> Float[Tensor, "batch 3 height width"]:
+    """Return images of any number of channels as red, green and blue to look at.
+
+    bands: the three channels that are shown, counted from 0 (false colour); None: the first three, or what there is:
+    one channel is grey, of two the third colour stays dark. Errors: ValueError for channels that do not exist.
+    """
+    count = images.shape[1]
+    if bands is not None:
+        if len(bands) != 3 or not all(0 <= band < count for band in bands):
+            raise ValueError(f"expected three of the channels 0 to {count - 1} to show, got {tuple(bands)}")
+        return images[:, list(bands)]
+    if count == 1:
+        return images.expand(-1, 3, -1, -1)
+    if count == 2:
+        return torch.cat([images, torch.zeros_like(images[:, :1])], 1)
+    return images[:, :3]
 
 
 def normalise(maps: Masks, how: str) -> Masks:

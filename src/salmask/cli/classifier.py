@@ -46,22 +46,23 @@ class ClassifierCommand(DataOptions):
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out names a .safetensors file, came {self.out}")
-        pictures = self.read("train")
+        classes = tuple(self.read("train").classes)
         name = self.network.removeprefix("timm:")
         torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
         if "@" in name:
             loaded = load_classifier(self.network, **self.pictures())
-            if loaded.classifier.num_classes != len(pictures.classes):
+            if loaded.classifier.num_classes != len(classes):
                 raise ValueError(
                     f"{name} tells {loaded.classifier.num_classes} classes apart, {self.data} has "
-                    f"{len(pictures.classes)}: go on from weights for these classes, or begin anew"
+                    f"{len(classes)}: go on from weights for these classes, or begin anew"
                 )
         else:
             built = Classifier.from_timm(
-                name, pretrained=self.pretrained, num_classes=len(pictures.classes), image_size=self.image_size
+                name, pretrained=self.pretrained, num_classes=len(classes), image_size=self.image_size
             )
-            loaded = Loaded(built, name, Sight(built.image_size, self.fit or "crop", self.interpolation or "bilinear"))
-        loaded = replace(loaded, classes=tuple(pictures.classes))
+            loaded = Loaded(built, name, Sight(built.image_size)).seen(**self.pictures())
+        loaded = replace(loaded, classes=classes)
+        pictures = self.read("train", loaded)
         settings = FitSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -80,5 +81,5 @@ class ClassifierCommand(DataOptions):
         save_classifier(self.out, loaded)
         say(f"classifier: timm:{loaded.network}@{self.out}")
         if has_split(self.data, "val"):
-            val = self.read("val", transform=loaded.view.transform(), classes=pictures.classes)
+            val = self.read("val", loaded, transform=loaded.view.transform(), classes=pictures.classes)
             say(f"accuracy on val: {accuracy(loaded.classifier, val):.3f}")

@@ -77,7 +77,7 @@ class EvaluateCommand(DataOptions):
             load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
         )
         view = base.view
-        dataset = self.read(self.split, transform=view.transform(), classes=base.classes)
+        dataset = self.read(self.split, base, transform=view.transform(), classes=base.classes)
         rules = Rules(
             target=self.target,
             normalize={} if self.normalize is None else self.normalize,

@@ -16,7 +16,7 @@ class ExplainCommand(PictureOptions):
     """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Picture files."""
+    """Picture files, or folders of them."""
     explainer: str
     """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500."""
     out: Path
@@ -32,7 +32,7 @@ class ExplainCommand(PictureOptions):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.cli.explain_files import explain_files
+        from salmask.cli.explain_files import Shown, explain_files
         from salmask.specs import load_explainer
         from salmask.training.run import load_classifier
 
@@ -44,11 +44,11 @@ class ExplainCommand(PictureOptions):
             method,
             own.seen(**self.pictures()),
             out=self.out,
-            target=self.target,
-            normalize=self.normalize,
-            top=self.top,
+            shown=Shown(self.target, self.normalize, self.top),
             skip_broken=self.skip_broken,
+            max_pixels=self.max_pixels,
             progress=progress_bar("explaining"),
+            say=say,
         )
         for path in written:
             say(str(path))

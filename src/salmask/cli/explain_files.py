@@ -1,25 +1,54 @@
-"""Explain files and write what a person can look at."""
+"""Explain files and write what a person can look at.
 
+STEM.png         picture, mask, kept, removed, probabilities: what the classifier saw
+STEM.npy         the raw map (size, size) of what the classifier saw
+STEM.whole.png   the map laid over the whole file; what the classifier has not seen stays without colour
+STEM.whole.npy   the map at the size of the file; not a number where the classifier has not looked
+"""
+
+import hashlib
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from salmask.classifier import Classifier
-from salmask.data import Sample, collate, no_boxes, read_image
+from salmask.data import Reader, Sample, collate, no_boxes
+from salmask.data.pictures import ignored_files, list_pictures
 from salmask.data.streams import Bar
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file, writable_folder
 from salmask.masking import MeanColour, keep, remove
 from salmask.outcome import play_at_rest
-from salmask.report.pictures import picture
+from salmask.report.pictures import overlay, picture
 from salmask.training.run import Loaded
+from salmask.types import in_colour
 
-__all__ = ["explain_files"]
+__all__ = ["Shown", "explain_files", "named_pictures", "picture_files"]
+
+_ENDINGS = (".png", ".npy", ".whole.png", ".whole.npy")
+_LONGEST = 200  # bytes of a file name without its ending; file systems take 255, and the writer adds a few
+_OURS = "salmask explain"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is written of a decision: the class explained, the scale of the map, how many classes are listed."""
+
+    target: str | None = None
+    normalize: str | None = None
+    top: int = 3
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"expected at least one class probability to show (top, --top), got {self.top}")
 
 
 def explain_files(
@@ -29,94 +58,206 @@ def explain_files(
     loaded: Loaded,
     *,
     out: Path,
-    target: str | None = None,
-    normalize: str | None = None,
-    top: int = 3,
+    shown: Shown | None = None,
     skip_broken: bool = False,
+    max_pixels: int | None = None,
     progress: Bar = iter,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Explain picture files one by one; return the PNGs written. The raw map stands beside each as .npy.
+    """Explain picture files, or all in a folder, one by one; return the PNGs written, one a picture.
 
     All files are read before the first is explained, so that a broken one loses no work; skip_broken leaves those
-    that cannot be decoded out, with a warning that names them.
+    that cannot be read out, with a warning that names them. No file that something else has written is
+    overwritten. say: is told, in one line, where the classifier sees less than the file.
     """
+    shown = Shown() if shown is None else shown
     names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
-    chosen = None if target is None else torch.tensor([_class_index(target, names)])
+    chosen = None if shown.target is None else torch.tensor([_class_index(shown.target, names)])
     if getattr(explainer, "wants", frozenset()) & {"boxes", "pixels"}:
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
-    files = _distinct(paths)
-    transform = loaded.view.transform()
-    for stem, path in list(files.items()):
-        try:
-            read_image(path)
-        except ValueError as error:
-            if not skip_broken:
-                raise
-            warnings.warn(f"left out: {error}", stacklevel=2)
-            del files[stem]
-    if not files:
-        raise ValueError("none of the pictures can be decoded")
-    writable_folder(out)
+    read = loaded.reader(max_pixels=max_pixels)
+    sizes = readable(picture_files(paths), read, skip_broken=skip_broken)
+    files = named_pictures(list(sizes), writable_folder(out))
+    cut = {path: loaded.view.cut(*size) for path, size in sizes.items()}
+    if any(map(_worth_saying, cut.values())):
+        say(_said_of_cuts(cut))
     written, agnostic = [], False
     for stem, path in progress(list(files.items())):
-        sample = transform(Sample(id=path.name, image=read_image(path), target=0, boxes=no_boxes(), pixels=None))
+        image = read(path)
+        sample = loaded.view.transform()(Sample(id=path.name, image=image, target=0, boxes=no_boxes(), pixels=None))
         images = collate([sample]).images.to(loaded.classifier.device)
         explanation = explainer(loaded.classifier, images, chosen)
-        figure = _figure(loaded.classifier, images, explanation, _scale(explainer, explanation, normalize), names, top)
-        image = picture(*figure, title=f"{path.name}: {name}, {_explained(explanation, names)}")
+        scaled = _scale(explanation, shown.normalize)
+        figure = _figure(loaded, images, explanation, scaled, names, shown.top)
+        lost = f", {cut[path]:.0%} of the file cut off" if _worth_saying(cut[path]) else ""
+        _write(out, stem, picture(*figure, title=f"{path.name}: {name}, {_explained(explanation, names)}{lost}"))
+        _write_whole(out, stem, image, explanation, scaled, loaded)
         replace_file(out / f"{stem}.npy", partial(_save_array, explanation.masks[0, 0]))
-        replace_file(out / f"{stem}.png", image.save)
         written.append(out / f"{stem}.png")
         agnostic = agnostic or explanation.class_agnostic
-    if agnostic and target is not None:
+    if agnostic and shown.target is not None:
         warnings.warn(f"{name} is class-agnostic: its maps are the same whatever class is asked for", stacklevel=2)
     return written
 
 
-def _distinct(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return output name -> file; files of one name in several folders are told apart by their folder."""
-    if not paths:
-        raise ValueError("no picture to explain: name at least one file")
-    stems = [path.stem for path in paths]
-    files: dict[str, Path] = {}
+def picture_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the picture files named, each once; those in a folder, sorted, where a folder is named.
+
+    Errors: ValueError for none, or a folder without pictures.
+    """
+    files: dict[Path, Path] = {}
     for path in paths:
-        stem = path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}__{path.stem}{path.suffix}"
-        if files.setdefault(stem, path) != path:
-            raise ValueError(f"{files[stem]} and {path} would be written to one file: explain them into two folders")
-    return files
+        inside = [path]
+        if path.is_dir():
+            inside = [path / name for name in list_pictures(path)]
+            ignored = ignored_files([path])
+            if not inside:
+                raise ValueError(f"the folder {path} has no pictures: got {ignored or 'nothing'}")
+            if ignored:
+                warnings.warn(f"not read in {path}: {ignored}", stacklevel=3)
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    if not files:
+        raise ValueError("no picture to explain: name at least one file or folder")
+    return list(files.values())
+
+
+def readable(files: Sequence[Path], read: Reader, *, skip_broken: bool) -> dict[Path, tuple[int, int]]:
+    """Return height and width of the files that can be read; others are left out with a warning, or are an error."""
+    good = {}
+    for path in files:
+        try:
+            height, width = read(path).shape[-2:]
+        except (ValueError, OSError) as error:
+            if not skip_broken:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=3)
+        else:
+            good[path] = (height, width)
+    if not good:
+        raise ValueError("none of the pictures can be decoded")
+    return good
+
+
+def named_pictures(paths: Sequence[Path], out: Path) -> dict[str, Path]:
+    """Return output name -> file: a name of its own for each, also where a system does not tell a from A.
+
+    A file keeps its stem, cut where it is too long. Files of one stem get that of their folder, and a number where
+    that is not enough. A name under which the folder already holds what is not of `explain` ends in ".explained".
+    """
+    stems = [_folded(path.stem) for path in paths]
+    named: dict[str, Path] = {}
+    taken: set[str] = set()
+    for path, stem in zip(paths, stems, strict=True):
+        wish = path.stem if stems.count(stem) == 1 else f"{path.parent.name}__{path.stem}{path.suffix}"
+        name, number = _short(wish), 1
+        while taken & {_folded(name + ending) for ending in _ENDINGS}:
+            number += 1
+            name = f"{_short(wish)}-{number}"
+        if not _free(out, name):
+            name += ".explained"
+            if not _free(out, name):
+                raise ValueError(f"{out} holds {name}.png of something else: explain into another folder")
+        taken |= {_folded(name + ending) for ending in _ENDINGS}
+        named[name] = path
+    return named
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _short(name: str) -> str:
+    data = name.encode()
+    if len(data) <= _LONGEST:
+        return name
+    mark = hashlib.blake2b(data, digest_size=4).hexdigest()
+    return f"{data[: _LONGEST - 9].decode(errors='ignore')}-{mark}"
+
+
+def _free(out: Path, name: str) -> bool:
+    """Return whether nothing lies under the output names, or what an earlier `explain` has written."""
+    if not any((out / f"{name}{ending}").exists() for ending in _ENDINGS):
+        return True
+    try:
+        with Image.open(out / f"{name}.png") as figure:
+            return figure.info.get("Software") == _OURS
+    except OSError:
+        return False
+
+
+def _worth_saying(share: float) -> bool:
+    return share >= 0.005
+
+
+def _said_of_cuts(cut: Mapping[Path, float]) -> str:
+    most, count = max(cut, key=lambda path: cut[path]), sum(map(_worth_saying, cut.values()))
+    return (
+        f"the classifier sees the middle of a picture: {cut[most]:.0%} of {most.name} is cut off"
+        + (f", of {count - 1} more up to as much" if count > 1 else "")
+        + "; --fit pad or --fit squash show it the whole picture"
+    )
 
 
 def _figure(
-    classifier: Classifier,
+    loaded: Loaded,
     images: Tensor,
     explanation: Explanation,
     shown: Explanation,
     names: Sequence[str],
     top: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, list[tuple[str, float]]]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Mapping[str, list[tuple[str, float]]]]:
+    classifier: Classifier = loaded.classifier
     infill, masks = MeanColour.of(classifier), shown.masks.float()
     outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
     sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
-    said = {side: logits.softmax(1)[0] for side, logits in sides.items()}
+    shares = {side: logits.softmax(1)[0] for side, logits in sides.items()}
     kept, removed = keep(images, masks, infill), remove(images, masks, infill)
-    best = said["whole"].topk(min(top, len(names))).indices.tolist()
+    best = shares["whole"].topk(min(top, len(names))).indices.tolist()
     if (explained := int(explanation.targets[0])) not in best:
         best.append(explained)
-    probabilities = {side: [(names[k], float(p[k])) for k in best] for side, p in said.items()}
-    return images[0].cpu(), masks[0].cpu(), kept[0].cpu(), removed[0].cpu(), probabilities
+    probabilities = {side: [(names[k], float(p[k])) for k in best] for side, p in shares.items()}
+    whole, kept, removed = (in_colour(pictures, loaded.view.colours)[0].cpu() for pictures in (images, kept, removed))
+    return whole, masks[0].cpu(), kept, removed, probabilities
+
+
+def _write(out: Path, stem: str, image: Image.Image) -> None:
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Software", _OURS)
+    replace_file(out / f"{stem}.png", partial(image.save, format="PNG", pnginfo=mark))
+
+
+def _write_whole(
+    out: Path, stem: str, image: Tensor, explanation: Explanation, shown: Explanation, loaded: Loaded
+) -> None:
+    """Write map and overlay at the size of the file, where that is another than the map's."""
+    height, width = image.shape[-2:]
+    if explanation.masks.shape[-2:] == (height, width):
+        for ending in _ENDINGS[2:]:  # of an earlier look at the file, fitted in another way
+            (out / f"{stem}{ending}").unlink(missing_ok=True)
+        return
+    whole = loaded.view.to_file(explanation.masks.detach().cpu(), height, width)[0, 0]
+    replace_file(out / f"{stem}.whole.npy", partial(_save_array, whole))
+    values = loaded.view.to_file(shown.masks.detach().cpu(), height, width)[0, 0]
+    colours = in_colour(image[None].float() / 255, loaded.view.colours)[0]
+    unseen = values.isnan()
+    drawn = torch.from_numpy(overlay(colours, values.nan_to_num(0).clamp(0, 1)).copy())
+    outside = (colours.permute(1, 2, 0) * 255).round().to(torch.uint8)
+    drawn[unseen] = outside[unseen]
+    _write(out, f"{stem}.whole", Image.fromarray(drawn.numpy()))
 
 
 def _class_index(target: str, names: Sequence[str]) -> int:
     if target in names:
         return list(names).index(target)
-    if target.isdigit() and int(target) < len(names):
+    if target.isdecimal() and int(target) < len(names):
         return int(target)
     raise ValueError(
         f"no class {target!r}: expected an index below {len(names)} or a name such as {', '.join(names[:5])}"
     )
 
 
-def _scale(explainer: Explainer, explanation: Explanation, normalize: str | None) -> Explanation:
+def _scale(explanation: Explanation, normalize: str | None) -> Explanation:
     if normalize is None:
         inside = explanation.range[0] >= 0 and explanation.range[1] <= 1
         normalize = "none" if inside else "minmax"

@@ -1,8 +1,10 @@
 """Options that several commands share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from salmask.data import Labelled, SampleTransform
-    from salmask.training.run import Sight
+    from salmask.training.run import Loaded
 
 __all__ = ["DataOptions", "Normalize", "PictureOptions", "SightOptions"]
 
@@ -21,16 +23,35 @@ Normalize = Literal["none", "minmax", "max", "rank"]
 class SightOptions:
     """How the classifier sees a picture."""
 
-    image_size: int | None = None
+    image_size: Annotated[int | None, tyro.conf.arg(aliases=["--size"])] = None
     """Side of the square that the classifier sees; its own where not given."""
+    crop: float | None = None
+    """Share of the short side that --fit crop keeps, as timm's crop_pct; the classifier's own where not given."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """How pictures are resized; as the classifier was trained where not given."""
-    fit: Literal["crop", "squash"] | None = None
-    """crop (short side, then centre) or squash; as the classifier was trained, or crop, where not given."""
+    fit: Literal["crop", "squash", "pad"] | None = None
+    """crop (short side, then centre), squash (the whole picture, pressed to a square) or pad (the whole picture, grey
+    beside it); as the classifier was trained, or crop, where not given."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the network's normalisation takes off pictures in [0, 1]; its own where not given."""
+    std: tuple[float, ...] | None = None
+    """And what it divides by."""
+    channels: int | None = None
+    """How many channels the classifier reads, where that is to be checked."""
+    depth: int | None = None
+    """Bits that 16-bit files use, such as 12; by their highest value where not given."""
+    window: float | None = None
+    """Width of the range of values that is shown of signed pictures, such as 400 for the soft tissue of a CT."""
+    level: float | None = None
+    """Its centre, such as 40."""
+    bands: tuple[int, ...] | None = None
+    """Which bands of a file the classifier reads, in its order, counted from 0."""
+    colours: tuple[int, int, int] | None = None
+    """Which of the classifier's channels are shown as red, green and blue, counted from 0."""
 
     def pictures(self) -> dict[str, Any]:
         """Return what `load_classifier` takes of pictures."""
-        return {"image_size": self.image_size, "interpolation": self.interpolation, "fit": self.fit}
+        return {field.name: getattr(self, field.name) for field in fields(SightOptions)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +60,8 @@ class PictureOptions(SightOptions):
 
     skip_broken: bool = False
     """Leave out pictures that cannot be decoded, instead of stopping."""
+    max_pixels: int | None = None
+    """Pixels of a picture above which it is refused before it is decoded; 179 million where not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +75,15 @@ class DataOptions(PictureOptions):
     """Fetch Oxford-IIIT Pet into the DIR of pets:DIR, if it is not there."""
 
     def read(
-        self, split: str, *, transform: "SampleTransform | None" = None, classes: "Sequence[str] | None" = None
+        self,
+        split: str,
+        loaded: "Loaded | None" = None,
+        *,
+        transform: "SampleTransform | None" = None,
+        classes: "Sequence[str] | None" = None,
     ) -> "Labelled":
-        """Return a split of the data."""
-        from salmask.data import open_data
+        """Return a split of the data, decoded for a classifier."""
+        from salmask.data import Reader, open_data
 
         return open_data(
             self.data,
@@ -64,13 +92,14 @@ class DataOptions(PictureOptions):
             skip_broken=self.skip_broken,
             classes=classes,
             download=self.download,
+            read=Reader() if loaded is None else loaded.reader(max_pixels=self.max_pixels),
         )
 
-    def bank(self, view: "Sight") -> "Tensor":
+    def bank(self, loaded: "Loaded") -> "Tensor":
         """Return training pictures that fill holes, for explainers with `infill=bank`."""
         from salmask.specs import load_bank
 
-        return load_bank(self.read("train"), view)
+        return load_bank(self.read("train", loaded), loaded.view)
 
     def data_name(self) -> str:
         """Return what a report calls the data."""

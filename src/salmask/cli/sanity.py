@@ -39,7 +39,7 @@ class SanityCommand(DataOptions):
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         _, explainer, loaded = load_explainer(self.explainer, loaded=base, seed=self.seed, bank=self.bank)
-        dataset = self.read(self.split, transform=loaded.view.transform())
+        dataset = self.read(self.split, loaded, transform=loaded.view.transform())
         written = check_sanity(
             explainer,
             loaded,

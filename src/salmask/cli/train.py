@@ -59,7 +59,7 @@ class TrainCommand(DataOptions):
         variant, settings = self._variant(), self.settings
         recipe = build_recipe(variant.learns)
         loaded = load_classifier(self.classifier, **self.pictures())
-        pictures = self.read("train", classes=loaded.classes)
+        pictures = self.read("train", loaded, classes=loaded.classes)
         dataset = chosen_data(variant.data, pictures, settings.seed)
         train_run(
             dataset,

@@ -14,6 +14,7 @@ from salmask.data.sample import (
     Batch,
     CropFlip,
     Labelled,
+    Pad,
     Sample,
     SampleTransform,
     ShortSide,
@@ -23,6 +24,7 @@ from salmask.data.sample import (
     move,
     no_boxes,
 )
+from salmask.data.sight import Sight
 from salmask.data.streams import (
     Cached,
     Subset,
@@ -42,10 +44,12 @@ __all__ = [
     "ImageFolder",
     "Labelled",
     "OxfordPets",
+    "Pad",
     "Reader",
     "Sample",
     "SampleTransform",
     "ShortSide",
+    "Sight",
     "Squash",
     "Subset",
     "TooLargeError",

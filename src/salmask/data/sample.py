@@ -19,12 +19,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from salmask.boxes import areas, clip
-from salmask.types import Boxes, Images, Pixels, Targets
+from salmask.types import IGNORED, Boxes, Images, Pixels, Targets
 
 __all__ = [
     "Batch",
     "CropFlip",
     "Labelled",
+    "Pad",
     "Sample",
     "SampleTransform",
     "ShortSide",
@@ -202,6 +203,44 @@ class ShortSide:
         """Return the resized and cropped sample."""
         resize = v2.Resize(self.resize or self.size, interpolation=self.interpolation, antialias=True)
         return move(sample, v2.Compose([resize, v2.CenterCrop(self.size)]), clip=self.clip)
+
+
+class Placed(NamedTuple):
+    """Where a picture lies in its padded square, half-open."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Resize the long side to `size` and fill the square up with grey on both sides: nothing is cut, no shape changes.
+
+    The grey is near the mean colour of photographs; in pixel masks the filling is ignored.
+    """
+
+    size: int
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the padded sample."""
+        height, width = sample.image.shape[-2:]
+        at = self.placed(height, width)
+        resize = v2.Resize((at.y1 - at.y0, at.x1 - at.x0), interpolation=self.interpolation, antialias=True)
+        borders = [at.x0, at.y0, self.size - at.x1, self.size - at.y1]
+        return move(sample, v2.Compose([resize, v2.Pad(borders, fill=_FILLING)]), clip=False)
+
+    def placed(self, height: int, width: int) -> Placed:
+        """Return where a picture of some size comes to lie."""
+        scale = self.size / max(height, width)
+        rows, columns = (max(1, round(side * scale)) for side in (height, width))
+        top, left = (self.size - rows) // 2, (self.size - columns) // 2
+        return Placed(left, top, left + columns, top + rows)
+
+
+_FILLING: dict[type | str, int] = {tv_tensors.Image: 115, tv_tensors.Mask: IGNORED, "others": 115}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A run: the folder that a trained masker lives in, with the classifier it was trained for."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torchvision.transforms import InterpolationMode
 
 from salmask.classifier import Classifier
-from salmask.data import CropFlip, Labelled, SampleTransform, ShortSide, Squash
+from salmask.data import Labelled, Reader
+from salmask.data.sight import Sight
 from salmask.data.streams import Bar
 from salmask.files import replace_file
 from salmask.masker import Masker
@@ -39,32 +40,7 @@ RUN = "run.json"
 
 
 CLASSIFIER = "classifier.safetensors"
-
-
-@dataclass(frozen=True)
-class Sight:
-    """How a picture becomes what the classifier sees: size x size pixels, cut or squashed, interpolated so."""
-
-    image_size: int
-    fit: str = "crop"
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        if self.fit not in ("crop", "squash"):
-            raise ValueError(f"fit is 'crop' (short side, then centre) or 'squash', came {self.fit!r}")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation is 'bilinear' or 'bicubic', came {self.interpolation!r}")
-        if self.image_size < 8:
-            raise ValueError(f"an image size of at least 8 is needed, came {self.image_size}")
-
-    def transform(self) -> SampleTransform:
-        """Return the transform of evaluation."""
-        mode = InterpolationMode(self.interpolation)
-        return (ShortSide if self.fit == "crop" else Squash)(self.image_size, interpolation=mode)
-
-    def augmentation(self) -> CropFlip:
-        """Return the transform of training: random crop and flip."""
-        return CropFlip(self.image_size, interpolation=InterpolationMode(self.interpolation))
+_SIGHT = tuple(field.name for field in fields(Sight) if field.name != "image_size")
 
 
 @dataclass(frozen=True)
@@ -77,34 +53,60 @@ class Loaded:
     classes: tuple[str, ...] | None = None
 
     def seen(
-        self, *, image_size: int | None = None, fit: str | None = None, interpolation: str | None = None
+        self,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels: int | None = None,
+        **sight: Any,
     ) -> "Loaded":
-        """Return it with what is given of another way from pictures to pixels."""
-        own = self.view
-        return replace(
-            self, view=Sight(image_size or own.image_size, fit or own.fit, interpolation or own.interpolation)
-        )
+        """Return it with another way from files to what the network reads; None leaves a value as it is.
+
+        mean, std: the normalisation, one number a channel; it is set in the classifier itself. channels: to be checked.
+        sight: fields of the view. Errors: ValueError for values out of range or of another number of channels.
+        """
+        own = self.classifier.mean.numel()
+        if channels is not None and channels != own:
+            raise ValueError(f"{self.network} reads {own} channels, asked for are {channels}")
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None:
+                _set_channels(name, values, self.classifier)
+        return replace(self, view=changed(self.view, **sight))
+
+    def reader(self, *, max_pixels: int | None = None) -> Reader:
+        """Return what decodes files for this classifier."""
+        return self.view.reader(channels=self.classifier.mean.numel(), max_pixels=max_pixels)
+
+
+def changed(view: Sight, **sight: Any) -> Sight:
+    """Return a view with the fields that are given and not None. Another fit than "crop" crops nothing."""
+    given = {name: value for name, value in sight.items() if value is not None}
+    if given.get("fit", view.fit) != "crop":
+        given.setdefault("crop", 1.0)
+    return replace(view, **given)
 
 
 def load_classifier(
     spec: str,
     *,
     image_size: int | None = None,
-    fit: str | None = None,
-    interpolation: str | None = None,
     layers: Sequence[str] | None = None,
     num_classes: int | None = None,
+    **seen: Any,
 ) -> Loaded:
-    """Build the classifier that a SPEC names; what is not given comes from the file, the run or the network."""
+    """Build the classifier that a SPEC names; what is not given comes from the file, the run or the network.
+
+    seen: as of `Loaded.seen`.
+    """
     if not spec.startswith("timm:"):
         if not (Path(spec) / RUN).is_file():
             raise ValueError(f"{spec!r} is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run")
-        return load_run(spec)[1].seen(image_size=image_size, fit=fit, interpolation=interpolation)
+        return load_run(spec)[1].seen(image_size=image_size, **seen)
     name, _, file = spec.removeprefix("timm:").partition("@")
     known = _metadata(Path(file)) if file else {}
     if known.get("network", name) != name:
         raise ValueError(f"{file} holds the weights of {known['network']}, asked for is {name}")
-    size = image_size or known.get("image_size")
+    size = known.get("image_size") if image_size is None else Sight(image_size).image_size
     try:
         classifier = Classifier.from_timm(
             name,
@@ -119,18 +121,34 @@ def load_classifier(
             raise
         raise ValueError(f"the pretrained weights of {name} cannot be had ({error}): give timm:{name}@FILE") from error
     config = timm.data.resolve_model_data_config(classifier.network)
-    view = Sight(
-        classifier.image_size,
-        fit or known.get("fit", "crop"),
-        interpolation or known.get("interpolation") or _interpolation(config["interpolation"]),
-    )
+    own = known if known else {"interpolation": _interpolation(config["interpolation"]), **_cropping(config)}
+    view = Sight(classifier.image_size, **{field: own[field] for field in _SIGHT if field in own})
     classes = known.get("classes")
-    return Loaded(classifier, name, view, tuple(classes) if classes else None)
+    loaded = Loaded(classifier, name, view, tuple(classes) if classes else None)
+    return loaded.seen(mean=known.get("mean"), std=known.get("std")).seen(**seen)
+
+
+def _set_channels(name: str, values: Sequence[float], classifier: Classifier) -> None:
+    buffer = getattr(classifier, name)
+    if len(values) != buffer.numel() or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+        raise ValueError(
+            f"expected a {name} of {buffer.numel()} numbers{' above 0' if name == 'std' else ''}, one a channel; got "
+            f"{', '.join(f'{value:g}' for value in values)}"
+        )
+    buffer.copy_(torch.tensor(values, dtype=buffer.dtype).view_as(buffer))
+
+
+def _cropping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fit and crop of a timm network: the share of the resized picture that it was tested on."""
+    if config.get("crop_mode") == "squash":
+        return {"fit": "squash"}
+    return {"fit": "crop", "crop": float(config.get("crop_pct") or 1.0)}
 
 
 def save_classifier(path: Path, loaded: Loaded) -> None:
     """Write a classifier's weights with what `load_classifier` needs to build it again."""
     facts = {"network": loaded.network, "classes": loaded.classes, **asdict(loaded.view)}
+    facts |= {name: buffer.flatten().tolist() for name, buffer in loaded.classifier.named_buffers(recurse=False)}
     weights = {
         name: value.detach().cpu().contiguous() for name, value in loaded.classifier.network.state_dict().items()
     }
