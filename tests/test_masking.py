@@ -9,7 +9,20 @@ import torch.utils.flop_counter
 from scipy import ndimage
 from torch import Generator, Tensor
 
-from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, keep, remove
+from salmask.masking import (
+    Bank,
+    Blur,
+    BlurPyramid,
+    MeanColour,
+    Noise,
+    RandomColour,
+    Remasked,
+    WindowBlur,
+    keep,
+    prepare,
+    remove,
+    reseeded,
+)
 from salmask.types import Infill
 
 SIZE = (14, 18)
@@ -150,6 +163,42 @@ def test_drawing_infills_follow_their_generator_alone(name) -> None:
     assert torch.equal(first, again(x, masks()))
     assert torch.equal(second, again(x, masks()))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_reseeding_starts_anew_inside_a_remasked_infill_too(name) -> None:
+    """Remasked(g) draws from g's generator: a fresh one gives the same colours each time, and leaves g's alone."""
+    x, holes = pictures(), masks()
+    for infill in (INFILLS[name](), Remasked(INFILLS[name]())):
+        before = infill.generator.get_state()
+        first, second = (reseeded(infill, 5)(x, holes) for _ in range(2))
+        assert torch.equal(first, second) and not torch.equal(first, reseeded(infill, 6)(x, holes))
+        assert torch.equal(infill.generator.get_state(), before) and type(reseeded(infill, 5)) is type(infill)
+    assert reseeded(Remasked(Blur()), 5) is None and reseeded(MeanColour(), 5) is None
+
+
+PREPARED = {**INFILLS, "window": lambda: WindowBlur(5, 5, (0.2, 0.3, 0.4)), "pyramid": lambda: BlurPyramid(3.0, at=14)}
+
+
+@pytest.mark.parametrize("name", sorted(PREPARED.keys() - set(DRAWING)))
+def test_a_prepared_infill_is_the_infill_for_several_rounds_of_pictures(name) -> None:
+    x, holes = pictures(), masks(6)
+    twice = x.repeat(2, 1, 1, 1)
+    expected, prepared = PREPARED[name]()(twice, holes), prepare(PREPARED[name](), x)
+    torch.testing.assert_close(prepared(twice, holes), expected, rtol=1e-5, atol=1e-5)
+    some = torch.tensor([2, 0])
+    few = prepared.take(some)(x[some], holes[:2]).expand(2, 3, *SIZE)
+    torch.testing.assert_close(few, PREPARED[name]()(x[some], holes[:2]).expand(2, 3, *SIZE), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_prepared_infill_that_draws_shares_its_draws_among_the_pictures(name) -> None:
+    x = pictures(1).repeat(6, 1, 1, 1)
+    colours = prepare(INFILLS[name](), x[:3], seed=3, draws=2)(x, masks(6)).expand_as(x)
+    assert torch.equal(colours[0], colours[2]) and torch.equal(colours[3], colours[5])
+    own = prepare(INFILLS[name](), x[:3], seed=3)(x, masks(6)).expand_as(x)
+    assert not torch.equal(colours[0], colours[3]) or name.startswith("bank")
+    assert len({tuple(one.flatten().tolist()) for one in own}) > 2
 
 
 def test_mean_colour_is_the_colour() -> None:

@@ -7,11 +7,13 @@ g is an *infill*: any callable `infill(images, holes)` that returns colours whic
 It sees the holes, never the side that is played. The paper's "masking by zeros" in normalised space is the
 infill `MeanColour`. A mean of two pictures in [0, 1] stays in [0, 1], so nothing is clipped.
 
-Infills that draw random numbers hold the generator that they were given; the same seed gives the same run.
+Infills that draw random numbers (`Draws`) hold the generator that they were given; the same seed gives the same run.
+Where the same pictures are hidden many times over, `prepare` does once what need not be done at every call.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,14 +32,19 @@ __all__ = [
     "Bank",
     "Blur",
     "BlurPyramid",
+    "Draws",
     "Fill",
     "MeanColour",
     "Noise",
+    "Prepared",
+    "Prepares",
     "RandomColour",
     "Remasked",
     "WindowBlur",
     "keep",
+    "prepare",
     "remove",
+    "reseeded",
     "window_blur",
 ]
 
@@ -62,6 +69,119 @@ def _check(images: Tensor, masks: Tensor) -> None:
             f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: "
             f"expected ({images.shape[0]}, 1, {images.shape[-2]}, {images.shape[-1]}); resize the masks first"
         )
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """An infill that draws random numbers; one whose generator is None, as `Remasked` of a blur, draws none."""
+
+    @property
+    def generator(self) -> Generator | None:
+        """What the numbers are drawn from."""
+        ...
+
+    def reseeded(self, seed: int) -> Infill:
+        """Return the same infill with a fresh generator."""
+        ...
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        """Return the colours that fill the holes."""
+        ...
+
+
+class Prepared(Protocol):
+    """An infill for certain pictures. Called with n pictures for each of them, it takes them as n rounds of all."""
+
+    def take(self, index: Tensor) -> "Prepared":
+        """Return the infill for some of the pictures."""
+        ...
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        """Return the colours that fill the holes."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """An infill part of whose work depends on the pictures alone."""
+
+    def prepare(self, images: Images) -> Prepared:
+        """Do that work, and return an infill for these pictures."""
+        ...
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        """Return the colours that fill the holes."""
+        ...
+
+
+def prepare(infill: Infill, images: Images, *, seed: int = 0, draws: int | None = None) -> Prepared:
+    """Return an infill for pictures that are hidden many times over.
+
+    What depends on the pictures alone is made once. An infill that draws starts from the seed, so that a map depends
+    neither on other pictures nor on earlier calls; draws: how many different draws a call makes, each shared by all
+    pictures; None: one for each picture of a call.
+    """
+    if isinstance(infill, Prepares):
+        return infill.prepare(images)
+    fresh = reseeded(infill, seed)
+    return _Plain(infill) if fresh is None else _Shared(fresh, draws)
+
+
+def reseeded(infill: Infill, seed: int) -> Infill | None:
+    """Return a copy of an infill that draws, with a fresh generator; None for one that does not."""
+    return infill.reseeded(seed) if isinstance(infill, Draws) and infill.generator is not None else None
+
+
+def _fresh(generator: Generator, seed: int) -> Generator:
+    return Generator(device=generator.device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """An infill that is asked anew at every call."""
+
+    infill: Infill
+
+    def take(self, index: Tensor) -> Self:
+        return self
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        return self.infill(images, holes)
+
+
+@dataclass(frozen=True)
+class _Still:
+    """Colours that were made once, since their infill does not look at the holes."""
+
+    pictures: Images
+
+    @classmethod
+    def of(cls, infill: Infill, images: Images) -> "_Still":
+        return cls(infill(images, torch.ones_like(images[:, :1])))
+
+    def take(self, index: Tensor) -> "_Still":
+        return _Still(self.pictures[index])
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        times = len(images) // len(self.pictures)
+        return self.pictures if len(self.pictures) == 1 or times == 1 else self.pictures.repeat(times, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A random infill each of whose draws is the same for all pictures."""
+
+    infill: Infill
+    draws: int | None
+
+    def take(self, index: Tensor) -> Self:
+        return self
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        if self.draws is None:
+            return self.infill(images, holes)
+        first = [values[:1].expand(self.draws, *values.shape[1:]) for values in (images, holes)]
+        return self.infill(*first).repeat_interleave(len(images) // self.draws, 0)
 
 
 @dataclass(frozen=True)
@@ -106,6 +226,10 @@ class Blur:
         colour = images.new_tensor(self.border).view(1, 3, 1, 1)
         return down @ (images - colour) @ along.T + colour
 
+    def prepare(self, images: Images) -> Prepared:
+        """Blur once."""
+        return _Still.of(self, images)
+
 
 def _gaussian_matrix(side: int, sigma: float, like: Tensor, *, mirror: bool) -> Float[Tensor, "side side"]:
     """Return the matrix that blurs one axis; two products cost a tenth of a two-dimensional convolution and less."""
@@ -132,6 +256,10 @@ class Noise:
         """Return pictures of noise."""
         return _draw(self.generator, images.shape, images)
 
+    def reseeded(self, seed: int) -> "Noise":
+        """Return noise of a fresh generator."""
+        return Noise(_fresh(self.generator, seed))
+
 
 @dataclass(frozen=True)
 class RandomColour:
@@ -142,6 +270,10 @@ class RandomColour:
     def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "batch 3 1 1"]:
         """Return a colour for each image."""
         return _draw(self.generator, (len(images), 3, 1, 1), images)
+
+    def reseeded(self, seed: int) -> "RandomColour":
+        """Return colours of a fresh generator."""
+        return RandomColour(_fresh(self.generator, seed))
 
 
 @dataclass(frozen=True)
@@ -166,6 +298,10 @@ class Bank:
             drawn = F.interpolate(drawn, images.shape[-2:], mode="bilinear", align_corners=False)
         return drawn
 
+    def reseeded(self, seed: int) -> "Bank":
+        """Return the same bank with a fresh generator."""
+        return replace(self, generator=_fresh(self.generator, seed))
+
 
 @dataclass(frozen=True)
 class Remasked:
@@ -186,7 +322,11 @@ class Remasked:
     @property
     def generator(self) -> Generator | None:
         """The generator of g, if it draws."""
-        return getattr(self.infill, "generator", None)
+        return self.infill.generator if isinstance(self.infill, Draws) else None
+
+    def reseeded(self, seed: int) -> "Remasked":
+        """Return the same with a fresh generator in g."""
+        return replace(self, infill=reseeded(self.infill, seed) or self.infill)
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return g + (1 - h) (c - x); gradients flow to the holes."""
@@ -225,6 +365,10 @@ class WindowBlur:
         planes = F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
         return planes.view_as(images) + colour
 
+    def prepare(self, images: Images) -> Prepared:
+        """Blur once."""
+        return _Still.of(self, images)
+
 
 @dataclass(frozen=True)
 class BlurPyramid:
@@ -246,8 +390,8 @@ class BlurPyramid:
         """Return the colours g for which m * x + (1 - m) * g is the pyramid's picture."""
         return self.prepare(images)(images, holes)
 
-    def prepare(self, images: Images) -> "_Levels":
-        """Blur once; the result is an infill for these images."""
+    def prepare(self, images: Images) -> Prepared:
+        """Blur once."""
         rest, holes = self.levels - 1, images[:, :1]
         blurred = [Blur(self.sigma * level / rest, self.at)(images, holes) for level in range(1, self.levels)]
         return _Levels(torch.stack([images, *blurred], 1))

@@ -95,6 +95,7 @@ def play(
     clean: Logits | None = None,
     sides: frozenset[str] = BOTH_SIDES,
     together: bool = True,
+    view: Callable[[Images], Images] | None = None,
 ) -> Outcome:
     """Show the classifier the kept and the removed pictures.
 
@@ -102,6 +103,7 @@ def play(
     clean: logits of the whole images, where known already; else one more pass without gradient.
     together: both sides go through as one batch. Exact for a network in eval mode; a network in train mode
         mixes the batch in its normalisation layers, so that the sides must go separately.
+    view: what is done to the two pictures before they are shown, such as a jitter; None: nothing.
     """
     if clean is None:
         with torch.no_grad():
@@ -112,10 +114,10 @@ def play(
         pictures[KEPT] = keep(images, masks, fill[KEPT])
     if REMOVED in sides:
         pictures[REMOVED] = remove(images, masks, fill[REMOVED])
-    if together and len(pictures) == 2:
-        logits = dict(zip(pictures, classifier.logits(torch.cat([*pictures.values()])).chunk(2), strict=True))
-    else:
-        logits = {side: classifier.logits(picture) for side, picture in pictures.items()}
+    shown = [torch.cat([*pictures.values()])] if together and len(pictures) == 2 else [*pictures.values()]
+    answers = [classifier.logits(batch if view is None else view(batch)) for batch in shown]
+    each = [side for batch in answers for side in batch.split(len(images))]
+    logits = dict(zip(pictures, each, strict=True))
     return Outcome(masks, targets, clean, logits.get(KEPT), logits.get(REMOVED))
 
 

@@ -5,18 +5,17 @@ A piece that does not fit into memory is tried again at half the size, with one 
 """
 
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import pieces
 from salmask.explain.base import Explanation, Passes
-from salmask.masking import Blur, MeanColour
+from salmask.masking import MeanColour, prepare
 from salmask.types import Images, Infill, Targets
 
-__all__ = ["backdrop", "by_pieces", "entered", "reseeded"]
+__all__ = ["backdrop", "by_pieces", "entered"]
 
 
 def by_pieces(
@@ -45,25 +44,8 @@ def by_pieces(
 
 
 def backdrop(infill: Infill | None, classifier: Classifier, image: Images, *, seed: int = 0) -> Infill:
-    """Return what stands in the holes of one picture (1, 3, H, W) that is hidden many times over.
-
-    None is the mean colour; a blur is made once; an infill that draws starts from the seed, so that a map depends
-    neither on the pictures before it nor on earlier calls.
-    """
-    if infill is None:
-        return MeanColour.of(classifier)
-    if isinstance(infill, Blur):
-        blurred = infill(image, torch.ones_like(image[:, :1]))
-        return lambda images, holes: blurred
-    return reseeded(infill, seed) or infill
-
-
-def reseeded(infill: Infill, seed: int) -> Infill | None:
-    """Return a copy of an infill that draws, with a fresh generator; None for one that does not."""
-    generator = getattr(infill, "generator", None)
-    if not isinstance(generator, Generator) or not is_dataclass(infill) or isinstance(infill, type):
-        return None
-    return replace(infill, generator=Generator(device=generator.device).manual_seed(seed))  # type: ignore[arg-type]
+    """Return what stands in the holes of one picture (1, 3, H, W) that is hidden many times over; None: mean colour."""
+    return prepare(infill or MeanColour.of(classifier), image, seed=seed)
 
 
 def entered(values: Tensor, classifier: Classifier) -> Tensor:

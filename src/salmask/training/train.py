@@ -33,7 +33,7 @@ from salmask.data import Batch
 from salmask.draws import drawing
 from salmask.files import replace_file, writable_folder
 from salmask.masker import Masker
-from salmask.masking import MeanColour
+from salmask.masking import Draws, MeanColour
 from salmask.objective import Score
 from salmask.outcome import Outcome, play
 from salmask.training.pool import ClassifierPool
@@ -128,8 +128,8 @@ class _Run:
         if hasattr(masker.head, "generator"):
             masker.head.generator = self.generators["head"]  # type: ignore[assignment]
         for side, one in infill.items() if isinstance(infill, Mapping) else [("infill", infill)]:
-            if isinstance(generator := getattr(one, "generator", None), torch.Generator):
-                self.generators[side] = generator
+            if isinstance(one, Draws) and one.generator is not None:
+                self.generators[side] = one.generator
         self.balance = recipe.balance.start(classifier.num_classes, fabric.device) if recipe.balance else None
         self.pool: ClassifierPool | None = None
         if not recipe.fixed:

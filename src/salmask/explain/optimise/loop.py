@@ -12,8 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,72 +23,18 @@ from salmask.classifier import Classifier
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import pieces
 from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import entered, reseeded
+from salmask.explain.batching import entered
 from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
 from salmask.explain.optimise.schedule import Schedule, View
-from salmask.masking import Blur, keep, remove
+from salmask.masking import Prepared, prepare
 from salmask.objective import Objective
-from salmask.outcome import KEPT, REMOVED, Outcome
+from salmask.outcome import Outcome, play
 from salmask.types import Images, Infill, Logits, Masks, Targets, Values
 
 __all__ = ["Optimised", "Solution", "mean_probability"]
 
 Pool = Callable[[Tensor], Tensor]
 Given = Int[Tensor, " given"]  # Targets once their number has been checked
-
-
-# Infills inside the loop
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """An infill that is asked at every step."""
-
-    infill: Infill
-
-    def take(self, index: Tensor) -> "_Plain":
-        return self
-
-    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
-        return self.infill(images, holes)
-
-
-@dataclass(frozen=True)
-class _Still:
-    """Pictures that were made once, since their infill does not look at the holes."""
-
-    pictures: Tensor
-
-    def take(self, index: Tensor) -> "_Still":
-        return _Still(self.pictures[index])
-
-    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
-        return _repeat(self.pictures, len(images) // len(self.pictures))
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """A random infill: every draw is the same for all images of the batch."""
-
-    infill: Infill
-    draws: int
-
-    def take(self, index: Tensor) -> "_Shared":
-        return self
-
-    def __call__(self, images: Tensor, holes: Tensor) -> Tensor:
-        first = [values[:1].expand(self.draws, *values.shape[1:]) for values in (images, holes)]
-        return self.infill(*first).repeat_interleave(len(images) // self.draws, 0)
-
-
-def _prepare(infill: Infill, images: Images, draws: int, seed: int) -> Any:
-    """Do an infill's work once where it can be; a random one restarts from the seed at every call."""
-    if hasattr(infill, "prepare"):
-        return infill.prepare(images)
-    if isinstance(infill, Blur):
-        return _Still(infill(images, torch.ones_like(images[:, :1])))
-    fresh = reseeded(infill, seed)
-    return _Plain(infill) if fresh is None else _Shared(fresh, draws)
 
 
 def _repeat(values: Tensor, times: int) -> Tensor:
@@ -103,11 +48,11 @@ class _Stage:
     images: Tensor
     targets: Tensor
     clean: Tensor
-    backdrop: Any
+    backdrop: Prepared
     fixed: tuple[Tensor, ...]
 
     @classmethod
-    def build(cls, scene: Scene, backdrop: Any, fixed: tuple[Tensor, ...], items: int) -> "_Stage":
+    def build(cls, scene: Scene, backdrop: Prepared, fixed: tuple[Tensor, ...], items: int) -> "_Stage":
         stage = cls(scene.images, scene.targets, scene.features.logits, backdrop, ())
         if items != len(scene.images):
             every = torch.arange(len(scene.images), device=scene.images.device)
@@ -220,7 +165,7 @@ class Optimised:
         scene = Scene(images, check_targets(targets, features.logits), features, classifier.layers, start)
         begun = self.parametrisation.begin(scene)
         items, copies = len(begun.parameters), self.parametrisation.copies
-        backdrop = _prepare(self.infill, images, self.draws, self.seed)
+        backdrop = prepare(self.infill, images, seed=self.seed, draws=self.draws)
         stage = _Stage.build(scene, backdrop, begun.fixed, items)
         parameters, steps, history = self._descend(twin, stage, begun.parameters)
         with torch.no_grad():
@@ -274,24 +219,27 @@ class Optimised:
         return values if penalty is None else values + penalty
 
     def _show(self, classifier: Classifier, rows: _Stage, drawn: Drawn, step: int, generator: Generator) -> Outcome:
-        """Play one round: as `objective.play`, but with jitter, several draws and masks judged on their grid."""
+        """Play one round, with jitter, several draws, and masks judged on their grid."""
         images = _repeat(rows.images, self.draws)
-        shown = _repeat(drawn.shown, len(images) // len(drawn.shown))
-        sides = sorted(self.objective.sides)
-        pictures = torch.cat([_FACES[side](images, shown, rows.backdrop) for side in sides])
-        if self.view is not None:
-            pictures = self.view(pictures, step, generator)
-        logits = classifier.logits(pictures).unflatten(0, (len(sides), self.draws, len(rows.images)))
-        pooled = logits.flatten(1, 2) if self.pool is None else torch.stack([self.pool(side) for side in logits])
-        said = dict(zip(sides, pooled, strict=True))
-        times = pooled.shape[1] // len(rows.images)
-        return Outcome(
-            _repeat(drawn.judged, times),
-            _repeat(rows.targets, times),
-            _repeat(rows.clean, times),
-            said.get(KEPT),
-            said.get(REMOVED),
+        jitter = None if (view := self.view) is None else lambda pictures: view(pictures, step, generator)
+        played = play(
+            classifier,
+            images,
+            _repeat(drawn.shown, len(images) // len(drawn.shown)),
+            _repeat(rows.targets, self.draws),
+            infill=rows.backdrop,
+            clean=_repeat(rows.clean, self.draws),
+            sides=self.objective.sides,
+            view=jitter,
         )
+        kept, removed = (None if side is None else self._pooled(side) for side in (played.kept, played.removed))
+        times = 1 if self.pool is not None else self.draws
+        return Outcome(
+            _repeat(drawn.judged, times), _repeat(rows.targets, times), _repeat(rows.clean, times), kept, removed
+        )
+
+    def _pooled(self, logits: Tensor) -> Tensor:
+        return logits if self.pool is None else self.pool(logits.unflatten(0, (self.draws, -1)))
 
     def _move(
         self, optimiser: torch.optim.Optimizer, leaves: list[Tensor], active: list[Tensor], slopes: Tensor
@@ -357,6 +305,3 @@ def _joined(parts: Sequence[Solution]) -> Solution:
 def mean_probability(logits: Float[Tensor, "draws items classes"]) -> Float[Tensor, "items classes"]:
     """Pool draws: logits whose softmax is the mean of the draws' probabilities."""
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
-
-
-_FACES = MappingProxyType({KEPT: keep, REMOVED: remove})
