@@ -380,8 +380,8 @@ def test_any_setting_of_a_variant_can_be_trained(data, spec, tmp_path, capsys) -
     assert facts["recipe"]["weights"]["area_if_kept_right"] == 3
     config = json.loads((out / "config.json").read_text())
     assert (config["head"], config["hard"], config["classes"]) == ("concrete", False, 10)
-    refused(capsys, [*arguments, "--setting", "upsample=bilinear"], "--setting upsample", "option of its own")
-    refused(capsys, [*arguments, "--setting", "heads=concrete"], "KEY of recipe", "heads=concrete")
+    refused(capsys, [*arguments, "--setting", "lr=2"], "--setting lr", "option of its own")
+    refused(capsys, [*arguments, "--setting", "heads=concrete"], "no setting 'heads'", "head")
 
 
 def test_a_run_is_read_with_another_classifier(demo, data, tmp_path, capsys) -> None:

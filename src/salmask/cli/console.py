@@ -1,12 +1,11 @@
 """What the commands say: progress, lines, a table; and how they were called."""
 
-import importlib.metadata
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeVar
 
-__all__ = ["print_table", "progress_bar", "say", "typed_command", "version"]
+__all__ = ["print_table", "progress_bar", "say", "typed_command"]
 
 T = TypeVar("T")
 
@@ -58,11 +57,3 @@ def print_table(summary: Mapping[str, Mapping[str, Any]], names: Iterable[str]) 
 def typed_command() -> str:
     """Return the command as it was typed."""
     return "salmask " + " ".join(shlex.quote(part) for part in sys.argv[1:])
-
-
-def version() -> str:
-    """Return the version that is installed."""
-    try:
-        return importlib.metadata.version("salmask")
-    except importlib.metadata.PackageNotFoundError:
-        return "unreleased"

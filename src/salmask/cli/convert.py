@@ -5,7 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from salmask.cli.console import say, typed_command, version
+from salmask import __version__
+from salmask.cli.console import say, typed_command
 
 __all__ = ["ConvertCommand"]
 
@@ -25,6 +26,6 @@ class ConvertCommand:
         from salmask.training.run import load_checkpoint, save_run
 
         masker, loaded = load_checkpoint(self.checkpoint)
-        facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": version()}
+        facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": __version__}
         save_run(writable_folder(self.out), masker, loaded, facts)
         say(f"run: {self.out}")

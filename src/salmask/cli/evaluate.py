@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from salmask.cli.console import print_table, progress_bar, say, typed_command, version
+from salmask import __version__
+from salmask.cli.console import print_table, progress_bar, say, typed_command
 from salmask.cli.options import DataOptions, Normalize
 
 __all__ = ["EvaluateCommand"]
@@ -101,7 +102,7 @@ class EvaluateCommand(DataOptions):
                 "data": f"{self.data_name()}, {self.split}",
                 "classifier": self.classifier or named(self.explainer[0])[1],
                 "command": typed_command(),
-                "version": version(),
+                "version": __version__,
             },
             progress=progress_bar("measuring"),
         )

@@ -6,7 +6,8 @@ from typing import Literal
 
 import tyro
 
-from salmask.cli.console import print_table, progress_bar, say, typed_command, version
+from salmask import __version__
+from salmask.cli.console import print_table, progress_bar, say, typed_command
 from salmask.cli.options import Normalize, SightOptions
 
 __all__ = ["ScoreCommand"]
@@ -62,7 +63,7 @@ class ScoreCommand(SightOptions):
         if self.classifier is not None and self.data is not None:
             loaded = load_classifier(self.classifier, **self.pictures())
             scoring = scoring_from(loaded, self.data, target=self.target)
-        about = {"command": typed_command(), "version": version()}
+        about = {"command": typed_command(), "version": __version__}
         about |= {"classifier": self.classifier} if self.classifier else {}
         summary = score(
             self.maps,

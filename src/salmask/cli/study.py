@@ -9,7 +9,8 @@ from typing import Any
 
 import tyro
 
-from salmask.cli.console import progress_bar, say, typed_command, version
+from salmask import __version__
+from salmask.cli.console import progress_bar, say, typed_command
 from salmask.training.settings import Precision
 
 __all__ = ["StudyCommand"]
@@ -109,7 +110,7 @@ class StudyCommand:
                     "data": "built-in pictures" if self.data is None else Path(self.data).name,
                     "classifier": self.classifier or "trained on built-in pictures",
                     "command": typed_command(),
-                    "version": version(),
+                    "version": __version__,
                 },
             )
             failed |= outcome.failed

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from salmask.cli.console import progress_bar, say, typed_command, version
+from salmask import __version__
+from salmask.cli.console import progress_bar, say, typed_command
 from salmask.cli.options import DataOptions
 from salmask.training.settings import Examples, Learns, Mask, Settings
 
@@ -77,7 +78,7 @@ class TrainCommand(DataOptions):
                 "data": self.data,
                 "variant": variant.settings(),
                 "command": typed_command(),
-                "version": version(),
+                "version": __version__,
             },
             progress=progress_bar("training"),
         )

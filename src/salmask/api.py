@@ -1,0 +1,237 @@
+"""The three verbs of the front door: train a masker, explain images, measure explainers.
+
+    masker = salmask.train(classifier, pictures)
+    explanation = salmask.explain(classifier, images, explainer=masker)
+    scores = salmask.evaluate(classifier, {"masker": masker, "gradcam": "gradcam"}, pictures)
+
+They build nothing of their own: each puts together what the commands of the same name put together.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from salmask.classifier import Classifier
+from salmask.data import Labelled, Subset, evaluation_batches, open_data
+from salmask.data.tensors import TensorPictures
+from salmask.evaluation.evaluate import compare
+from salmask.evaluation.explained import Rules
+from salmask.explain.base import Explainer, Explanation
+from salmask.explain.learned import Learned
+from salmask.masker import Masker
+from salmask.rows.read import ROWS, read_lines
+from salmask.specs import load_explainer, load_infills, load_metrics
+from salmask.training.run import Loaded, Sight, check_classes
+from salmask.training.settings import Settings
+from salmask.training.train import train as train_masker
+from salmask.training.variant import Variant, build_recipe, chosen_data, masker_options, stream_of
+from salmask.types import Images, Infill, Targets
+
+__all__ = ["Scores", "evaluate", "explain", "train"]
+
+Pictures: TypeAlias = str | Path | Labelled | Tensor
+Explaining: TypeAlias = Explainer | Masker | str | Path
+Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def train(
+    classifier: Classifier,
+    pictures: Pictures,
+    *,
+    targets: Sequence[int] | Tensor | None = None,
+    image_size: int | None = None,
+    steps: int | None = None,
+    infill: Infill | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress = iter,
+    **settings: Any,
+) -> Masker:
+    """Train a masker for a classifier and return it.
+
+    pictures: a folder (with `train/<class>/*`), a data set of `salmask.data`, or a tensor (N, C, H, W) in [0, 1].
+    targets: the class of each picture that is explained in training; the classifier's own decisions where not given,
+        so that no label is needed.
+    image_size: side of the training crops; the classifier's own where not given. steps: batches, instead of epochs.
+    infill: what fills the holes, instead of one named by `infill="blur"` and the like among the settings.
+    out: folder for the masker, its log and its checkpoint; resume: go on from the checkpoint there.
+    settings: fields of `Settings` (epochs, batch_size, lr, seed ...) and of `Variant.of` (recipe, head, weights ...).
+
+    Errors: ValueError for what does not fit, naming what was expected and the remedy.
+    """
+    training, variant = _settings(settings)
+    dataset = chosen_data(variant.data, _labelled(classifier, pictures, targets), training.seed)
+    training = replace(training, batch_size=min(training.batch_size, len(dataset)))
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"steps is at least 1, got {steps}")
+        training = replace(training, epochs=steps * training.batch_size / len(dataset))
+    loaded = Loaded(classifier, "", Sight(image_size or classifier.image_size))
+    named = load_infills(variant.learns.infills, loaded, dataset, seed=training.seed, remask=variant.learns.remask)
+    generator = torch.Generator().manual_seed(training.seed)
+    masker = Masker.for_classifier(classifier, generator=generator, **masker_options(variant.mask, loaded))
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory()) if out is None else out
+        train_masker(
+            masker,
+            classifier,
+            stream_of(dataset, training, loaded.view.augmentation()),
+            len(dataset),
+            recipe=build_recipe(variant.learns),
+            settings=training,
+            out=folder,
+            infill=infill or named,
+            resume=resume,
+            progress=progress,
+        )
+    masker.classifier = classifier.fingerprint()  # of the classifier as it came out, where it was trained
+    if out is not None:
+        masker.save_pretrained(out)
+    return masker
+
+
+def explain(
+    classifier: Classifier,
+    images: Images,
+    *,
+    explainer: Explaining = "gradcam",
+    targets: Targets | Sequence[int] | None = None,
+    seed: int = 0,
+) -> Explanation:
+    """Explain images: one map for each, of the classes in `targets`, or of the classifier's decisions.
+
+    images: (N, C, H, W) in [0, 1]. explainer: a masker, the folder of a run, a name with settings such as
+    "rise:masks=500", or any explainer. seed: of an explainer that draws.
+    """
+    if targets is not None:
+        targets = torch.as_tensor(targets)
+    return _explainer(explainer, classifier, seed=seed)(classifier, images.to(classifier.device), targets)
+
+
+@dataclass(frozen=True)
+class Scores(Mapping[str, Mapping[str, Mapping[str, Any]]]):
+    """What an evaluation has measured: explainer -> metric -> {"mean", "low", "high", "n"}; prints as a table.
+
+    summary: the same as a dictionary. rows: one dictionary an image, explainer and metric. columns: metrics printed.
+    """
+
+    summary: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    rows: Sequence[Mapping[str, Any]]
+    columns: Sequence[str]
+
+    def __getitem__(self, explainer: str) -> Mapping[str, Mapping[str, Any]]:
+        return self.summary[explainer]
+
+    def __iter__(self) -> Any:
+        return iter(self.summary)
+
+    def __len__(self) -> int:
+        return len(self.summary)
+
+    def __str__(self) -> str:
+        metrics = [metric for metric in self.columns if any(metric in row for row in self.summary.values())]
+        table = [["explainer", *metrics]]
+        for name, row in self.summary.items():
+            table.append([name, *(f"{row[metric]['mean']:.3f}" if metric in row else "" for metric in metrics)])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+
+
+def evaluate(
+    classifier: Classifier,
+    explainers: Mapping[str, Explaining] | Sequence[str],
+    pictures: Pictures,
+    *,
+    metrics: Sequence[str] = ("average_drop", "insertion", "deletion", "mask_mean"),
+    targets: Sequence[int] | Tensor | None = None,
+    image_size: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Progress = iter,
+) -> Scores:
+    """Measure explainers on pictures and return their scores.
+
+    explainers: name -> explainer, each as in `explain`; or names alone. pictures: as in `train`; of a folder, `val`.
+    targets: the class of each picture that is explained and scored; the labels of a folder or a data set, and the
+        classifier's own decisions for a tensor, where not given. metrics: names as in docs/metrics.md.
+    out: folder for rows, tables and the page; nothing is left behind where not given.
+    """
+    table = explainers if isinstance(explainers, Mapping) else {name: name for name in explainers}
+    sight = Sight(image_size or classifier.image_size)
+    if isinstance(pictures, str | Path):
+        pictures = open_data(str(pictures), "val")
+    labelled = isinstance(pictures, Tensor) or targets is not None
+    dataset = _labelled(classifier, pictures, targets) if labelled else pictures
+    assert isinstance(dataset, Labelled)
+    loaded = Loaded(classifier, "", sight, tuple(dataset.classes))
+    check_classes(dataset, loaded)
+    measured = load_metrics(metrics)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
+        summary = compare(
+            {name: (_explainer(one, classifier, seed=seed), loaded) for name, one in table.items()},
+            measured,
+            Subset(dataset, transform=sight.transform()),
+            rules=Rules(target="label", scoring=classifier, seed=seed),
+            out=folder,
+            about={},
+            batch_size=batch_size,
+            pictures=0 if out is None else 24,
+            progress=progress,
+        )
+        rows = [line for _, _, line in read_lines(folder / ROWS)]
+    return Scores(summary, rows, tuple(measured))
+
+
+def _settings(given: Mapping[str, Any]) -> tuple[Settings, Variant]:
+    """Split keyword arguments into those of a training and those of a variant."""
+    own = {field.name for field in fields(Settings)}
+    training = Settings(**{name: value for name, value in given.items() if name in own})
+    elsewhere = {"top", "area", "reads", "images"} & given.keys()
+    if elsewhere:
+        raise ValueError(f"{elsewhere.pop()} is no part of a training")
+    return training, Variant.of(**{name: value for name, value in given.items() if name not in own})
+
+
+def _labelled(classifier: Classifier, pictures: Pictures, targets: Sequence[int] | Tensor | None) -> Labelled:
+    """Return pictures under given targets, or under the classifier's own decisions."""
+    if isinstance(pictures, Tensor):
+        pictures = TensorPictures(pictures)
+    elif isinstance(pictures, str | Path):
+        pictures = open_data(str(pictures), "train")
+    classes = [str(index) for index in range(classifier.num_classes)]
+    if len(pictures.classes) == classifier.num_classes:
+        classes = list(pictures.classes)
+    chosen = _decisions(classifier, pictures) if targets is None else [int(target) for target in targets]
+    if chosen and not 0 <= min(chosen) <= max(chosen) < classifier.num_classes:
+        raise ValueError(
+            f"expected targets from 0 to {classifier.num_classes - 1}, the classes of the classifier, got "
+            f"{min(chosen)} to {max(chosen)}"
+        )
+    return Subset(pictures, targets=chosen, classes=classes)
+
+
+def _decisions(classifier: Classifier, pictures: Labelled) -> list[int]:
+    """Return the class that the classifier decides for, of every picture."""
+    seen = Subset(pictures, transform=Sight(classifier.image_size).transform())
+    decisions: list[int] = []
+    with classifier.frozen(), torch.no_grad():
+        for batch in evaluation_batches(seen, batch_size=32):
+            decisions += classifier.logits(batch.images.to(classifier.device)).argmax(1).tolist()
+    return decisions
+
+
+def _explainer(explainer: Explaining, classifier: Classifier, *, seed: int) -> Explainer:
+    if isinstance(explainer, Masker):
+        return Learned(explainer)
+    if isinstance(explainer, str | Path):
+        loaded = Loaded(classifier, "", Sight(classifier.image_size))
+        return load_explainer(str(explainer), loaded=loaded, seed=seed)[1]
+    return explainer

@@ -1,0 +1,150 @@
+"""`import salmask`: what can be had from it, at what cost, and the three verbs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import salmask
+from salmask.data.tensors import TensorPictures
+
+
+def _alone(code: str) -> str:
+    """Run Python in a process of its own and return what it prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def classifier() -> salmask.Classifier:
+    torch.manual_seed(0)
+    return salmask.Classifier.from_timm("test_resnet", pretrained=False, num_classes=5, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+
+
+def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_import_is_light_and_neither_torch_nor_timm_is_loaded() -> None:
+    heavy = _alone(
+        "import time; start = time.perf_counter(); import salmask, sys; seconds = time.perf_counter() - start\n"
+        "print([name for name in ('torch', 'timm', 'numpy', 'tyro') if name in sys.modules], seconds < 1)"
+    )
+    assert heavy.split("]")[0] == "[" and heavy.strip().endswith("True")
+
+
+def test_the_help_of_the_command_and_of_every_command_loads_no_torch() -> None:
+    assert "False" in _alone(
+        "import sys, contextlib, io\nfrom salmask.cli.main import COMMANDS, main\n"
+        "for name in (None, *COMMANDS):\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main([*([name] if name else []), '--help'])\n"
+        "print('torch' in sys.modules)"
+    )
+
+
+def test_every_name_is_there_and_another_one_is_refused() -> None:
+    for name in salmask.__all__:
+        assert getattr(salmask, name) is not None
+    assert set(salmask.__all__) <= set(dir(salmask))
+    contract = "Classifier Masker keep remove Outcome max_class_kept min_entropy_kept min_class_removed area area_to "
+    contract += "max_entropy_removed area_if_kept_right area_if_removed_wrong total_variation EXPLAINERS METRICS "
+    contract += "train explain evaluate play Objective RECIPES Learned MeanColour"
+    assert set(contract.split()) <= set(salmask.__all__)
+    assert salmask.EXPLAINERS is salmask.explain.EXPLAINERS and salmask.__version__
+    with pytest.raises(AttributeError, match="no attribute 'explains'"):
+        salmask.explains  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["", "import salmask.explain.cam", "from salmask.explain import EXPLAINERS"])
+def test_explain_is_a_folder_and_a_verb_whatever_was_imported_first(first) -> None:
+    said = _alone(f"{first}\nimport salmask\nprint(callable(salmask.explain), 'gradcam' in salmask.explain.EXPLAINERS)")
+    assert said.split() == ["True", "True"]
+
+
+def test_training_needs_no_labels_and_is_a_function_of_the_seed(classifier, images) -> None:
+    before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+    options = {"recipe": "fix", "steps": 2, "batch_size": 4}
+    masker = salmask.train(classifier, images, **options)
+    decisions = classifier.eval().logits(images).argmax(1)
+    assert _equal(masker, salmask.train(classifier, images, targets=decisions, **options))
+    assert not _equal(masker, salmask.train(classifier, images, targets=(decisions + 1) % 5, **options))
+    assert not _equal(masker, salmask.train(classifier, images, seed=1, **options))
+    assert all(torch.equal(value, before[name]) for name, value in classifier.network.state_dict().items())
+
+
+def test_a_trained_masker_is_saved_where_it_is_asked_for_and_explains(classifier, images, tmp_path) -> None:
+    masker = salmask.train(classifier, images, recipe="fix", steps=2, head="concrete", out=tmp_path / "run")
+    assert _equal(masker, salmask.Masker.from_pretrained(tmp_path / "run"))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    explanation = salmask.explain(classifier, images[:2], explainer=masker, targets=[3, 1])
+    assert explanation.masks.shape == (2, 1, 64, 64) and explanation.targets.tolist() == [3, 1]
+    assert ((explanation.masks == 0) | (explanation.masks == 1)).all()
+    resumed = salmask.train(
+        classifier, images, recipe="fix", steps=2, head="concrete", out=tmp_path / "run", resume=True
+    )
+    assert _equal(masker, resumed)
+
+
+def test_pictures_are_a_folder_a_data_set_or_a_tensor(classifier, images, tmp_path) -> None:
+    from salmask.data.synthetic import write_folder
+
+    options = {"recipe": "fix", "steps": 1, "batch_size": 4}
+    tensor = salmask.train(classifier, images, **options)
+    assert _equal(tensor, salmask.train(classifier, TensorPictures(images), **options))
+    write_folder(tmp_path, train=12, val=5, seed=0, size=64)
+    folder = salmask.train(classifier, tmp_path, **options)
+    assert _equal(folder, salmask.train(classifier, salmask.open_data(str(tmp_path), "train"), **options))
+
+
+def test_images_are_explained_by_name_by_masker_and_by_any_explainer(classifier, images) -> None:
+    by_name = salmask.explain(classifier, images, explainer="occlusion:window=8,stride=8")
+    by_object = salmask.explain(classifier, images, explainer=salmask.EXPLAINERS["occlusion"](window=8, stride=8))
+    assert torch.equal(by_name.masks, by_object.masks)
+    assert torch.equal(
+        salmask.explain(classifier, images).masks, salmask.explain(classifier, images, explainer="gradcam").masks
+    )
+    assert torch.equal(by_name.targets, classifier.logits(images).argmax(1))
+
+
+def test_explainers_are_measured_side_by_side(classifier, images, tmp_path) -> None:
+    full, empty = salmask.EXPLAINERS["full"](), "empty"
+    scores = salmask.evaluate(classifier, {"all": full, "none": empty}, images, metrics=("mask_mean",), out=tmp_path)
+    assert scores["all"]["mask_mean"]["mean"] == 1 and scores["none"]["mask_mean"]["mean"] == 0
+    assert [line.split() for line in str(scores).splitlines()] == [
+        ["explainer", "mask_mean"],
+        ["all", "1.000"],
+        ["none", "0.000"],
+    ]
+    mine = [row for row in scores.rows if row["metric"] == "mask_mean"]
+    assert len(mine) == 12 and (tmp_path / "index.html").is_file()
+    assert scores["all"]["acc_whole"]["mean"] == 1  # the decisions are explained where no class is given
+    other = (classifier.logits(images).argmax(1) + 1) % 5
+    told = salmask.evaluate(classifier, ["full"], images, metrics=("mask_mean",), targets=other)
+    assert told["full"]["acc_whole"]["mean"] == 0 and list(told) == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pictures": torch.full((2, 3, 64, 64), 255.0)}, r"in \[0, 1\], got values from 255 to 255: divide"),
+        ({"pictures": torch.zeros(3, 64, 64)}, r"float images \(N, C, H, W\), got \(3, 64, 64\)"),
+        ({"pictures": torch.zeros(2, 3, 64, 64, dtype=torch.uint8)}, "of torch.uint8"),
+        ({"pictures": torch.zeros(0, 3, 64, 64)}, "at least one image"),
+        ({"targets": [0, 1]}, "one target an image: 6, got 2"),
+        ({"targets": [0, 1, 2, 3, 4, 5]}, "targets from 0 to 4, the classes of the classifier, got 0 to 5"),
+        ({"steps": 0}, "steps is at least 1, got 0"),
+        ({"recipe": "best"}, "no recipe 'best'"),
+        ({"hat": 1}, "no setting 'hat'"),
+        ({"top": 0.5}, "top is no part of a training"),
+        ({"epochs": float("inf")}, "epochs must be positive and finite"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_remedy(change, words, classifier, images) -> None:
+    with pytest.raises(ValueError, match=words):
+        salmask.train(classifier, change.pop("pictures", images), **{"recipe": "fix", "steps": 1, **change})
