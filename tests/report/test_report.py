@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from salmask import report
 from salmask.report.study import _within
 from salmask.report.tables import Column, number
 from salmask.rows.read import agree_on_meta, file_name, read_counts, read_rows
-from salmask.rows.statistics import Interval, over_seeds
+from salmask.rows.statistics import Interval
 from salmask.rows.write import Failures, Writer
 
 IDS = [f"val/cat/{i:03d}.jpg" for i in range(40)]
@@ -262,29 +263,8 @@ def test_sentences_name_metrics_that_disagree(summary):
     assert not any("unlike" in text for text in report.describe(summary, agreement=(["a", "b"], abs(matrix))))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (
-            Interval(-0.05, -0.07, -0.03, 3),
-            "re-masking helps: le from 0.450 to 0.400, by −0.050 [−0.070, −0.030] over 3 seeds.",
-        ),
-        (Interval(0.05, 0.03, 0.07, 3), "harms"),
-        (Interval(0.01, -0.02, 0.04, 3), "no sure change"),
-        (Interval(0.01, float("nan"), float("nan"), 1), "one seed gives no interval"),
-    ],
-)
-def test_sentences_of_a_study(change, words):
-    with_it, without = over_seeds([0.39, 0.41]), over_seeds([0.45])
-    text = report.describe_change("re-masking", with_it, without, change, metric="le", direction="down")
-    assert words in text
-
-
-def test_a_studys_table_has_intervals_over_seeds():
-    scores = {"fix-0": {"le": 0.4}, "fix-1": {"le": 0.44}, "ca-0": {"le": 0.41}}
-    made = report.table(scores, ["le"], {"FIX": ["fix-0", "fix-1"], "CA": ["ca-0", "ca-1"]})
-    assert made["FIX"]["le"] == over_seeds([0.4, 0.44])
-    assert (made["CA"]["le"].n, made["CA"]["le"].missing) == (1, 1)
+def test_a_table_marks_the_best_and_what_is_tied_with_it():
+    made = {"FIX": {"le": Interval(0.42, 0.166, 0.674, 2)}, "CA": {"le": Interval(0.41, math.nan, math.nan, 1)}}
     text = report.markdown(made, [Column("le", "down")], best={"le": "FIX"}, tied={"le": ["CA"]}, corner="variant")
     assert text.splitlines()[0] == "| variant | le ↓ |"
     assert "| FIX | **0.420** [0.166, 0.674] |" in text and "| CA | 0.410° |" in text

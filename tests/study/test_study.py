@@ -256,7 +256,7 @@ def test_a_study_leaves_rows_table_findings_and_a_page(place, jobs, tmp_path) ->
     assert summary["top"]["mask_mean"]["mean"] == pytest.approx(0.25)
     assert {"om", "le", "f1", "sm", "pxap:boxes", "mask_mean"} <= summary["auto #0"].keys()
     text = (tmp_path / "out" / "study.md").read_text()
-    assert "| tuned | 2 |" in text and "Tuning helps: " in text and "over 2 and 2 trainings" in text
+    assert "| tuned | 2 |" in text and "Tuning helps: " in text and "and 2 and 2 trainings" in text
     assert "Tuned tuned on boxes of held-out training images" in text
     study = json.loads((tmp_path / "out" / "study.json").read_text())
     scores = [one["le"] for one in study["tuning"]["tuned"]]
@@ -630,9 +630,9 @@ def test_a_check_says_falls_only_where_the_curve_does() -> None:
     falling = {f"a/masker, cascading/{k}": [1 - 0.2 * k - 0.01 * i for i in range(4)] for k in range(1, 5)}
     level = {f"a/masker, cascading/{k}": [1.0] * 4 for k in range(1, 5)}
     gone = falling | {"a/masker, cascading/4": [float("nan")] * 4}
-    assert "randomised: confirmed for a" in checks_part(made_checks(**falling)).findings[0]
+    assert "randomised: confirmed for the maps of a" in checks_part(made_checks(**falling)).findings[0]
     assert "below one half from 3 on (module 3)" in checks_part(made_checks(**falling)).findings[0]
-    assert "randomised: not told apart for a" in checks_part(made_checks(**level)).findings[0]
+    assert "randomised: not told apart for the maps of a" in checks_part(made_checks(**level)).findings[0]
     assert "4 of 4 maps are constant at the end" in checks_part(made_checks(**gone)).findings[0]
 
 

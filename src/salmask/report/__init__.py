@@ -2,8 +2,8 @@
 
 from salmask.report.charts import agreement_chart, cost_chart, curves_chart, line_chart, png, scatter_chart, svg
 from salmask.report.page import add_training, write_markdown_table, write_report
-from salmask.report.sentences import describe, describe_change
-from salmask.report.tables import Column, Summary, markdown, number, spread, summarize, table
+from salmask.report.sentences import describe
+from salmask.report.tables import Column, Summary, markdown, number, spread, summarize
 
 __all__ = [
     "Column",
@@ -13,7 +13,6 @@ __all__ = [
     "cost_chart",
     "curves_chart",
     "describe",
-    "describe_change",
     "line_chart",
     "markdown",
     "number",
@@ -22,7 +21,6 @@ __all__ = [
     "spread",
     "summarize",
     "svg",
-    "table",
     "write_markdown_table",
     "write_report",
 ]

@@ -124,9 +124,9 @@ def _falls(checks: Checks, explainer: str, check: str) -> str:
     means = [_interval(row) for row in table]
     below = next((place for place, one in enumerate(means) if one.high < 0.5), None)
     text = (
-        f"Similarity falls as the {what} is randomised: {verdict} for {explainer}. Spearman is {_cell(means[0])} after "
-        f"{steps[0]} and {_cell(means[-1])} after all {len(steps)} modules; its rank correlation with their number "
-        f"is {_cell(trend)} over {trend.n} images."
+        f"Similarity falls as the {what} is randomised: {verdict} for the maps of {explainer}. Spearman "
+        f"is {_cell(means[0])} after {steps[0]} and {_cell(means[-1])} after all {len(steps)} modules; its rank "
+        f"correlation with their number is {_cell(trend)} over {trend.n} images."
     )
     if below is not None:
         text += f" It is surely below one half from {steps[below]} on (module {below + 1})."

@@ -22,7 +22,7 @@ from salmask.report import charts
 from salmask.report.checks import ChecksPart, read_checks
 from salmask.report.sentences import describe, p_text
 from salmask.report.sheet import MAP_KEPT_REMOVED, panels_of, picture_sheet, read_picture
-from salmask.report.study import STRIP, StudyPart, picture_strip, read_study, study_part
+from salmask.report.study import OVER, STRIP, StudyPart, picture_strip, read_study, study_part
 from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
 from salmask.rows import statistics
 from salmask.rows.read import file_name, read_counts, read_failures, read_lines, read_meta, read_rows, write_json
@@ -55,7 +55,7 @@ def write_report(folder: Path, *, title: str | None = None) -> dict[str, dict[st
     _write_agreement(folder, summary)
     _write_table(folder, summary)
     study = read_study(folder)
-    part = None if study is None else study_part(study, rows, summary, read_checks(folder))
+    part = None if study is None else study_part(study, rows, counts, summary, read_checks(folder))
     if part is not None:
         _write_study(folder, part)
         if (sheet := picture_strip(folder, study or {})) is not None:
@@ -171,7 +171,7 @@ def _write_study(folder: Path, part: StudyPart) -> None:
 def _study(part: StudyPart) -> dict[str, Any]:
     """Return what the page's template needs of a study."""
     rows = [
-        {"name": name, "seeds": part.seeds[name], "cells": _study_cells(row, part.columns)}
+        {"name": name, "row": part.rows[name], "cells": _study_cells(row, part.columns)}
         for name, row in part.cells.items()
     ]
     return {
@@ -179,6 +179,7 @@ def _study(part: StudyPart) -> dict[str, Any]:
         "rows": rows,
         "findings": part.findings,
         "notes": part.notes,
+        "over": OVER,
         "figures": [{"caption": caption, "figure": _figure(figure)} for caption, figure in part.figures],
         "checks": None if part.checks is None else _checks(part.checks),
     }

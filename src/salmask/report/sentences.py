@@ -8,9 +8,9 @@ import numpy as np
 from numpy import ndarray
 
 from salmask.report.tables import Summary, number, spread
-from salmask.rows.statistics import Difference, Interval
+from salmask.rows.statistics import Difference
 
-__all__ = ["describe", "describe_change", "p_text"]
+__all__ = ["describe", "p_text"]
 
 _LISTED = 4
 
@@ -145,22 +145,3 @@ def _disagreement(agreement: tuple[Sequence[str], ndarray] | None) -> str:
     row, column = divmod(int(np.nanargmin(upper)), len(names))
     tau = number(float(upper[row, column]))
     return f"{names[row]} and {names[column]} rank the explainers most unlike each other (Kendall's tau {tau})."
-
-
-def describe_change(
-    name: str, with_it: Interval, without: Interval, change: Interval, *, metric: str, direction: str
-) -> str:
-    """Return what one ingredient changed, for a study: "name lowers le from a to b, by c [low, high] over n seeds".
-
-    change: with minus without; an interval that holds zero is said to show no sure change.
-    """
-    sides = f"{metric} from {number(without.mean)} to {number(with_it.mean)}"
-    extent = f"{number(change.mean)} {spread(change)} over {change.n} seed{'s' if change.n != 1 else ''}".replace(
-        "  ", " "
-    )
-    if math.isnan(change.low):
-        return f"{name} moves {sides}, by {extent}; one seed gives no interval."
-    if change.low <= 0 <= change.high:
-        return f"{name} moves {sides}, by {extent}: no sure change."
-    better = (change.mean > 0) == (direction == "up")
-    return f"{name} {'helps' if better else 'harms'}: {sides}, by {extent}."

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy import stats
 
 from salmask.report.charts import line_chart, scatter_chart
 from salmask.report.checks import Checks, ChecksPart, checks_part
+from salmask.report.claims import StudyRow, findings, row_notes, rows_of
 from salmask.report.sheet import MAP_ALONE, picture_sheet
-from salmask.report.tables import Summary, number, spread, table
-from salmask.rows import statistics
+from salmask.report.tables import Summary, number, spread
 from salmask.rows.read import Rows, file_name
 from salmask.rows.schema import ANYTHING, NUMBER, read_json
 from salmask.rows.statistics import Interval
+from salmask.rows.trainings import compare, score_interval
 
-__all__ = ["STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
+__all__ = ["OVER", "STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
 
 FILE, STRIP = "study.json", "strip.jpg"
 _SHAPE = {
@@ -37,18 +37,18 @@ _SHAPE = {
 }
 COLUMNS = ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "acc_whole", "acc_kept", "acc_removed")
 RELEASED = ":as_released"  # what the name of a metric ends in where the released protocol was asked for
-_OVER = "over trainings where there are several, else over images"
+OVER = "over images and trainings together; of one training, over images: of this masker, not of its recipe"
 _SIDE, _GAP, _LINE = 72, 4, 12  # pixels of a picture in the strip, between two of them, of a line of text
 
 
 @dataclass(frozen=True)
 class StudyPart:
-    """What the page shows of a study. cells: row -> column -> interval; over seeds where there are several."""
+    """What the page shows of a study. cells: row -> column -> interval over images, and trainings if several."""
 
     name: str
     columns: list[str]
     cells: dict[str, dict[str, Interval]]
-    seeds: dict[str, int]
+    rows: dict[str, StudyRow]
     findings: list[str]
     figures: list[tuple[str, Figure]]
     notes: list[str]
@@ -56,11 +56,13 @@ class StudyPart:
 
     def markdown(self) -> str:
         """Return table, findings, checks and notes as a GitHub text."""
-        lines = [f"| {' | '.join(['row', 'seeds', *self.columns])} |", f"|---|---:|{'---:|' * len(self.columns)}"]
-        for name, row in self.cells.items():
-            texts = [_cell(row[column]) for column in self.columns]
-            lines.append(f"| {' | '.join([name.replace('|', '/'), str(self.seeds[name]), *texts])} |")
-        lines += ["", f"[low, high]: 95 %, {_OVER}.", ""]
+        lines = [f"| {' | '.join(['row', 'trainings', *self.columns])} |", f"|---|---:|{'---:|' * len(self.columns)}"]
+        for name, cells in self.cells.items():
+            row = self.rows[name]
+            label = name.replace("|", "/") + (f" ({row.mark})" if row.mark else "")
+            texts = [_cell(cells[column]) for column in self.columns]
+            lines.append(f"| {' | '.join([label, str(row.trainings or '–'), *texts])} |")
+        lines += ["", f"[low, high]: 95 %, {OVER}.", ""]
         lines += [f"- {text}" for text in (*self.findings, *self.notes)]
         text = "\n".join(lines) + "\n"
         return text if self.checks is None else f"{text}\n{self.checks.markdown()}"
@@ -79,37 +81,49 @@ def read_study(folder: Path) -> dict[str, Any] | None:
     return study
 
 
-def study_part(study: Mapping[str, Any], rows: Rows, summary: Summary, checks: Checks | None = None) -> StudyPart:
-    """Return table, findings, figures and checks of a study."""
-    members = {row["name"]: row["members"] for row in study["rows"]}
+def study_part(
+    study: Mapping[str, Any],
+    rows: Rows,
+    counts: Mapping[str, Mapping[str, Any]],
+    summary: Summary,
+    checks: Checks | None = None,
+) -> StudyPart:
+    """Return table, findings, figures and checks of a study; counts: as `summarize` takes them."""
+    members = rows_of(study, rows)
     known = {column.name: column for column in summary.columns}
     columns = [name for plain in COLUMNS for name in (plain, plain + RELEASED) if name in known]
-    scores = {
-        name: {metric: interval.mean for metric, interval in found.items()} for name, found in summary.intervals.items()
+    cells = {
+        name: {column: _within(_interval(row, column, rows, counts), known[column].range) for column in columns}
+        for name, row in members.items()
     }
-    cells = table(scores, columns, members)
-    for name, runs in members.items():
-        if len(runs) == 1:  # one training says nothing of others: what is left is the spread over images
-            found = summary.intervals.get(runs[0], {})
-            cells[name] = {column: found.get(column, cells[name][column]) for column in columns}
-        cells[name] = {column: _within(one, known[column].range) for column, one in cells[name].items()}
     directions = {name: column.direction for name, column in known.items()}
-    findings = [_finding(claim, members, rows, directions) for claim in study["claims"]]
     checked = None if checks is None else checks_part(checks)
     return StudyPart(
         name=study["name"],
         columns=columns,
         cells=cells,
-        seeds={name: len(runs) for name, runs in members.items()},
-        findings=[*(text for text in findings if text), *(checked.findings if checked else ())],
+        rows=members,
+        findings=[*findings(study["claims"], members, rows, directions), *(checked.findings if checked else ())],
         figures=[*_figures(study, cells), *(checked.figures if checked else ())],
-        notes=_notes(study),
+        notes=[*row_notes(members, rows), *_notes(study)],
         checks=checked,
     )
 
 
+def _interval(row: StudyRow, column: str, rows: Rows, counts: Mapping[str, Mapping[str, Any]]) -> Interval:
+    """Return the mean of a row over its trainings, of scores by image or of the set; NaN where a training has none."""
+    if all(column in rows.values[one] for one in row.members):
+        values = np.stack([rows.values[one][column] for one in row.members], axis=1)
+        return compare((row.name, values)).interval
+    entries = [counts[one][column] for one in row.members if column in counts.get(one, {})]
+    if len(entries) < len(row.members):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    scores, replicates = [one["score"] for one in entries], [one["replicates"] for one in entries]
+    return score_interval(scores, replicates, n=len(entries[0]["ids"]), key=row.name)
+
+
 def _within(interval: Interval, bounds: Sequence[object]) -> Interval:
-    """Return an interval cut at the ends of its metric's range: Student's knows of none."""
+    """Return an interval cut at the ends of its metric's range, of which the spread between trainings knows nothing."""
     low, high = (end if isinstance(end, int | float) else None for end in bounds)
     if math.isnan(interval.low):
         return interval
@@ -127,46 +141,6 @@ def picture_strip(folder: Path, study: Mapping[str, Any]) -> Image.Image | None:
         for row in study["rows"]
     }
     return picture_sheet(columns, count=24, side=_SIDE, panels=MAP_ALONE)
-
-
-def _finding(
-    claim: Mapping[str, str], members: Mapping[str, Sequence[str]], rows: Rows, directions: Mapping[str, str]
-) -> str:
-    """Return what the numbers say of a claim: paired over images, and over trainings where both rows have several."""
-    metric = claim["metric"]
-    first, second = ([rows.values[one][metric] for one in members[claim[side]]] for side in ("row", "against"))
-    paired = statistics.difference(
-        (claim["row"], np.mean(first, axis=0)), (claim["against"], np.mean(second, axis=0))
-    ).interval
-    intervals = [paired]
-    text = f"{number(paired.mean)} {spread(paired)} over {paired.n} images"
-    if min(len(first), len(second)) > 1:
-        ends = _welch([float(np.nanmean(one)) for one in first], [float(np.nanmean(one)) for one in second])
-        intervals.append(ends)
-        text += f", {spread(ends)} over {len(first)} and {len(second)} trainings"
-    else:
-        text += f", {len(first)} and {len(second)} trainings; the spread between trainings is not in it"
-    sign = 1 if directions.get(metric) == "up" else -1
-    if all(sign * (one.low if sign > 0 else one.high) > 0 for one in intervals):
-        verdict = "confirmed"
-    elif all(sign * (one.high if sign > 0 else one.low) < 0 for one in intervals):
-        verdict = "the reverse is seen"
-    else:
-        verdict = "not told apart"
-    means = [float(np.nanmean(np.mean(one, axis=0))) for one in (first, second)]
-    return (
-        f"{claim['text']}: {verdict}. {claim['row']} has {metric} {number(means[0])}, {claim['against']} "
-        f"{number(means[1])}; difference {text}."
-    )
-
-
-def _welch(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Return the difference of two means over trainings with Welch's t interval."""
-    mean = float(np.mean(first) - np.mean(second))
-    if max(np.ptp(first), np.ptp(second)) < 1e-9:
-        return Interval(mean, mean, mean, min(len(first), len(second)))
-    ends = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    return Interval(mean, float(ends.low), float(ends.high), min(len(first), len(second)))
 
 
 def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, Figure]]:
@@ -187,7 +161,7 @@ def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval
             reference={name: cells[name][error].mean for name in axis["reference"] if name in cells},
             ticks={float(place): text for place, text in axis["ticks"]} or None,
         )
-        figures.append((f"Localization error along the study's axis. Intervals of 95 %, {_OVER}.", chart))
+        figures.append((f"Localization error along the study's axis. Intervals of 95 %, {OVER}.", chart))
     points = {
         name: (row["mask_mean"].mean, row[error])
         for name, row in cells.items()
@@ -195,7 +169,7 @@ def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval
     }
     if len(points) > 1:
         chart = scatter_chart(points, x="mean of the mask", y=label, size=(9.6, 5.4), legend=True)
-        figures.append((f"Area against localization error: every row of the table. Intervals of 95 %, {_OVER}.", chart))
+        figures.append((f"Area against localization error: every row of the table. Intervals of 95 %, {OVER}.", chart))
     return figures
 
 

@@ -17,7 +17,7 @@ from salmask.rows import statistics
 from salmask.rows.read import Rows
 from salmask.rows.statistics import Difference, Interval
 
-__all__ = ["COST", "Column", "Summary", "markdown", "number", "spread", "summarize", "table"]
+__all__ = ["COST", "Column", "Summary", "markdown", "number", "spread", "summarize"]
 
 COST = ("seconds", "passes", "passes_forward", "passes_backward")
 _SURE = 0.05
@@ -216,23 +216,6 @@ def _adjusted(differences: Sequence[Difference]) -> list[Difference]:
         Difference(one.first, one.second, one.interval, one.p, value)
         for one, value in zip(differences, adjusted, strict=True)
     ]
-
-
-def table(
-    scores: Mapping[str, Mapping[str, float]], columns: Sequence[str], groups: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, Interval]]:
-    """Return the mean over the runs (seeds) of each group with Student's t interval: a study's table.
-
-    scores: run -> metric -> score, e.g. the means of a summary.json. groups: name of a row -> its runs.
-    n of an interval is the number of seeds. A run or metric that is absent counts as missing.
-    """
-    return {
-        group: {
-            column: statistics.over_seeds([scores.get(run, {}).get(column, math.nan) for run in runs])
-            for column in columns
-        }
-        for group, runs in groups.items()
-    }
 
 
 def number(value: float | None, *, cost: bool = False) -> str:

@@ -27,7 +27,6 @@ __all__ = [
     "difference",
     "holm",
     "mean_replicates",
-    "over_seeds",
     "replicate_p",
     "resample_weights",
     "sign_flip",
@@ -187,12 +186,13 @@ def _wilcoxon_column(column: Float[ndarray, " images"]) -> float:
 def replicate_p(replicates: Float[ndarray, " resamples"]) -> float:
     """Return the two-sided p value that a difference is zero, from its bootstrap replicates.
 
-    p = 2 min(#{d <= 0}, #{d >= 0}) + 1 over resamples + 1, at most 1: the inverted percentile interval.
+    p = 2 (min(#{d <= 0}, #{d >= 0}) + 1) / (resamples + 1), at most 1: the inverted percentile interval, twice the
+    p value of one side (Phipson & Smyth, 2010), so never below 2 / (resamples + 1).
     For scores that are no mean of per-image values, where signs cannot be flipped.
     """
     usable = replicates[~np.isnan(replicates)]
     tail = min(int((usable <= 0).sum()), int((usable >= 0).sum()))
-    return float(min(1.0, (2 * tail + 1) / (len(usable) + 1)))
+    return float(min(1.0, 2 * (tail + 1) / (len(usable) + 1)))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -264,23 +264,6 @@ def _kendall(first: ndarray, second: ndarray) -> float:
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(stats.kendalltau(first, second).statistic)
-
-
-def over_seeds(scores: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Return the mean of one score per seed with Student's t interval; n is the number of seeds.
-
-    The spread is that of training, not of the images. NaN ends for a single seed.
-    """
-    values = np.asarray(scores, dtype=np.float64)
-    kept = values[~np.isnan(values)]
-    missing = len(values) - len(kept)
-    if not len(kept):
-        return Interval(float("nan"), float("nan"), float("nan"), 0, missing)
-    mean = float(kept[0] + (kept - kept[0]).mean())
-    if len(kept) < 2:
-        return Interval(mean, float("nan"), float("nan"), 1, missing)
-    half = float(stats.t.ppf((1 + level) / 2, len(kept) - 1) * (kept - kept[0]).std(ddof=1) / len(kept) ** 0.5)
-    return Interval(mean, mean - half, mean + half, len(kept), missing)
 
 
 def _matrix(values: ndarray) -> Float[ndarray, "images columns"]:
