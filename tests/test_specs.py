@@ -11,15 +11,20 @@ from safetensors.torch import save_file
 from torch import Generator
 from torchvision.transforms import InterpolationMode
 
+from salmask import terms
 from salmask.classifier import Classifier
+from salmask.cli.main import main
 from salmask.data import ShortSide, Squash
 from salmask.explain import EXPLAINERS
+from salmask.explain.gradient import SUM_OF_MAGNITUDES, TOTAL
+from salmask.explain.knobs import knobs_of, markdown
 from salmask.explain.learned import Learned
+from salmask.explain.optimise.methods import refined
 from salmask.explain.perturb import Rise
 from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour
 from salmask.metrics import METRICS
-from salmask.specs import load_explainer, load_metrics, load_recipe, named
+from salmask.specs import load_explainer, load_metrics, load_recipe, named, parse
 from salmask.training.recipes import RECIPES
 from salmask.training.run import Loaded, Sight, load_classifier, load_run, save_classifier, save_run
 
@@ -77,7 +82,7 @@ def test_plain_weights_take_the_network_s_own_view(tmp_path) -> None:
     save_file(timm.create_model(NETWORK, num_classes=5).state_dict(), tmp_path / "plain.safetensors")
     back = load_classifier(f"timm:{NETWORK}@{tmp_path / 'plain.safetensors'}")
     config = timm.data.resolve_model_data_config(back.classifier.network)
-    assert back.view == Sight(config["input_size"][-1], "crop", config["interpolation"])
+    assert back.view == Sight(config["input_size"][-1], "crop", config["interpolation"], config["crop_pct"])
     assert back.classes is None and back.classifier.num_classes == 5
 
 
@@ -114,9 +119,9 @@ def test_weights_that_are_missing_or_of_another_network_are_refused(tmp_path, lo
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"fit": "stretch"}, "fit is 'crop' .* or 'squash', came 'stretch'"),
-        ({"interpolation": "cubic"}, "interpolation is 'bilinear' or 'bicubic', came 'cubic'"),
-        ({"image_size": 4}, "an image size of at least 8 is needed, came 4"),
+        ({"fit": "stretch"}, "fit is 'crop' .* or 'pad' .*, got 'stretch'"),
+        ({"interpolation": "cubic"}, "interpolation is 'bilinear' or 'bicubic', got 'cubic'"),
+        ({"image_size": 4}, "an image size is 8 to 4096 pixels, got 4"),
     ],
 )
 def test_views_that_make_no_sense_are_refused(wrong, message) -> None:
@@ -203,7 +208,7 @@ def test_explainers_take_a_title(run, loaded, monkeypatch) -> None:
     assert load_explainer(f"auto={run}", loaded=None)[0] == "auto"
     name, method, _ = load_explainer("quick=rise:masks=5", loaded=loaded)
     assert name == "quick" and method.masks == 5
-    with pytest.raises(ValueError, match="expected a title before the equals sign, came '=gradcam'"):
+    with pytest.raises(ValueError, match="expected a title before the equals sign, got '=gradcam'"):
         load_explainer("=gradcam", loaded=loaded)
     run.rename(run.parent / "lr=0.1")  # a folder of this name is meant, not a run `0.1` that is called lr
     monkeypatch.chdir(run.parent)
@@ -234,7 +239,7 @@ def test_infills_go_by_name(loaded) -> None:
     seen = []
     bank = lambda view: seen.append(view) or pictures()  # noqa: E731
     method = load_explainer("bank_masks:infill=bank,draws=3", loaded=loaded, bank=bank)[1]
-    assert seen == [loaded.view] and method.draws == 3
+    assert seen == [loaded] and method.draws == 3
     assert isinstance(method.infill, Bank) and torch.equal(method.infill.bank, pictures())
     load_explainer("rise:infill=noise", loaded=loaded, bank=bank)
     assert len(seen) == 1  # no picture is read that nobody asked for
@@ -259,22 +264,97 @@ def test_refined_starts_at_a_run_or_at_another_explainer(run, loaded) -> None:
         ("rise:infill=nothing", "no infill 'nothing': expected mean, blur"),
         ("rise:infill=bank", "rise:infill=bank fills holes with training pictures, and this command has none"),
         ("gradcam:infill=blur", "explainer gradcam does not take 'infill=blur'"),
-        ("refined", "name it last, refined:start=SPEC, came 'refined'"),
-        ("refined:iterations=3", "name it last, refined:start=SPEC, came 'refined:iterations=3'"),
+        ("refined", "name it last, refined:start=SPEC, got 'refined'"),
+        ("refined:iterations=3", "name it last, refined:start=SPEC, got 'refined:iterations=3'"),
         ("refined:colour=3,start=gradcam", "explainer refined does not take 'colour=3'"),
         ("refined:start=nothing", "no explainer 'nothing'"),
-        ("refined:iterations=0,start=gradcam", "iterations"),
+        ("refined:iterations=0,start=gradcam", "refined: iterations is a whole number, 1 to 1000000, got '0'"),
+        ("rise:", "expected settings .* got none in 'rise:'"),
+        ("rise:masks=5,masks=6", "each once"),
+        ("rise:score=loudness", "explainer rise: score is logit, probability, .*, got 'loudness'"),
+        ("rise:chance=0", "chance is a number, above 0, up to 1, got '0'"),
+        ("rise:chance=nan", "chance is a number, above 0, up to 1, got 'nan'"),
+        ("rise:masks=1000000000000", "masks is a whole number, 1 to 1000000"),
+        ("random:seed=x", "explainer random: seed is a whole number, 0 to 2147483647, got 'x'"),
+        ("random:seed=-1", "seed is a whole number"),
+        ("extremal:areas=[0.1,x]", r"areas is a number or a list \[a,b,...\] of numbers, 0 to 1, got '\[0.1,x\]'"),
+        ("extremal:areas=[0.1,2]", "areas is a number or a list"),
+        ("attribution_mask:per_channel=maybe", "per_channel is true or false"),
+        ("gradient:channels=red", "channels is max, sum_abs, sum, got 'red'"),
         (
             "nothing",
             r"no explainer 'nothing': expected the folder of a run, a released checkpoint .* or one of ablationcam, ",
         ),
-        ("gradcam:layer", r"expected settings as key=value,key=value after the colon, came 'layer'"),
+        ("gradcam:layer", r"expected settings as key=value,key=value after the colon, each once; got 'layer'"),
         ("gradcam:colour=red", r"explainer gradcam does not take 'colour=red'"),
     ],
 )
 def test_explainers_that_do_not_exist_or_do_not_take_a_setting_are_refused(loaded, name, message) -> None:
     with pytest.raises(ValueError, match=message):
         load_explainer(name, loaded=loaded)
+
+
+@pytest.mark.parametrize(
+    ("spec", "changed"),
+    [
+        ("occlusion:score=logit", {"score": terms.logit}),
+        ("rise:masks=50,score=log_odds", {"masks": 50, "score": terms.log_odds}),
+        ("gradient:channels=sum", {"channels": TOTAL}),
+        ("gradient_x_input:channels=sum_abs", {"channels": SUM_OF_MAGNITUDES}),
+        ("attribution_mask:attribution=gradient_x_input,per_channel=false", {"per_channel": False}),
+        ("gradcam:layer=layer2", {"layer": "layer2"}),
+        ("gradcam:layer=-2", {"layer": -2}),
+        ("random:cells=none,seed=4", {"cells": None, "seed": 4}),
+        ("scorecam:infill=none", {"infill": None}),
+    ],
+)
+def test_callables_and_other_values_go_by_the_names_of_their_tables(loaded, spec, changed) -> None:
+    method = load_explainer(spec, loaded=loaded)[1]
+    assert {name: getattr(method, name) for name in changed} == changed
+
+
+def test_opticam_takes_its_parts_by_name(loaded) -> None:
+    method = load_explainer(
+        "opticam:score=margin,objective=iodiff,normaliser=max,rectify=identity,activation=relu", loaded=loaded
+    )[1]
+    assert method.objective.terms.keys() == {"change_kept", "change_removed"}
+    assert method.parametrisation.activation is torch.nn.functional.relu
+
+
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_every_setting_of_every_explainer_can_be_typed(name) -> None:
+    for knob in knobs_of(EXPLAINERS[name]).values():
+        assert knob.expected()
+        shown = knob.shown_default()
+        if shown not in ("its own", "none") and not shown[0].isupper():  # an infill that is more than a name
+            value = knob.read(shown)
+            assert value == knob.default or (knob.table is not None and knob.table.get(knob.default) is value)
+
+
+def test_the_documented_settings_are_those_of_the_constructors() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "explainers.md").read_text()
+    assert markdown(EXPLAINERS | {"refined": refined}) in page
+
+
+def test_explain_lists_what_can_be_set(capsys) -> None:
+    assert main(["explain", "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name}\n" in shown for name in EXPLAINERS)
+    assert "    score: logit, probability, log_probability, margin, log_odds [probability]" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "name", "settings"),
+    [
+        ("rise:masks=5,score=logit", None, "rise", {"masks": "5", "score": "logit"}),
+        ("a b=extremal:areas=[0.1,0.2],lr=1", "a b", "extremal", {"areas": "[0.1,0.2]", "lr": "1"}),
+        ("refined:lr=1,start=rise:masks=5,seed=1", None, "refined", {"lr": "1", "start": "rise:masks=5,seed=1"}),
+        ("refined:start=x=rise:masks=5", None, "refined", {"start": "x=rise:masks=5"}),
+    ],
+)
+def test_a_spec_is_taken_apart(text, title, name, settings) -> None:
+    spec = parse(text)
+    assert (spec.title, spec.name, spec.settings, spec.run) == (title, name, settings, False)
 
 
 def test_every_explainer_by_name_needs_a_classifier() -> None:

@@ -5,13 +5,10 @@ A run's folder holds the masker (config.json, model.safetensors), its classifier
 run.json, which says how pictures get from the disk to the classifier.
 """
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from salmask.data import Labelled, collate
 from salmask.data.streams import spread
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
+from salmask.explain.knobs import Knob, knobs_of, listing
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import refined
 from salmask.masker import Masker
@@ -40,23 +38,89 @@ from salmask.training.run import (
 )
 from salmask.types import Infill
 
-__all__ = ["load_bank", "load_explainer", "load_infill", "load_infills", "load_metrics", "load_recipe", "named"]
+__all__ = [
+    "Spec",
+    "list_explainers",
+    "load_bank",
+    "load_explainer",
+    "load_infill",
+    "load_infills",
+    "load_metrics",
+    "load_recipe",
+    "named",
+    "parse",
+]
 
-REFINED = "refined"
+REFINED, START = "refined", "start"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `[TITLE=]NAME[:KEY=VALUE,...]` says. run: NAME is the folder of a run, or a released checkpoint."""
+
+    title: str | None
+    name: str
+    settings: Mapping[str, str]
+    text: str
+    run: bool
+
+
+def parse(text: str) -> Spec:
+    """Take a spec apart.
+
+        SPEC     [TITLE=]NAME[:SETTINGS]      TITLE holds no colon, slash or equals sign
+        NAME     the longest prefix that names a run, else what stands before the first colon
+        SETTINGS KEY=VALUE,KEY=VALUE          a comma within [...] belongs to a list; `start=` takes all that follows
+
+    Errors: ValueError for an empty title, a setting without a value, one that is given twice.
+    """
+    title, equals, rest = text.partition("=")
+    if not equals or set(title) & set(":/\\") or _run_in(text):
+        title, rest = "", text
+    elif not title.strip():
+        raise ValueError(f"expected a title before the equals sign, got {text!r}")
+    run = _run_in(rest)
+    name = run or rest.partition(":")[0]
+    if rest == f"{name}:":
+        raise ValueError(f"expected settings as key=value,key=value after the colon, got none in {text!r}")
+    return Spec(title.strip() or None, name, _settings(rest[len(name) + 1 :]), rest, run is not None)
+
+
+def _settings(text: str) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    parts = text.split(",") if text else []
+    while parts:
+        key, equals, value = parts.pop(0).partition("=")
+        while parts and (key == START or value.count("[") > value.count("]")):
+            value = f"{value},{parts.pop(0)}"
+        if not equals or not key or key in settings:
+            raise ValueError(f"expected settings as key=value,key=value after the colon, each once; got {text!r}")
+        settings[key] = value
+    return settings
+
+
+def _run_in(text: str) -> str | None:
+    """Return the longest prefix of a text, up to its end or a colon, that names a run; None without one."""
+    if (Path(text) / "checkpoint.pt").is_file():
+        return text  # of an unfinished one, which is refused with the way to go on
+    ends = [len(text), *(place for place in reversed(range(len(text))) if text[place] == ":")]
+    return next((text[:end] for end in ends if _is_run(text[:end])), None)
+
+
+def _is_run(name: str) -> bool:
+    path = Path(name)
+    return (path / RUN).is_file() or (path.suffix == ".chk" and path.is_file())
 
 
 def named(spec: str) -> tuple[str | None, str]:
-    """Split TITLE=SPEC into the title that tables show and what it stands for; (None, spec) without a title.
+    """Split TITLE=SPEC into the title that tables show and what it stands for; (None, spec) without a title."""
+    parsed = parse(spec)
+    return parsed.title, parsed.text
 
-    A title holds no colon, slash or equals sign: `rise:masks=500` and `RUN:reads=SPEC` have none. The folder of a run
-    whose own name holds an equals sign is that folder. Errors: ValueError for an empty title.
-    """
-    found = re.match(r"([^:/\\=]*)=(.+)", spec)
-    if found is None or _run(spec)[0] is not None:
-        return None, spec
-    if not found[1].strip():
-        raise ValueError(f"expected a title before the equals sign, came {spec!r}")
-    return found[1].strip(), found[2]
+
+def list_explainers() -> str:
+    """Return all explainers with what can be set after the colon: values, and [default]."""
+    return listing({"RUN (also reads=SPEC)": Learned, **EXPLAINERS, "refined (also start=SPEC, last)": refined})
 
 
 def load_explainer(
@@ -64,95 +128,94 @@ def load_explainer(
 ) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
-    A RUN is a folder, or the checkpoint file of a masker that was trained by the paper's released code.
-    `TITLE=RUN` and `TITLE=NAME` choose the name in tables (`named`).
-
-    A name may carry settings: `rise:masks=500`, `extremal:areas=[0.05,0.2]`; values are read as JSON where they can
-    be. So may a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker that is told its area,
-    `RUN:reads=SPEC` to read the maps of another classifier than the run's own. An explainer that hides parts takes
-    `infill` by name or file, as in `load_infill`: `rise:infill=blur`, `bank_masks:infill=bank`.
+    A RUN is a folder, or the checkpoint file of a masker that was trained by the paper's released code. The settings
+    of a NAME are those of its constructor (`knobs_of`): `rise:masks=500`, `extremal:areas=[0.05,0.2]`,
+    `occlusion:score=logit`. Those of a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker
+    that is conditioned on its area, `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
     `refined:start=SPEC` improves the maps of a run or of another explainer; `start` comes last, as what follows it
     may have settings of its own: `refined:iterations=50,start=rise:masks=500`.
     seed: of an explainer that draws, unless its settings name one. bank: gives the pictures for `infill=bank`, as
     a classifier sees them.
     """
-    title, name = named(name)
-    run, options = _run(name)
-    if run is not None:
-        masker, own = load_checkpoint(run) if Path(run).is_file() else load_run(run)
-        given = _options(options)
-        if (spec := given.pop("reads", None)) is not None:
-            own = _read_by(masker, str(spec), own)
-        title = title or Path(run).resolve().name + (f":{options}" if options else "")
-        try:
-            return title, Learned(masker, **given), own
-        except TypeError as error:
-            raise ValueError(
-                f"the masker in {run} does not take {options!r}, only top, area, max_batch and reads"
-            ) from error
-    plain, _, options = name.partition(":")
-    if plain == REFINED:
-        return _refined(title or name, options, loaded=loaded, seed=seed, bank=bank)
-    if plain not in EXPLAINERS:
+    spec = parse(name)
+    if spec.run:
+        return _of_run(spec)
+    if spec.name == REFINED:
+        return _refined(spec, loaded=loaded, seed=seed, bank=bank)
+    if spec.name not in EXPLAINERS:
         raise ValueError(
-            f"no explainer {name!r}: expected the folder of a run, a released checkpoint (.chk), "
+            f"no explainer {spec.text!r}: expected the folder of a run, a released checkpoint (.chk), "
             f"or one of {', '.join(sorted([*EXPLAINERS, REFINED]))}"
         )
     if loaded is None:
-        raise ValueError(f"{plain} explains a classifier: name one with --classifier")
-    return title or name, _made(EXPLAINERS[plain], plain, options, loaded, seed=seed, bank=bank), loaded
+        raise ValueError(f"{spec.name} explains a classifier: name one with --classifier")
+    build = EXPLAINERS[spec.name]
+    return spec.title or spec.text, _built(build, spec.name, spec.settings, loaded, seed=seed, bank=bank), loaded
+
+
+def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:
+    masker, own = load_checkpoint(spec.name) if Path(spec.name).is_file() else load_run(spec.name)
+    settings = dict(spec.settings)
+    reads = settings.pop("reads", None)
+    values = _read_settings(f"the masker in {spec.name}", settings, knobs_of(Learned), also=("reads",))
+    title = spec.title or Path(spec.name).resolve().name + spec.text[len(spec.name) :]
+    return title, Learned(masker, **values), own if reads is None else _read_by(masker, reads, own)
 
 
 def _refined(
-    title: str, options: str, *, loaded: Loaded | None, seed: int, bank: Callable[[Loaded], Tensor] | None
+    spec: Spec, *, loaded: Loaded | None, seed: int, bank: Callable[[Loaded], Tensor] | None
 ) -> tuple[str, Explainer, Loaded]:
-    found = re.search(r"(?:^|,)start=(.+)", options)
-    if found is None:
-        raise ValueError(f"refined improves another explainer's maps: name it last, refined:start=SPEC, came {title!r}")
-    _, explainer, own = load_explainer(found[1], loaded=loaded, seed=seed, bank=bank)
+    settings = dict(spec.settings)
+    start = settings.pop(START, None)
+    if not start:
+        raise ValueError(
+            f"refined improves another explainer's maps: name it last, refined:start=SPEC, got {spec.text!r}"
+        )
+    _, explainer, own = load_explainer(start, loaded=loaded, seed=seed, bank=bank)
     build = partial(refined, explainer)
-    return title, _made(build, REFINED, options[: found.start()], own, seed=seed, bank=bank), own
+    return spec.title or spec.text, _built(build, REFINED, settings, own, seed=seed, bank=bank), own
 
 
-def _made(
+def _built(
     build: Callable[..., Explainer],
     name: str,
-    options: str,
+    settings: Mapping[str, str],
     loaded: Loaded,
     *,
     seed: int,
     bank: Callable[[Loaded], Tensor] | None,
 ) -> Explainer:
     """Call a constructor with the settings after its name."""
-    given = ({"seed": seed} if "seed" in signature(build).parameters else {}) | _options(options)
-    if "infill" in given and "infill" in signature(build).parameters:
-        if given["infill"] == "bank" and bank is None:
+    knobs = knobs_of(build)
+    values: dict[str, Any] = {"seed": seed} if "seed" in knobs else {}
+    values |= _read_settings(f"explainer {name}", settings, knobs)
+    if "infill" in settings and values["infill"] is not None:
+        if values["infill"] == "bank" and bank is None:
             raise ValueError(
                 f"{name}:infill=bank fills holes with training pictures, and this command has none: use evaluate"
             )
-        pictures = bank(loaded) if given["infill"] == "bank" and bank is not None else None
+        pictures = bank(loaded) if values["infill"] == "bank" and bank is not None else None
         generator = Generator().manual_seed(seed)
-        given["infill"] = load_infill(
-            str(given["infill"]), classifier=loaded.classifier, generator=generator, bank=pictures
+        values["infill"] = load_infill(
+            values["infill"], classifier=loaded.classifier, generator=generator, bank=pictures
         )
+    return build(**values)
+
+
+def _read_settings(
+    what: str, settings: Mapping[str, str], knobs: Mapping[str, Knob], *, also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the values of settings by name. Errors: ValueError for an unknown one, or a value out of range."""
+    for key, text in settings.items():
+        if key not in knobs:
+            *most, last = sorted([*knobs, *also])
+            raise ValueError(
+                f"{what} does not take '{key}={text}', only {', '.join(most) + ' and ' if most else ''}{last}"
+            )
     try:
-        return build(**given)
-    except TypeError as error:
-        raise ValueError(f"explainer {name} does not take {options!r}: {error}") from error
-
-
-def _run(name: str) -> tuple[str | None, str]:
-    """Split RUN:OPTIONS, whose options may hold colons; (None, "") where no run is named."""
-    if _is_run(name) or (Path(name) / "checkpoint.pt").is_file():
-        return name, ""
-    for place, letter in enumerate(name):
-        if letter == ":" and _is_run(name[:place]):
-            return name[:place], name[place + 1 :]
-    return None, ""
-
-
-def _is_run(name: str) -> bool:
-    return (Path(name) / RUN).is_file() or (Path(name).suffix == ".chk" and Path(name).is_file())
+        return {key: knobs[key].read(text) for key, text in settings.items()}
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _read_by(masker: Masker, spec: str, own: Loaded) -> Loaded:
@@ -160,19 +223,6 @@ def _read_by(masker: Masker, spec: str, own: Loaded) -> Loaded:
     other = load_classifier(spec, **asdict(own.view))
     masker.fits(other.classifier)
     return replace(other, classes=other.classes or own.classes)
-
-
-def _options(text: str) -> dict[str, Any]:
-    options = {}
-    for part in filter(None, re.split(r",(?![^\[]*\])", text)):  # a comma within [...] belongs to a list
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"expected settings as key=value,key=value after the colon, came {text!r}")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
 
 
 def load_recipe(name: str, *, area_in: float | None = None, area_out: float | None = None) -> Recipe:

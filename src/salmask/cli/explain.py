@@ -15,12 +15,14 @@ __all__ = ["ExplainCommand"]
 class ExplainCommand(PictureOptions):
     """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each."""
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Picture files, or folders of them."""
-    explainer: str
+    explainer: str | None = None
     """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500."""
-    out: Path
+    out: Path = Path("explained")
     """Folder for the pictures."""
+    list: bool = False
+    """List all explainers by name with their settings, and do nothing else."""
     classifier: str | None = None
     """timm:NAME, timm:NAME@FILE or a run's folder, for explainers by name."""
     target: str | None = None
@@ -33,9 +35,14 @@ class ExplainCommand(PictureOptions):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.cli.explain_files import Shown, explain_files
-        from salmask.specs import load_explainer
+        from salmask.specs import list_explainers, load_explainer
         from salmask.training.run import load_classifier
 
+        if self.list:
+            say(list_explainers())
+            return
+        if self.explainer is None:
+            raise ValueError("name an explainer with --explainer: a run's folder, or a name that --list shows")
         loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         name, method, own = load_explainer(self.explainer, loaded=loaded)
         written = explain_files(

@@ -80,7 +80,7 @@ class Sight:
         """Return the transform of evaluation."""
         mode = InterpolationMode(self.interpolation)
         if self.fit == "crop":
-            return ShortSide(self.image_size, self._short_side(), interpolation=mode)
+            return ShortSide(self.image_size, None if self.crop == 1 else self._short_side(), interpolation=mode)
         return (Squash if self.fit == "squash" else Pad)(self.image_size, interpolation=mode)
 
     def augmentation(self) -> CropFlip:

@@ -46,6 +46,7 @@ from salmask.classifier.taps import (
 )
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import backdrop, by_pieces
+from salmask.explain.knobs import Batch
 from salmask.masking import keep
 from salmask.terms import logit
 from salmask.types import FeatureMap, Images, Infill, Logits, Masks, Targets
@@ -108,7 +109,7 @@ class GradientCAM:
 
     rule: Rule
     layer: int | str | None = None
-    max_batch: int = 32
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
@@ -145,7 +146,7 @@ class ScoreCAM:
 
     layer: int | str = -1
     infill: Infill | None = None
-    max_batch: int = 32
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
@@ -192,7 +193,7 @@ class AblationCAM:
     """
 
     layer: int | str = -1
-    max_batch: int = 32
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
@@ -227,7 +228,7 @@ class LinearCAM:
     Raises ValueError for a network of another form, which is found out by recomputing its logits.
     """
 
-    max_batch: int = 64
+    max_batch: Batch = 64
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
@@ -258,7 +259,7 @@ class EigenCAM:
     """
 
     layer: int | str = -1
-    max_batch: int = 64
+    max_batch: Batch = 64
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain; the targets are checked and handed back, and change nothing."""

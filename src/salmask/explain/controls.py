@@ -29,6 +29,7 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces
+from salmask.explain.knobs import Batch, Cells, Seed
 from salmask.types import Boxes, Images, Masks, Pixels, Targets
 
 __all__ = [
@@ -72,7 +73,7 @@ class Fixed:
     """The same map for every image of a size."""
 
     draw: Draw
-    max_batch: int = 64
+    max_batch: Batch = 64
     naive: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
@@ -89,9 +90,9 @@ class Random:
     every image has the same map, that of the seed.
     """
 
-    cells: int | None = None
-    seed: int = 0
-    max_batch: int = 64
+    cells: Cells | None = None
+    seed: Seed = 0
+    max_batch: Batch = 64
     naive: ClassVar[bool] = True
     wants: ClassVar[frozenset[str]] = frozenset({"ids"})
 
@@ -123,7 +124,7 @@ class GroundTruth:
     An image with neither gets an empty, and so degenerate, map.
     """
 
-    max_batch: int = 64
+    max_batch: Batch = 64
     naive: ClassVar[bool] = True
     wants: ClassVar[frozenset[str]] = frozenset({"boxes", "pixels"})
 

@@ -14,10 +14,10 @@ sums. `MAX_MAGNITUDE`, `TOTAL` and `SUM_OF_MAGNITUDES` are the rules for channel
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -31,10 +31,12 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest, check_limit, pieces
 from salmask.explain.base import Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces
+from salmask.explain.knobs import Batch, Between, Count, OneOf, Seed, Share
 from salmask.terms import logit
 from salmask.types import Images, Logits, Masks, Targets
 
 __all__ = [
+    "CHANNELS",
     "MAX_MAGNITUDE",
     "SUM_OF_MAGNITUDES",
     "TOTAL",
@@ -61,14 +63,16 @@ class Channels:
 MAX_MAGNITUDE = Channels("largest magnitude", lambda a: a.abs().amax(1, keepdim=True), (0.0, math.inf))
 SUM_OF_MAGNITUDES = Channels("sum of magnitudes", lambda a: a.abs().sum(1, keepdim=True), (0.0, math.inf))
 TOTAL = Channels("signed sum", lambda a: a.sum(1, keepdim=True), (-math.inf, math.inf))
+CHANNELS: Mapping[str, Channels] = MappingProxyType({"max": MAX_MAGNITUDE, "sum_abs": SUM_OF_MAGNITUDES, "sum": TOTAL})
+"""The rules by the name that a command gives them."""
 
 
 @dataclass(frozen=True)
 class Gradient:
     """The gradient of the class logit with respect to the normalised image ("saliency")."""
 
-    channels: Channels = MAX_MAGNITUDE
-    max_batch: int = 32
+    channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""
@@ -85,8 +89,8 @@ class Gradient:
 class GradientXInput:
     """z * gradient: sums to the logit for a network without additive terms."""
 
-    channels: Channels = TOTAL
-    max_batch: int = 32
+    channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""
@@ -108,11 +112,11 @@ class SmoothGrad:
     draws from the global generator instead.
     """
 
-    samples: int = 50
-    noise: float = 0.15
-    seed: int = 0
-    channels: Channels = MAX_MAGNITUDE
-    max_batch: int = 32
+    samples: Count = 50
+    noise: Annotated[float, Between(0, 10)] = 0.15
+    seed: Seed = 0
+    channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `samples` forward and backward passes."""
@@ -151,9 +155,9 @@ class IntegratedGradients:
     The values sum to f_y(x) - f_y(mean colour), up to the error of `steps` nodes.
     """
 
-    steps: int = 50
-    channels: Channels = TOTAL
-    max_batch: int = 32
+    steps: Annotated[int, Between(1, 10_000)] = 50
+    channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `steps` forward and backward passes."""
@@ -188,9 +192,9 @@ class GuidedBackprop:
     is not touched. A network that calls no ReLU gives the plain gradient, and `notes` says so.
     """
 
-    smoothing: float = 0.0
-    channels: Channels = MAX_MAGNITUDE
-    max_batch: int = 32
+    smoothing: Share = 0.0
+    channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""

@@ -8,6 +8,7 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest, check_limit
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces
+from salmask.explain.knobs import Batch, Share
 from salmask.masker import Masker
 from salmask.types import Images, Targets
 
@@ -30,7 +31,7 @@ class Learned:
     normalize = "none"
 
     def __init__(
-        self, masker: Masker, *, area: float | None = None, top: float | None = None, max_batch: int = 64
+        self, masker: Masker, *, area: Share | None = None, top: Share | None = None, max_batch: Batch = 64
     ) -> None:
         check_limit(max_batch)
         if masker.area_condition != (area is not None):

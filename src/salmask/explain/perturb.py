@@ -10,6 +10,7 @@ stored. All images of a batch see the same masks, so that a map does not depend 
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -21,8 +22,9 @@ from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
 from salmask.classifier.network import Classifier
 from salmask.explain.base import Explanation, Passes, check_targets
 from salmask.explain.batching import backdrop, by_pieces
+from salmask.explain.knobs import Batch, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
-from salmask.terms import ClassScore, probability
+from salmask.terms import SCORES, ClassScore, probability
 from salmask.types import Images, Infill, Masks, Targets
 
 __all__ = ["Occlusion", "Rise"]
@@ -38,13 +40,13 @@ class Rise:
     Differs from the published code: cells are interpolated with the border repeated where it mirrors the border.
     """
 
-    masks: int = 4000
-    cells: int = 7
-    chance: float = 0.5
-    score: ClassScore = probability
+    masks: Count = 4000
+    cells: Cells = 7
+    chance: Annotated[float, Between(0, 1, above=True)] = 0.5
+    score: Annotated[ClassScore, OneOf(SCORES)] = probability
     infill: Infill | None = None
-    seed: int = 0
-    max_batch: int = 32
+    seed: Seed = 0
+    max_batch: Batch = 32
 
     def __post_init__(self) -> None:
         if self.masks < 1 or self.cells < 1 or not 0 < self.chance < 1:
@@ -123,11 +125,11 @@ class Occlusion:
     row may reach over the border. infill: None is the classifier's mean colour.
     """
 
-    window: int = 32
-    stride: int = 16
-    score: ClassScore = probability
+    window: Cells = 32
+    stride: Cells = 16
+    score: Annotated[ClassScore, OneOf(SCORES)] = probability
     infill: Infill | None = None
-    max_batch: int = 32
+    max_batch: Batch = 32
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.window:

@@ -10,9 +10,10 @@ read out of its own mask: near 100 % without any better recognition. `masked_inp
 predicted and a wrong label beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +23,7 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest
 from salmask.explain.base import Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces
+from salmask.explain.knobs import Batch, Between, OneOf
 from salmask.terms import logit
 from salmask.types import Images, Targets, Values
 
@@ -49,6 +51,10 @@ def gxsi(classifier: Classifier, images: Images, targets: Targets) -> Float[Tens
 def gradient_x_input(classifier: Classifier, images: Images, targets: Targets) -> Float[Tensor, "batch 3 height width"]:
     """Return gradient * z, z the normalised image."""
     return _slope(classifier, images, targets) * (images - classifier.mean) / classifier.std
+
+
+ATTRIBUTIONS: Mapping[str, Attribution] = MappingProxyType({"gxsi": gxsi, "gradient_x_input": gradient_x_input})
+"""The attributions by the name that a command gives them."""
 
 
 def masked_by(classifier: Classifier, images: Images, masks: ColourMasks) -> Images:
@@ -87,10 +93,10 @@ class AttributionMask:
     `recursive_mask` gives the masks of the single channels.
     """
 
-    steps: int = 3
-    attribution: Attribution = gxsi
+    steps: Annotated[int, Between(1, 10_000)] = 3
+    attribution: Annotated[Attribution, OneOf(ATTRIBUTIONS)] = gxsi
     per_channel: bool = True
-    max_batch: int = 32
+    max_batch: Batch = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: T forward and backward passes, and one for the logits."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explainer, Explanation, Passes
+from salmask.explain.knobs import AMOUNT, Batch, Between, Cells, Count, OneOf, Rate, Score, Seed
 from salmask.explain.optimise.extremal import FixedArea
 from salmask.explain.optimise.loop import Optimised, mean_probability
 from salmask.explain.optimise.masks import (
@@ -38,7 +39,7 @@ from salmask.explain.optimise.masks import (
 )
 from salmask.explain.optimise.schedule import Adam, Momentum, Schedule, Shift, flip_every_other, linear
 from salmask.masking import Blur, BlurPyramid, MeanColour, Noise
-from salmask.objective import Objective, two_sided
+from salmask.objective import OBJECTIVES, Objective, two_sided
 from salmask.outcome import Term
 from salmask.terms import (
     SCORES,
@@ -51,6 +52,7 @@ from salmask.terms import (
     roughness,
     score_kept,
     score_removed,
+    softmax_twice,
 )
 from salmask.types import Images, Infill, Targets
 
@@ -110,19 +112,23 @@ OPTI_CAM_OBJECTIVES: Mapping[str, Callable[[ClassScore], Objective]] = MappingPr
 """Opti-CAM's objectives, made of a class score: -F in the paper's notation."""
 
 
+POINTWISE: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"identity": identity, "relu": F.relu})
+"""Functions of single values, by name, for maps and for their weighted sum."""
+
+
 def opticam(
     *,
     layer: int | str = -1,
-    normaliser: str | Callable[[Tensor], Tensor] = "range",
-    objective: str = "mask",
-    score: str | ClassScore = "logit",
-    rectify: Callable[[Tensor], Tensor] = F.relu,
-    activation: Callable[[Tensor], Tensor] = identity,
+    normaliser: Annotated[str | Callable[[Tensor], Tensor], OneOf(MAP_NORMALISERS)] = "range",
+    objective: Annotated[str, OneOf(OPTI_CAM_OBJECTIVES)] = "mask",
+    score: Score = "logit",
+    rectify: Annotated[Callable[[Tensor], Tensor], OneOf(POINTWISE)] = F.relu,
+    activation: Annotated[Callable[[Tensor], Tensor], OneOf(POINTWISE)] = identity,
     infill: Infill = _BLACK,
-    iterations: int = 100,
-    lr: float = 0.1,
-    tolerance: float = 1e-10,
-    max_batch: int = 32,
+    iterations: Count = 100,
+    lr: Rate = 0.1,
+    tolerance: Annotated[float, AMOUNT] = 1e-10,
+    max_batch: Batch = 32,
 ) -> Optimised:
     """Return Opti-CAM: weights of feature maps that maximise the class score of the masked image.
 
@@ -149,17 +155,17 @@ def opticam(
 
 def meaningful(
     *,
-    cells: int = 28,
-    l1: float = 1e-4,
-    tv: float = 1e-2,
-    power: float = 3.0,
-    score: str | ClassScore = "probability",
+    cells: Cells = 28,
+    l1: Annotated[float, AMOUNT] = 1e-4,
+    tv: Annotated[float, AMOUNT] = 1e-2,
+    power: Annotated[float, Between(0, 10, above=True)] = 3.0,
+    score: Score = "probability",
     infill: Infill = _BLUR_10,
-    jitter: int = 4,
-    iterations: int = 300,
-    lr: float = 0.1,
-    seed: int = 0,
-    max_batch: int = 32,
+    jitter: Annotated[int, Between(0, 4096)] = 4,
+    iterations: Count = 300,
+    lr: Rate = 0.1,
+    seed: Seed = 0,
+    max_batch: Batch = 32,
 ) -> Optimised:
     """Return Meaningful Perturbation: the smallest smooth region whose removal destroys the class.
 
@@ -180,18 +186,22 @@ def meaningful(
     return Optimised(grid, game, infill, schedule, view=view, seed=seed, max_batch=max_batch)
 
 
+EVIDENCE: Mapping[str, Term] = MappingProxyType({"max_class_kept": max_class_kept, "softmax_twice": softmax_twice})
+"""First terms of `bank_masks` by name."""
+
+
 def bank_masks(
     *,
     infill: Infill | None = None,
-    draws: int = 10,
-    stride: int = 4,
-    l1: float = 2e-5,
-    tv: float = 0.01,
-    evidence: Term = max_class_kept,
-    iterations: int = 2000,
-    lr: float = 0.05,
-    seed: int = 0,
-    max_batch: int = 160,
+    draws: Annotated[int, Between(1, 10_000)] = 10,
+    stride: Cells = 4,
+    l1: Annotated[float, AMOUNT] = 2e-5,
+    tv: Annotated[float, AMOUNT] = 0.01,
+    evidence: Annotated[Term, OneOf(EVIDENCE)] = max_class_kept,
+    iterations: Count = 2000,
+    lr: Rate = 0.05,
+    seed: Seed = 0,
+    max_batch: Batch = 160,
 ) -> Optimised:
     """Return masks for a label over other images, sound for labels that are not there.
 
@@ -235,17 +245,17 @@ EXTREMAL_VARIANTS = MappingProxyType({"preserve": _sufficient, "delete": _destro
 
 def fido(
     *,
-    variant: str = "sufficient",
-    cells: int = 16,
-    draws: int = 4,
-    temperature: float = 0.5,
-    price: float = 5.0,
-    score: str | ClassScore = "log_odds",
+    variant: Annotated[str, OneOf(FIDO_VARIANTS)] = "sufficient",
+    cells: Cells = 16,
+    draws: Annotated[int, Between(1, 10_000)] = 4,
+    temperature: Annotated[float, Between(0, 100, above=True)] = 0.5,
+    price: Annotated[float, AMOUNT] = 5.0,
+    score: Score = "log_odds",
     infill: Infill = _BLUR_10,
-    iterations: int = 100,
-    lr: float = 0.2,
-    seed: int = 0,
-    max_batch: int = 32,
+    iterations: Count = 100,
+    lr: Rate = 0.2,
+    seed: Seed = 0,
+    max_batch: Batch = 32,
 ) -> Optimised:
     """Return FIDO: the probability with which each cell belongs to the evidence, as relaxed coin flips.
 
@@ -276,17 +286,17 @@ _PUBLISHED_STEPS, _LONGEST_STRIDE = 800, 8.0
 
 def extremal(
     *,
-    areas: float | Sequence[float] = (0.1,),
-    variant: str = "preserve",
-    score: str | ClassScore = "logit",
+    areas: Annotated[float | Sequence[float], Between(0, 1)] = (0.1,),
+    variant: Annotated[str, OneOf(EXTREMAL_VARIANTS)] = "preserve",
+    score: Score = "logit",
     infill: Infill = _PYRAMID,
-    step: float = 7.0,
-    sigma: float = 21.0,
-    weight: float = 300.0,
-    iterations: int = 800,
-    lr: float = 0.01,
-    seed: int = 0,
-    max_batch: int = 32,
+    step: Annotated[float, AMOUNT] = 7.0,
+    sigma: Annotated[float, AMOUNT] = 21.0,
+    weight: Annotated[float, AMOUNT] = 300.0,
+    iterations: Count = 800,
+    lr: Rate = 0.01,
+    seed: Seed = 0,
+    max_batch: Batch = 32,
 ) -> Optimised:
     """Return extremal perturbations: the region of a given area that keeps or destroys the class best.
 
@@ -341,13 +351,13 @@ class Refined:
 def refined(
     explainer: Explainer,
     *,
-    objective: Objective | None = None,
+    objective: Annotated[Objective | None, OneOf(OBJECTIVES)] = None,
     infill: Infill = _MEAN,
-    stride: int = 4,
-    iterations: int = 30,
-    lr: float = 0.1,
+    stride: Cells = 4,
+    iterations: Count = 30,
+    lr: Rate = 0.1,
     best: bool = True,
-    max_batch: int = 32,
+    max_batch: Batch = 32,
 ) -> Refined:
     """Return an explainer that starts at another one's map and improves it with the training objective.
 
