@@ -139,7 +139,9 @@ def test_a_view_makes_the_transforms_that_it_names() -> None:
 
 
 def test_a_run_comes_back_whole(run, masker, loaded) -> None:
-    back, own = load_run(run)
+    trained = load_run(run)
+    back, own = trained.masker, trained.loaded
+    assert trained.reader is None
     assert back.settings() == masker.settings()
     assert own.classifier.layers == loaded.classifier.layers
     assert (own.view, own.classes, own.network) == (loaded.view, loaded.classes, loaded.network)
@@ -367,10 +369,10 @@ def test_recipes_by_name_with_other_area_weights() -> None:
     assert load_recipe("ca") is RECIPES["ca"]
     weights = load_recipe("fix", area_in=0.3, area_out=3.0).settings()["weights"]
     assert (weights["area_if_kept_right"], weights["area_if_removed_wrong"]) == (0.3, 3.0)
-    with pytest.raises(ValueError, match="no recipe 'best': expected one of auto, "):
+    with pytest.raises(ValueError, match="no recipe 'best': expected one of reader, "):
         load_recipe("best")
-    with pytest.raises(ValueError, match="recipe auto finds its area weights itself"):
-        load_recipe("auto", area_in=1.0)
+    with pytest.raises(ValueError, match="no term 'area_if_kept_right'"):
+        load_recipe("casm_f", area_in=1.0)
 
 
 def test_metrics_by_name_and_all_of_them() -> None:

@@ -39,8 +39,12 @@ class Sigmoid(nn.Module):
     """m = 1 / (1 + exp(-z)): soft masks."""
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Return masks for logits of any shape."""
-        return logits.sigmoid()
+        """Return masks for logits of any shape, in float32.
+
+        In bfloat16 a sigmoid is exactly 1, with a gradient of exactly 0, from z = 6.24: a full cell could never
+        become empty again.
+        """
+        return logits.float().sigmoid()
 
     def settings(self) -> dict[str, Any]:
         """Return what `config.json` needs to build this head again."""
@@ -81,7 +85,7 @@ class Concrete(nn.Module):
             raise ValueError("Concrete draws noise in training: give it a torch.Generator (`head.generator = g`)")
         u = torch.rand(logits.shape, generator=self.generator, device=self.generator.device).to(logits.device)
         noisy = logits.float() + torch.log(u + 1e-8) - torch.log1p(1e-8 - u)
-        soft = (noisy / self.log_temperature.exp()).sigmoid().to(logits.dtype)
+        soft = (noisy / self.log_temperature.exp()).sigmoid()
         return soft + ((soft > 0.5).to(soft.dtype) - soft).detach() if self.hard else soft
 
     def settings(self) -> dict[str, Any]:

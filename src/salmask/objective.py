@@ -89,7 +89,7 @@ def two_sided(*, area_in: float = 1.0, area_out: float = 10.0, tv: float = 0.001
 
 
 def area_weighted(*, area_weight: float = 1.0, tv: float = 0.001) -> Objective:
-    """MaxClass (I) + MaxEnt (O) with the plain area, which counts on every image: what `auto` puts a price on."""
+    """MaxClass (I) + MaxEnt (O) with the plain area, which counts on every image."""
     return Objective(
         {
             "max_class_kept": (1.0, max_class_kept),

@@ -6,7 +6,7 @@ run.json, which says how pictures get from the disk to the classifier.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from salmask.explain.base import Explainer
 from salmask.explain.knobs import Knob, knobs_of, listing
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import refined
-from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remasked
 from salmask.metrics import METRICS, Metric
 from salmask.training.inpainter import load_inpainter
@@ -154,12 +153,13 @@ def load_explainer(
 
 
 def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:
-    masker, own = load_checkpoint(spec.name) if Path(spec.name).is_file() else load_run(spec.name)
+    run = load_checkpoint(spec.name) if Path(spec.name).is_file() else load_run(spec.name)
     settings = dict(spec.settings)
     reads = settings.pop("reads", None)
     values = _read_settings(f"the masker in {spec.name}", settings, knobs_of(Learned), also=("reads",))
     title = spec.title or Path(spec.name).resolve().name + spec.text[len(spec.name) :]
-    return title, Learned(masker, **values), own if reads is None else _read_by(masker, reads, own)
+    reader = run.reader if reads is None else load_classifier(reads, **asdict(run.loaded.view)).classifier
+    return title, Learned(run.masker, **values).read_by(reader), run.loaded
 
 
 def _refined(
@@ -218,21 +218,12 @@ def _read_settings(
         raise ValueError(f"{what}: {error}") from error
 
 
-def _read_by(masker: Masker, spec: str, own: Loaded) -> Loaded:
-    """Return the classifier of a SPEC in place of a run's own, with the run's view. Errors: ValueError if unfit."""
-    other = load_classifier(spec, **asdict(own.view))
-    masker.fits(other.classifier)
-    return replace(other, classes=other.classes or own.classes)
-
-
 def load_recipe(name: str, *, area_in: float | None = None, area_out: float | None = None) -> Recipe:
     """Return a recipe by name, with other area weights where given."""
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}: expected one of {', '.join(RECIPES)}")
     given = {"area_if_kept_right": area_in, "area_if_removed_wrong": area_out}
     weights = {term: weight for term, weight in given.items() if weight is not None}
-    if weights and RECIPES[name].balance is not None:
-        raise ValueError(f"recipe {name} finds its area weights itself: leave them out, or use fix or ca")
     return RECIPES[name].weighted(**weights) if weights else RECIPES[name]
 
 

@@ -125,23 +125,23 @@ def test_a_second_demo_into_one_folder_is_refused_before_it_trains(demo, capsys)
 
 
 def test_the_demo_leaves_classifier_runs_rows_and_a_page(demo) -> None:
-    assert {"classifier.safetensors", "fix", "ca", "rows.jsonl", "summary.json", "meta.json", "index.html"} <= {
+    assert {"classifier.safetensors", "reader", "ca", "rows.jsonl", "summary.json", "meta.json", "index.html"} <= {
         path.name for path in demo.iterdir()
     }
     summary = json.loads((demo / "summary.json").read_text())
-    assert {"fix", "ca", "gradcam", "full", "center", "ground_truth"} <= summary.keys()
+    assert {"reader", "ca", "gradcam", "full", "center", "ground_truth"} <= summary.keys()
     assert summary["ground_truth"]["le"]["mean"] == 0 and summary["full"]["mask_mean"]["mean"] == 1
-    assert {"le", "f1", "sm", "mask_mean"} <= summary["fix"].keys()
-    assert summary["fix"]["le"]["n"] == 20
-    run = json.loads((demo / "fix" / "run.json").read_text())
-    assert run["recipe"]["recipe"] == "auto" and len(run["classes"]) == 10
+    assert {"le", "f1", "sm", "mask_mean"} <= summary["reader"].keys()
+    assert summary["reader"]["le"]["n"] == 20
+    run = json.loads((demo / "reader" / "run.json").read_text())
+    assert run["recipe"]["recipe"] == "reader" and len(run["classes"]) == 10
     assert "<svg" in (demo / "index.html").read_text() or "<img" in (demo / "index.html").read_text()
 
 
 def test_explain_writes_a_picture_and_the_raw_map_of_each_file(demo, pictures, tmp_path, capsys) -> None:
     files = sorted((pictures / "val").rglob("*.png"))[:2]
     out = tmp_path / "explained"
-    assert main(["explain", *map(str, files), "--explainer", str(demo / "fix"), "--out", str(out)]) == 0
+    assert main(["explain", *map(str, files), "--explainer", str(demo / "reader"), "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {f"{file.stem}.{end}" for file in files for end in ("png", "npy")}
     for file in files:
@@ -155,7 +155,7 @@ def test_explain_writes_a_picture_and_the_raw_map_of_each_file(demo, pictures, t
 def test_explain_takes_explainers_by_name_with_settings_and_a_class(demo, pictures, tmp_path) -> None:
     out, file = tmp_path / "explained", first(pictures)
     label = file.parent.name
-    arguments = ["explain", str(file), "--explainer", "random:cells=8", "--classifier", str(demo / "fix")]
+    arguments = ["explain", str(file), "--explainer", "random:cells=8", "--classifier", str(demo / "reader")]
     assert main([*arguments, "--out", str(out), "--target", label]) == 0
     assert np.load(out / f"{file.stem}.npy").shape == (64, 64)
 
@@ -163,7 +163,7 @@ def test_explain_takes_explainers_by_name_with_settings_and_a_class(demo, pictur
 @pytest.mark.filterwarnings("default:.*class-agnostic")
 @pytest.mark.parametrize(("name", "says"), [("fix", True), ("eigencam", True), ("gradcam", False)])
 def test_a_class_asked_of_a_class_agnostic_explainer_is_warned_of(name, says, demo, pictures, tmp_path, capsys) -> None:
-    file, run = first(pictures), str(demo / "fix")
+    file, run = first(pictures), str(demo / "reader")
     explainer = [run] if name == "fix" else [name, "--classifier", run]
     arguments = ["explain", str(file), "--explainer", *explainer, "--out", str(tmp_path / "out")]
     assert main([*arguments, "--target", "3"]) == 0
@@ -177,7 +177,7 @@ def test_explain_shows_pictures_to_the_classifier_as_it_is_told(how, demo, pictu
     seen: list[torch.Tensor] = []
     logits = Classifier.logits
     monkeypatch.setattr(Classifier, "logits", lambda self, images: (seen.append(images), logits(self, images))[1])
-    run, file = str(demo / "fix"), tmp_path / "wide.png"
+    run, file = str(demo / "reader"), tmp_path / "wide.png"
     Image.open(first(pictures)).resize((150, 90)).save(file)
     given = [run] if how == "fix" else [how, "--classifier", run]
     arguments = ["explain", str(file), "--out", str(tmp_path / "out"), "--explainer", *given, "--image-size", "48"]
@@ -192,7 +192,7 @@ def test_explain_shows_pictures_to_the_classifier_as_it_is_told(how, demo, pictu
 
 def test_evaluate_measures_runs_and_names_and_report_makes_the_page_again(demo, pictures, tmp_path, capsys) -> None:
     out = tmp_path / "measured"
-    named = [f"mine={demo / 'fix'}", "center"]
+    named = [f"mine={demo / 'reader'}", "center"]
     arguments = ["evaluate", "--data", str(pictures), "--explainer", *named, "--out", str(out)]
     assert main([*arguments, "--metric", "le", "f1", "mask_mean", "--limit", "6"]) == 0
     told = capsys.readouterr().out
@@ -399,7 +399,7 @@ def test_a_run_is_read_with_another_classifier(demo, data, tmp_path, capsys) -> 
         "0.3",
     ]
     assert main([str(part) for part in [*classifier, "--batch-size", "8", "--out", other]]) == 0  # two steps are enough
-    run, out = demo / "fix", tmp_path / "out"
+    run, out = demo / "reader", tmp_path / "out"
     reads = f"{run}:reads=timm:test_resnet@{other}"
     explain = ["explain", first(data), "--out", out, "--explainer"]
     assert main([str(part) for part in [*explain, run]]) == 0
@@ -496,7 +496,7 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(data, spec, tmp_
     refused(capsys, [*evaluate, "center", "--split", "test"], "no split 'test'", "train, ")
     assert not out.exists()
     refused(capsys, [*evaluate, "center", "center"], "two explainers are named center")
-    refused(capsys, ["train", "--data", data, *spec, "--out", out, "--recipe", "best"], "no recipe 'best'", "auto")
+    refused(capsys, ["train", "--data", data, *spec, "--out", out, "--recipe", "best"], "no recipe 'best'", "reader")
     refused(capsys, ["evaluate", "--data", data, "--explainer", "center", "--out", out], "--classifier")
     explain = ["explain", first(data), "--explainer", "center", *spec, "--out", out]
     refused(capsys, [*explain, "--target", "unicorn"], "no class 'unicorn'")

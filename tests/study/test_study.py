@@ -72,7 +72,7 @@ def small_study(**changes) -> Study:
     rows = (
         Row(name="center", explainer="center"),
         Row(name="tuned", candidates=(fix(), fix(1.0, 10.0)), seeds=2),
-        Row(name="auto", variant=Variant.of(recipe="auto"), seeds=2),
+        Row(name="auto", variant=Variant.of(recipe="reader"), seeds=2),
         Row(name="top", variant=fix(top=0.25), place=0.25),
     )
     claims = (

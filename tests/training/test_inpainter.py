@@ -15,7 +15,15 @@ from salmask.data.synthetic import write_folder
 from salmask.masking import Blur, MeanColour, Noise, Remasked, keep, remove
 from salmask.outcome import play
 from salmask.specs import load_infill
-from salmask.training.inpainter import Inpainter, fit_inpainter, load_inpainter, push_pull, random_holes, save_inpainter
+from salmask.training.inpainter import (
+    Inpainter,
+    fit_inpainter,
+    inpainting_loss,
+    load_inpainter,
+    push_pull,
+    random_holes,
+    save_inpainter,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -117,6 +125,26 @@ def test_no_gradient_passes_through_its_use(small) -> None:
     filled = inpainter(images, torch.full((1, 1, 16, 16), 0.5))
     assert torch.allclose(masks.grad, (images - filled).sum(1, keepdim=True), atol=1e-5)  # dX/dm = x - g
     assert all(p.grad is None for p in inpainter.parameters())
+
+
+def square(size: int = 8) -> torch.Tensor:
+    holes = torch.zeros(1, 1, size, size)
+    holes[..., 2:6, 2:6] = 1
+    return holes
+
+
+def test_a_filling_that_goes_on_where_the_picture_stops_costs_nothing() -> None:
+    constant = torch.full((1, 3, 8, 8), 0.7)
+    assert float(inpainting_loss(constant, constant, square())) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_errors_count_six_times_in_the_holes_and_rough_fillings_cost() -> None:
+    image, holes = torch.full((1, 3, 8, 8), 0.5), square()
+    outside = image + 0.3 * (1 - holes)  # what is filled there is not shown, so that it cannot be rough
+    assert float(inpainting_loss(outside, image, holes)) == pytest.approx(0.3 * 48 / 64)
+    inside = image + 0.3 * holes
+    # 16 of 64 pixels are wrong by .3; on each side 4 pairs of pixels, two sides along each axis of 8 x 7 pairs
+    assert float(inpainting_loss(inside, image, holes)) == pytest.approx(6 * 0.3 * 16 / 64 + 0.1 * 2 * 0.3 * 8 / 56)
 
 
 def test_it_learns_what_the_surroundings_tell(small) -> None:

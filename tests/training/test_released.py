@@ -112,7 +112,8 @@ def test_the_options_of_the_training_are_kept(tmp_path) -> None:
 def test_the_command_makes_a_run_of_a_released_checkpoint(tmp_path, capsys) -> None:
     checkpoint(tmp_path / "epoch.chk")
     assert main(["convert", str(tmp_path / "epoch.chk"), "--out", str(tmp_path / "run")]) == 0
-    masker, loaded = load_run(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    masker, loaded = run.masker, run.loaded
     assert masker.layers == (3, 4) and loaded.network == "resnet18" and loaded.view.image_size == 224
     assert "run:" in capsys.readouterr().out
 

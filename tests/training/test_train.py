@@ -22,6 +22,9 @@ from salmask.classifier.hold import still_statistics
 from salmask.data import Batch, no_boxes
 from salmask.masker import Concrete, Masker
 from salmask.masking import Infill, MeanColour, Noise, keep, remove
+from salmask.objective import Objective
+from salmask.terms import area
+from salmask.training.log import Log, collapse, extremes
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.settings import Settings
 from salmask.training.train import train
@@ -71,7 +74,16 @@ def new_masker(classifier: Classifier, **options) -> Masker:
     return Masker.for_classifier(classifier, **{"layers": (1, 2), "width": 8, "generator": seeded(), **options})
 
 
-SETTINGS = Settings(epochs=4, batch_size=BATCH, log_every=2, save_every=2, lr=0.01, classifier_lr=0.01)
+SETTINGS = Settings(
+    epochs=4,
+    batch_size=BATCH,
+    log_every=2,
+    save_every=2,
+    lr=0.01,
+    classifier_lr=0.01,
+    weight_decay=0.03,  # strong, so that a step without it is seen
+    precision="32-true",
+)
 
 
 def run(
@@ -150,10 +162,58 @@ def test_ca_trains_the_classifier_and_leaves_its_modes_gradients_and_hooks_as_th
     assert not equal(classifier.network, before)
 
 
+def test_reader_leaves_the_classifier_to_the_bit_and_teaches_a_copy_of_it(tmp_path) -> None:
+    classifier = new_classifier()
+    classifier.network.requires_grad_(False)  # as users hold a network that is in use; the copy learns all the same
+    before, masker = copy.deepcopy(classifier.network), new_masker(classifier)
+    train(masker, classifier, stream, IMAGES, recipe=RECIPES["reader"], settings=SETTINGS, out=tmp_path)
+    assert equal(classifier.network, before)
+    assert not any(p.requires_grad or p.grad is not None for p in classifier.network.parameters())
+    opponent = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["opponent"]
+    for name, weight in before.named_parameters():
+        assert not torch.equal(opponent[name], weight)
+
+
+def test_a_classifier_that_is_partly_frozen_is_trained_alongside_in_its_other_part(tmp_path) -> None:
+    classifier = new_classifier()
+    classifier.network.stem.requires_grad_(False)
+    before = copy.deepcopy(classifier.network)
+    train(new_masker(classifier), classifier, stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path)
+    assert torch.equal(classifier.network.stem[0].weight, before.stem[0].weight)
+    assert not torch.equal(classifier.network.head.weight, before.head.weight)
+
+
+def test_a_classifier_that_is_wholly_frozen_cannot_be_trained_alongside(tmp_path) -> None:
+    classifier = new_classifier()
+    classifier.network.requires_grad_(False)
+    with pytest.raises(ValueError, match="none of its weights requires gradients: unfreeze some"):
+        train(new_masker(classifier), classifier, stream, IMAGES, recipe=RECIPES["ca"], settings=SETTINGS, out=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_averaged_weights_are_the_running_mean_of_those_of_all_steps(tmp_path, monkeypatch) -> None:
+    seen: list[dict[str, Tensor]] = []
+    step = salmask.training.train._Run.step
+
+    def spy(self, *rest):
+        numbers = step(self, *rest)
+        seen.append({name: value.clone() for name, value in self.masker.state_dict().items()})
+        return numbers
+
+    monkeypatch.setattr(salmask.training.train._Run, "step", spy)
+    masker, classifier = run(tmp_path, settings=replace(SETTINGS, averaging=0.3))
+    mean = new_masker(classifier).final.weight.detach().double()
+    for k, state in enumerate(seen):
+        kept = min(0.3, (1 + k) / (10 + k))
+        mean = kept * mean + (1 - kept) * state["final.weight"]
+    torch.testing.assert_close(masker.final.weight.detach().double(), mean, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(masker.final.weight, seen[-1]["final.weight"])
+
+
 def test_every_recipe_trains(tmp_path) -> None:
     for name, recipe in RECIPES.items():
         masker, classifier = run(tmp_path / name, recipe, replace(SETTINGS, epochs=1, log_every=1))
-        assert equal(classifier.network, new_classifier().network) == recipe.fixed
+        assert equal(classifier.network, new_classifier().network) == recipe.spares_classifier
         numbers = lines(tmp_path / name)
         assert [line["step"] for line in numbers] == [1, 2]
         assert set(recipe.objective.terms) | {"loss", "mask_mean", "acc_whole"} <= numbers[0].keys()
@@ -167,6 +227,8 @@ def reference(recipe: Recipe, steps: int, *, learns: bool) -> tuple[Masker, Clas
     """Spec 1.5 with the formulas of spec 1.2 and 1.3 at the picture's own resolution, one statement at a time."""
     classifier = new_classifier()
     masker = new_masker(classifier)
+    reader = new_classifier()
+    reader.network.eval()
     fixed = recipe.fixed
     classifier.network.train(not fixed)
     masker.train()
@@ -186,6 +248,8 @@ def reference(recipe: Recipe, steps: int, *, learns: bool) -> tuple[Masker, Clas
             sgd.zero_grad()
             F.cross_entropy(clean, y).backward()
             sgd.step()
+        if recipe.reader == "given":
+            maps = reader.features(x).maps
         m = masker([tap.detach() for tap in maps], (SIZE, SIZE))
         inside, outside = classifier.logits(keep(x, m, infill)), classifier.logits(remove(x, m, infill))
         c = (clean.argmax(1) == y).float()
@@ -222,11 +286,15 @@ def reference(recipe: Recipe, steps: int, *, learns: bool) -> tuple[Masker, Clas
         (ALONGSIDE, True),
         (replace(ALONGSIDE, history="skip_update", historic=0.0), True),
         (replace(ALONGSIDE, history="skip_update", historic=1.0), False),
+        (replace(RECIPES["reader"], historic=0.0), True),
+        (replace(RECIPES["reader"], historic=1.0), False),
     ],
 )
 def test_a_run_equals_the_published_step_written_out(tmp_path, recipe, learns) -> None:
     masker, classifier = run(tmp_path, recipe)
     slow_masker, slow_classifier = reference(recipe, SETTINGS.steps(IMAGES), learns=learns)
+    if recipe.reader == "given":
+        slow_classifier = new_classifier()  # the opponent has learnt, and is gone
     for ours, theirs in ((masker, slow_masker), (classifier.network, slow_classifier.network)):
         for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
@@ -285,9 +353,14 @@ def test_as_many_batches_are_read_as_the_passes_need(tmp_path) -> None:
     assert sum(read) == SETTINGS.epochs * IMAGES
 
 
+def test_averaging_is_a_share() -> None:
+    with pytest.raises(ValueError, match=r"averaging is a share in \[0, 1\), got 1\.0"):
+        Settings(averaging=1.0)
+
+
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"])
 def test_settings_must_be_positive(name) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive, came 0"):
+    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got 0"):
         Settings(**{name: 0})
 
 
@@ -324,7 +397,7 @@ def test_sample_shows_the_masked_pictures_to_an_earlier_self_that_does_not_learn
         assert not any(p.requires_grad for p in opponent.network.parameters())
     # The live network has learnt on clean pictures alone.
     alone = new_classifier()
-    sgd = torch.optim.SGD(alone.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    sgd = torch.optim.SGD(alone.network.parameters(), lr=0.01, momentum=0.9, weight_decay=SETTINGS.weight_decay)
     alone.network.train()
     for k in range(SETTINGS.steps(IMAGES)):
         sgd.param_groups[0]["lr"] = 0.01 * SETTINGS.rate(k, SETTINGS.steps(IMAGES))
@@ -376,7 +449,7 @@ def test_held_statistics_are_those_that_the_classifier_came_with(tmp_path) -> No
 
 
 def test_unknown_statistics_are_refused() -> None:
-    with pytest.raises(ValueError, match="statistics is one of all, clean, held, came 'mine'"):
+    with pytest.raises(ValueError, match="statistics is one of all, clean, held, got 'mine'"):
         replace(ALONGSIDE, statistics="mine")
 
 
@@ -400,8 +473,8 @@ class WithDropout(SmallNet):
 SAMPLE = replace(RECIPES["casm_l100"], pool_every=2, pool_size=2, objective=TWO_SIDED)
 RUNS = {
     "fix": {},
-    "auto": {"recipe": RECIPES["auto"]},
-    "auto_ca": {"recipe": RECIPES["auto_ca"]},
+    "reader": {"recipe": RECIPES["reader"]},
+    "averaged": {"recipe": RECIPES["reader"], "settings": replace(SETTINGS, averaging=0.8)},
     "ca": {"recipe": RECIPES["ca"]},
     "sample": {"recipe": SAMPLE},
     "concrete": {"head": lambda: Concrete(0.5, learnable=True)},
@@ -460,7 +533,7 @@ def paused(start: int) -> Iterator[Batch]:
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes that are born running")
-@pytest.mark.parametrize("name", ["auto", "sample"])
+@pytest.mark.parametrize("name", ["reader", "sample"])
 def test_a_process_that_is_really_killed_is_taken_up_to_the_bit(tmp_path, name) -> None:
     settings, out = replace(SETTINGS, save_every=1, log_every=1), tmp_path / "killed"
     masker, classifier = run(tmp_path / "whole", settings=settings, **options_of(name))
@@ -579,7 +652,7 @@ def test_processes_share_their_opponents_and_differ_in_noise(monkeypatch) -> Non
     [
         ({"settings": replace(SETTINGS, lr=0.5)}, r"its settings\.lr is 0\.01, asked for is 0\.5"),
         ({"settings": replace(SETTINGS, seed=3)}, r"settings\.seed"),
-        ({"recipe": RECIPES["auto"]}, r"recipe\.balance"),
+        ({"recipe": RECIPES["reader"]}, r"recipe\.fixed"),
         ({"recipe": RECIPES["fix"].weighted(area_if_kept_right=0.3)}, r"recipe\.weights\.area_if_kept_right"),
         ({"upsample": "bilinear"}, r"masker\.upsample"),
     ],
@@ -602,7 +675,7 @@ def test_a_broken_checkpoint_is_named_with_the_remedy(tmp_path) -> None:
         run(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("recipe", [RECIPES["fix"], RECIPES["auto"], ALONGSIDE])
+@pytest.mark.parametrize("recipe", [RECIPES["fix"], RECIPES["reader"], ALONGSIDE])
 @pytest.mark.parametrize(("log_every", "save_every"), [(2, 100), (100, 2)])
 def test_pictures_that_are_no_numbers_stop_the_run_and_leave_no_poisoned_checkpoint(
     tmp_path, recipe, log_every, save_every
@@ -674,6 +747,57 @@ def test_bfloat16_autocast_stays_near_full_precision(tmp_path, recipe) -> None:
     assert not equal(full, half)
 
 
+@pytest.mark.filterwarnings("ignore:the training has collapsed")
+def test_a_full_mask_comes_back_in_bfloat16_as_it_does_in_float32(tmp_path) -> None:
+    """In bfloat16 the sigmoid of 8 is exactly 1 and its gradient exactly 0."""
+    recipe, means = Recipe(Objective({"area": (20.0, area)})), []
+    for precision in ("32-true", "bf16-mixed"):
+        settings = replace(SETTINGS, epochs=80, lr=0.02, weight_decay=0.0, decay_at=(), precision=precision)
+        classifier = new_classifier()
+        masker = new_masker(classifier)
+        nn.init.zeros_(masker.final.weight)
+        nn.init.constant_(masker.final.bias, 8.0)
+        train(masker, classifier, stream, IMAGES, recipe=recipe, settings=settings, out=tmp_path / precision)
+        means.append([line["mask_mean"] for line in lines(tmp_path / precision)])
+    assert means[0][0] > 0.99 and means[0][-1] < 0.9
+    assert means[1][-1] == pytest.approx(means[0][-1], abs=0.1)
+
+
+# A training that collapses
+
+
+@pytest.mark.parametrize(("weight", "name"), [(30.0, "empty"), (-30.0, "full")])
+def test_a_training_that_collapses_is_told_while_it_runs_with_the_remedy(tmp_path, weight, name) -> None:
+    recipe = Recipe(Objective({"area": (weight, area)}))
+    settings = replace(SETTINGS, epochs=30, lr=0.1, decay_at=(), weight_decay=0.0)
+    with pytest.warns(UserWarning, match=f"the training has collapsed: .*masks are {name} at step .*reader") as told:
+        run(tmp_path, recipe, settings)
+    assert len(told) == 1
+    shares = collapse(tmp_path / "metrics.jsonl")
+    assert shares is not None and shares[name] > 0.5
+
+
+def test_masks_that_are_full_at_first_alone_are_no_collapse(tmp_path, recwarn) -> None:
+    run(tmp_path)
+    assert collapse(tmp_path / "metrics.jsonl") is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "empty": 0.0, "full": 0.5}\n')
+    assert collapse(tmp_path / "metrics.jsonl") is None  # more than half
+    assert collapse(tmp_path / "nothing.jsonl") is None
+    log = Log(tmp_path, 0, 9, active=True)
+    for step in (1, 2):
+        log.add({"loss": torch.tensor(1.0), "full": torch.tensor(1.0), "empty": torch.tensor(0.0)})
+        log.write(step)
+    assert not [one for one in recwarn if "collapsed" in str(one.message)]
+    log.add({"loss": torch.tensor(1.0), "full": torch.tensor(1.0), "empty": torch.tensor(0.0)})
+    with pytest.warns(UserWarning, match="100% of the masks are full at step 3 of 9; raise the weight"):
+        log.write(3)
+
+
+def test_a_mask_is_empty_or_full_by_its_mean() -> None:
+    found = extremes(torch.tensor([0.0, 0.01, 0.03, 0.5, 0.97, 0.99, 1.0]))
+    assert found["empty"].tolist() == [1, 1, 0, 0, 0, 0, 0] and found["full"].tolist() == [0, 0, 0, 0, 0, 1, 1]
+
+
 def test_the_fill_is_the_mean_colour_of_the_classifier() -> None:
     assert MeanColour.of(new_classifier()) == MeanColour(pytest.approx((0.5, 0.4, 0.3)))
 
@@ -721,7 +845,7 @@ def test_a_masker_learns_where_the_classifier_looks(tmp_path) -> None:
         return float(masks[..., :16, :16].sum() / masks.sum())
 
     before = share()
-    settings = Settings(epochs=1, batch_size=BATCH, lr=0.01, save_every=10**6, log_every=50)
+    settings = Settings(epochs=1, batch_size=BATCH, lr=0.01, save_every=10**6, log_every=50, precision="32-true")
     train(
         masker,
         classifier,

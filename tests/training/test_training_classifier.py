@@ -1,6 +1,7 @@
 """Training a classifier on a folder: it learns, follows its seed, and refuses labels that do not fit."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from conftest import SmallNet
 from salmask.classifier import Classifier
-from salmask.data import Sample, no_boxes
+from salmask.data import Sample, no_boxes, training_batches
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 
 
@@ -36,7 +37,7 @@ def new_classifier(classes: int = 3) -> Classifier:
     return Classifier(SmallNet(classes), mean=(0.5,) * 3, std=(0.25,) * 3, layers=("stem", "deep"), image_size=16)
 
 
-SETTINGS = FitSettings(epochs=4, batch_size=16, lr=0.1)
+SETTINGS = FitSettings(epochs=4, batch_size=16, lr=0.1, precision="32-true")
 
 
 def test_a_network_learns_what_the_pictures_show() -> None:
@@ -46,6 +47,33 @@ def test_a_network_learns_what_the_pictures_show() -> None:
     assert fitted is classifier
     assert not any(module.training for module in classifier.network.modules())
     assert before < 0.7 and accuracy(classifier, test) > 0.9
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_a_training_equals_its_step_written_out(momentum) -> None:
+    """SGD with Nesterov's momentum as it was asked for, one cycle, smoothed labels, decay of weights alone."""
+    settings = replace(SETTINGS, epochs=1, momentum=momentum, weight_decay=0.05, label_smoothing=0.2)
+    data = Colours(96)
+    fitted = fit_classifier(new_classifier(), data, settings=settings)
+    classifier = new_classifier()
+    network = classifier.network.train()
+    rates = torch.optim.lr_scheduler.OneCycleLR
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    sgd = torch.optim.SGD(groups, lr=0.1, momentum=settings.momentum, nesterov=True)
+    schedule = rates(sgd, 0.1, total_steps=7, pct_start=0.25, cycle_momentum=False)
+    for batch, _ in zip(training_batches(data, batch_size=16, seed=0), range(6), strict=False):
+        log_p = classifier.logits(batch.images).log_softmax(1)
+        own = log_p.gather(1, batch.targets[:, None])[:, 0]
+        loss = -(0.8 * own + 0.2 * log_p.mean(1)).mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        schedule.step()
+    for ours, theirs in zip(fitted.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_accuracy_counts_every_picture_once_and_changes_nothing() -> None:

@@ -25,7 +25,7 @@ from salmask.report import add_training
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES
 from salmask.training.run import Loaded, Sight, load_run, save_classifier, train_run
-from salmask.training.settings import Settings
+from salmask.training.settings import RECIPE, Settings
 from salmask.training.train import LOG
 
 __all__ = ["Sizes", "builtin_classifier", "run_demo"]
@@ -45,21 +45,21 @@ class Sizes:
     measured: int = 300
     side: int = 64
     classifier_epochs: float = 11.0
-    fixed_epochs: float = 2.5
+    reader_epochs: float = 2.5
     alongside_epochs: float = 1.5
 
 
-QUICK = Sizes(pictures=120, measured=20, classifier_epochs=0.5, fixed_epochs=0.5, alongside_epochs=0.5)
+QUICK = Sizes(pictures=120, measured=20, classifier_epochs=0.5, reader_epochs=0.5, alongside_epochs=0.5)
 
 
 def run_demo(
     out: Path, *, seed: int, quick: bool, say: Callable[[str], None], progress: Bar
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Train a classifier, a FIX and a CA masker on built-in pictures, compare them, and return the summary.
+    """Train a classifier, a default and a CA masker on built-in pictures, compare them, and return the summary.
 
     Errors: FileExistsError where a demo ran before, before anything is trained.
     """
-    for name in ("classifier.safetensors", "fix", "ca"):
+    for name in ("classifier.safetensors", RECIPE, "ca"):
         if (out / name).exists():
             raise FileExistsError(f"{out} holds an earlier demo ({name}): delete it, or name another folder with --out")
     sizes = QUICK if quick else Sizes()
@@ -70,12 +70,11 @@ def run_demo(
     save_classifier(out / "classifier.safetensors", loaded)
     say(f"classifier: {accuracy(loaded.classifier, val_set):.3f} of the validation pictures right")
     runs: dict[str, tuple[Explainer, Loaded]] = {}
-    for name, recipe, epochs in (("fix", "auto", sizes.fixed_epochs), ("ca", "auto_ca", sizes.alongside_epochs)):
-        _masker(train_set, loaded, recipe, epochs, out / name, seed, progress)
-        masker, own = load_run(out / name)
+    for name, epochs in ((RECIPE, sizes.reader_epochs), ("ca", sizes.alongside_epochs)):
+        _masker(train_set, loaded, epochs, out / name, seed, progress)
+        run = load_run(out / name)
         add_training(out, name, out / name / LOG)
-        runs[name] = (Learned(masker), own)
-        loaded = load_run(out / "fix")[1]  # CA has trained the classifier that it was given
+        runs[name] = (Learned(run.masker).read_by(run.reader), run.loaded)
     controls = {name: (EXPLAINERS[name](), loaded) for name in CONTROLS}
     return compare(
         runs | controls,
@@ -108,22 +107,21 @@ def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: Bar) -> 
     fit_classifier(
         classifier,
         train_set,
-        settings=FitSettings(epochs=sizes.classifier_epochs, lr=0.2, seed=seed),
+        settings=FitSettings(epochs=sizes.classifier_epochs, lr=0.2, seed=seed, precision="32-true"),
         augment=replace(view.augmentation(), scale=(0.5, 1.0)),
         progress=progress("classifier"),
     )
     return Loaded(classifier, NETWORK, view, tuple(train_set.classes))
 
 
-def _masker(
-    train_set: Labelled, loaded: Loaded, recipe: str, epochs: float, out: Path, seed: int, progress: Bar
-) -> None:
-    settings = Settings(epochs=epochs, batch_size=50, seed=seed, decay_at=(0.7, 0.9))
+def _masker(train_set: Labelled, loaded: Loaded, epochs: float, out: Path, seed: int, progress: Bar) -> None:
+    # float32, so that the numbers are the same on machines with and without bfloat16
+    settings = Settings(epochs=epochs, batch_size=50, seed=seed, decay_at=(0.7, 0.9), precision="32-true")
     augment = replace(loaded.view.augmentation(), scale=(0.5, 1.0))
     train_run(
         train_set,
         loaded,
-        recipe=RECIPES[recipe],
+        recipe=RECIPES[out.name],
         settings=settings,
         masker_options={"layers": (1, 2, 3, 4)},
         batches=lambda start: training_batches(train_set, batch_size=50, seed=seed, start=start, augment=augment),

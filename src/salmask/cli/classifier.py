@@ -26,8 +26,8 @@ class ClassifierCommand(DataOptions):
     """Pictures a step."""
     lr: float = 0.1
     """Top of the one-cycle learning rate."""
-    precision: Precision = "32-true"
-    """32-true, bf16-mixed or 16-mixed."""
+    precision: Precision = "auto"
+    """auto (bf16-mixed where the hardware is faster at it), 32-true, bf16-mixed or 16-mixed."""
     workers: int = 0
     """Processes that read pictures."""
     seed: int = 0

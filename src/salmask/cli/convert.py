@@ -25,7 +25,7 @@ class ConvertCommand:
         from salmask.files import writable_folder
         from salmask.training.run import load_checkpoint, save_run
 
-        masker, loaded = load_checkpoint(self.checkpoint)
+        run = load_checkpoint(self.checkpoint)
         facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": __version__}
-        save_run(writable_folder(self.out), masker, loaded, facts)
+        save_run(writable_folder(self.out), run.masker, run.loaded, facts)
         say(f"run: {self.out}")

@@ -1,4 +1,7 @@
-"""The learned masker as an explainer: logits and mask from one pass of the classifier."""
+"""The learned masker as an explainer: logits and mask from one pass of the classifier, two after a CA training."""
+
+import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targ
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import Batch, Share
 from salmask.masker import Masker
-from salmask.types import Images, Targets
+from salmask.types import Features, Images, Targets
 
 __all__ = ["Learned"]
 
@@ -18,7 +21,7 @@ __all__ = ["Learned"]
 class Learned:
     """m = M(F(x)): one forward pass of the classifier gives logits and mask (Phang, Park & Geras, 2020).
 
-    masker: trained beside the classifier that it will be called with; one that does not fit is refused.
+    masker: trained for the classifier that it will be called with; one that does not fit is refused.
     area: target area in [0, 1], for a masker conditioned on areas.
     top: a binary mask of this share of the cells of the masker's grid, those with the highest logits; of equal ones
         the first in reading order. How a masker that was told no area is brought to one.
@@ -31,7 +34,12 @@ class Learned:
     normalize = "none"
 
     def __init__(
-        self, masker: Masker, *, area: Share | None = None, top: Share | None = None, max_batch: Batch = 64
+        self,
+        masker: Masker,
+        *,
+        area: Share | None = None,
+        top: Share | None = None,
+        max_batch: Batch = 64,
     ) -> None:
         check_limit(max_batch)
         if masker.area_condition != (area is not None):
@@ -44,26 +52,42 @@ class Learned:
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share in [0, 1], came {share}")
         self.masker, self.area, self.top, self.max_batch = masker, area, top, max_batch
+        self.reader: Classifier | None = None
+
+    def read_by(self, reader: Classifier | None) -> Self:
+        """Return the explainer with a masker that reads the maps of another classifier than the explained one.
+
+        After a training alongside (CA), that is the trained one: it never speaks in place of the explained classifier,
+        and costs a second pass. None: the explained classifier's own maps.
+        """
+        if reader is not None:
+            self.masker.fits(reader)
+        other = copy.copy(self)
+        other.reader = reader
+        return other
 
     @property
     def settings(self) -> dict[str, object]:
         """What the report says of this explainer."""
-        told = {**self.masker.settings(), "weights": self.masker.fingerprint(), "area": self.area}
-        return told if self.top is None else {**told, "top": self.top}
+        settings = {**self.masker.settings(), "weights": self.masker.fingerprint(), "area": self.area}
+        if self.reader is not None:
+            settings["reader"] = self.reader.fingerprint()
+        return settings if self.top is None else {**settings, "top": self.top}
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Return masks in [0, 1] at the images' size."""
-        self.masker.fits(classifier)
+        reader = classifier if self.reader is None else self.reader.to(classifier.device)
+        self.masker.fits(reader)
         training = self.masker.training
         try:
             self.masker.eval()
-            with at_rest(classifier, gradients=False):
+            with at_rest(classifier, gradients=False), at_rest(reader, gradients=False):
                 return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
         finally:
             self.masker.train(training)
 
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
-        logits, maps = classifier.features(images)
+        logits, maps = classifier.features(images) if self.reader is None else self._read(classifier, images)
         chosen = check_targets(targets, logits)
         size = (images.shape[-2], images.shape[-1])
         told = {"areas": self._areas(images), "targets": self._classes(chosen)}
@@ -73,7 +97,12 @@ class Learned:
             cells = top_cells(self.masker.logits(maps, size, **told), self.top)
             masks = F.interpolate(cells, size, mode="nearest")
         notes = () if self.masker.classes else (CLASS_AGNOSTIC,)
-        return Explanation(masks, chosen, logits, Passes(forward=1), notes=notes)
+        return Explanation(masks, chosen, logits, Passes(forward=1 if self.reader is None else 2), notes=notes)
+
+    def _read(self, classifier: Classifier, images: Images) -> Features:
+        """Return the explained classifier's logits, and the reader's maps."""
+        assert self.reader is not None
+        return Features(classifier.logits(images), self.reader.features(images).maps)
 
     def _areas(self, images: Tensor) -> Tensor | None:
         return None if self.area is None else torch.full((len(images),), self.area, device=images.device)

@@ -208,16 +208,12 @@ def _masker(
         _train(folder, variant, seed, base, scale, _split(place, scale.held_out)[0])
         (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
         (folder / "checkpoint.pt").unlink(missing_ok=True)
-    masker, own = load_run(folder)
-    untouched = own.classifier.fingerprint() == base.classifier.fingerprint()
-    explainer = Learned(masker, area=read.area, top=read.top)
-    if read.reads is None:
-        return explainer, base if untouched else own
-    if read.reads == ORIGINAL:
-        return explainer, base
-    other = load_classifier(read.reads, **asdict(base.view))
-    masker.fits(other.classifier)
-    return explainer, replace(other, classes=base.classes)
+    run = load_run(folder)
+    reader = run.reader
+    if read.reads is not None:
+        own = read.reads == ORIGINAL
+        reader = None if own else load_classifier(read.reads, **asdict(base.view)).classifier
+    return Learned(run.masker, area=read.area, top=read.top).read_by(reader), base
 
 
 def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Scale, train_set: Labelled) -> None:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.data import Labelled, SampleTransform, evaluation_batches, training_batches
+from salmask.training.precision import chosen_precision
+from salmask.training.settings import Precision
 
 __all__ = ["FitSettings", "accuracy", "fit_classifier"]
 
@@ -29,14 +31,14 @@ class FitSettings:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
-    precision: str = "32-true"
+    precision: Precision = "auto"
     seed: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 def fit_classifier(
@@ -56,14 +58,18 @@ def fit_classifier(
         raise ValueError(
             f"the data has {max(dataset.targets) + 1} classes, the network tells {classifier.num_classes} apart"
         )
-    fabric = fabric or Fabric(accelerator="auto", devices=1, precision=settings.precision)  # type: ignore[arg-type]
+    if fabric is None:
+        precision: Any = chosen_precision(settings.precision, classifier)
+        fabric = Fabric(accelerator="auto", devices=1, precision=precision)
     steps = max(1, round(settings.epochs * len(dataset) / settings.batch_size))
     network = classifier.to(fabric.device).network.train()
     optimiser = torch.optim.SGD(
         _groups(network, settings.weight_decay), lr=settings.lr, momentum=settings.momentum, nesterov=True
     )
     planned = max(steps + 1, 5)  # a rise of a quarter of fewer steps would take none, and divide by it
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=planned, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.lr, total_steps=planned, pct_start=0.25, cycle_momentum=False
+    )
     wrapped: Any = fabric.setup_optimizers(optimiser)
     stream = training_batches(
         dataset, batch_size=settings.batch_size, seed=settings.seed, augment=augment, workers=settings.workers

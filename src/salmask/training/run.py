@@ -1,5 +1,10 @@
-"""A run: the folder that a trained masker lives in, with the classifier it was trained for."""
+"""A run: the folder that a trained masker lives in, with the classifier it was trained for.
 
+What a run explains is the user's own classifier, as it was before the training. A training alongside (CA) works on a
+copy; the masker reads the features of that copy, which lies beside it as `reader.safetensors`.
+"""
+
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +23,8 @@ from salmask.data.sight import Sight
 from salmask.data.streams import Bar
 from salmask.files import replace_file
 from salmask.masker import Masker
+from salmask.training.log import LOG, collapse
+from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
 from salmask.training.released import load_released
 from salmask.training.settings import Settings
@@ -26,6 +33,7 @@ from salmask.types import Infill
 
 __all__ = [
     "Loaded",
+    "Run",
     "Sight",
     "load_checkpoint",
     "load_classifier",
@@ -39,7 +47,7 @@ __all__ = [
 RUN = "run.json"
 
 
-CLASSIFIER = "classifier.safetensors"
+CLASSIFIER, READER = "classifier.safetensors", "reader.safetensors"
 _SIGHT = tuple(field.name for field in fields(Sight) if field.name != "image_size")
 
 
@@ -101,7 +109,7 @@ def load_classifier(
     if not spec.startswith("timm:"):
         if not (Path(spec) / RUN).is_file():
             raise ValueError(f"{spec!r} is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run")
-        return load_run(spec)[1].seen(image_size=image_size, **seen)
+        return load_run(spec).loaded.seen(image_size=image_size, **seen)
     name, _, file = spec.removeprefix("timm:").partition("@")
     known = _metadata(Path(file)) if file else {}
     if known.get("network", name) != name:
@@ -155,9 +163,22 @@ def save_classifier(path: Path, loaded: Loaded) -> None:
     replace_file(path, lambda at: save_file(weights, at, metadata={"format": "pt", "salmask": json.dumps(facts)}))
 
 
-def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: dict[str, Any]) -> None:
-    """Write masker, classifier and run.json, each file whole or not at all."""
+@dataclass(frozen=True)
+class Run:
+    """A trained masker, the user's own classifier, and the classifier whose features it reads if that is another."""
+
+    masker: Masker
+    loaded: Loaded
+    reader: Classifier | None = None
+
+
+def save_run(
+    folder: Path, masker: Masker, loaded: Loaded, facts: dict[str, Any], *, reader: Classifier | None = None
+) -> None:
+    """Write masker, classifier, reader and run.json, each file whole or not at all."""
     save_classifier(folder / CLASSIFIER, loaded)
+    if reader is not None:
+        save_classifier(folder / READER, replace(loaded, classifier=reader))
     masker.save_pretrained(folder)
     content = {
         "format": "salmask run 1",
@@ -165,13 +186,18 @@ def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: dict[str, Any]
         "taps": loaded.classifier.layers,
         "view": asdict(loaded.view),
         "classes": loaded.classes,
+        "reader": None if reader is None else READER,
         **facts,
     }
     replace_file(folder / RUN, lambda at: at.write_text(json.dumps(content, indent=2) + "\n"))
 
 
-def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
-    """Load a finished run's masker and classifier. Errors: FileNotFoundError, ValueError for something else."""
+def load_run(folder: str | Path) -> Run:
+    """Load a finished run. Errors: FileNotFoundError, ValueError for something else.
+
+    A run of a training alongside that was made before runs kept the user's own classifier is refused: what it holds is
+    the retrained one, which would speak in its place.
+    """
     folder = Path(folder)
     if not (folder / RUN).is_file():
         unfinished = (folder / "checkpoint.pt").is_file()
@@ -182,18 +208,29 @@ def load_run(folder: str | Path) -> tuple[Masker, Loaded]:
         if facts["format"] != "salmask run 1":
             raise KeyError("format")
         network, taps, view = facts["network"], facts["taps"], Sight(**facts["view"])
+        own = "reader" in facts or facts.get("recipe", {}).get("fixed", True)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RUN} does not describe a salmask run ({error!r})") from error
+    if not own:
+        raise ValueError(
+            f"the run in {folder} holds the classifier that was trained alongside, and not your own, which it would "
+            "have to explain: train it again"
+        )
+    for name in (CLASSIFIER, facts.get("reader")):
+        if name is not None and not (folder / name).is_file():
+            raise FileNotFoundError(f"the run in {folder} is not whole: {name} is missing; copy the whole folder")
     loaded = load_classifier(f"timm:{network}@{folder / CLASSIFIER}", layers=taps, **asdict(view))
-    masker = Masker.from_pretrained(folder)
-    masker.fits(loaded.classifier)
-    return masker, loaded
+    masker, reader = Masker.from_pretrained(folder), None
+    if facts.get("reader") is not None:
+        reader = load_classifier(f"timm:{network}@{folder / facts['reader']}", layers=taps, **asdict(view)).classifier
+    masker.fits(reader or loaded.classifier)
+    return Run(masker, loaded, reader)
 
 
-def load_checkpoint(path: str | Path) -> tuple[Masker, Loaded]:
+def load_checkpoint(path: str | Path) -> Run:
     """Load masker and classifier of a checkpoint of the paper's released code. Errors: as `load_released`."""
     masker, classifier, network = load_released(path)
-    return masker, Loaded(classifier, network, Sight(224))
+    return Run(masker, Loaded(classifier, network, Sight(224)))
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -238,16 +275,18 @@ def train_run(
     resume: bool = False,
     progress: Bar = iter,
 ) -> Masker:
-    """Train a masker and leave a run's folder: what `load_run` reads.
+    """Train a masker and leave a run's folder: what `load_run` reads. The user's classifier stays as it is.
 
     masker_options: of `Masker`. infill: of `train`. facts: written to run.json beside the recipe and the settings.
     """
     check_classes(dataset, loaded)
+    settings = replace(settings, precision=chosen_precision(settings.precision, loaded.classifier))
+    learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
     generator = torch.Generator().manual_seed(settings.seed)
     masker = Masker.for_classifier(loaded.classifier, generator=generator, **masker_options)
     train(
         masker,
-        loaded.classifier,
+        learner,
         batches,
         len(dataset),
         recipe=recipe,
@@ -257,7 +296,13 @@ def train_run(
         resume=resume,
         progress=progress,
     )
-    masker.classifier = loaded.classifier.fingerprint()  # of the classifier as it came out, where it was trained
-    about = {**facts, "recipe": recipe.settings(), "images": len(dataset), "settings": vars(settings)}
-    save_run(out, masker, loaded, about)
+    masker.classifier = learner.fingerprint()  # of the classifier that it reads, as it is after the training
+    about = {
+        **facts,
+        "recipe": recipe.settings(),
+        "images": len(dataset),
+        "settings": vars(settings),
+        "collapsed": collapse(out / LOG),
+    }
+    save_run(out, masker, loaded, about, reader=None if learner is loaded.classifier else learner)
     return masker

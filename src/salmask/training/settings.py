@@ -23,11 +23,11 @@ __all__ = [
     "kinds_of",
 ]
 
-RECIPE = "auto"
+RECIPE = "reader"
 """The recipe of a training that names none."""
 
 ORIGINAL = "original"
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Settings:
     """Shares of the training after which both learning rates are divided by 10."""
     clip: float = 10.0
     """Largest norm of the masker's gradient."""
-    precision: Precision = "32-true"
-    """32-true, bf16-mixed or 16-mixed."""
+    precision: Precision = "auto"
+    """auto (bf16-mixed where the hardware is faster at it), 32-true, bf16-mixed or 16-mixed."""
     channels_last: bool = True
     """Lay pictures out by pixel, which most convolutions like."""
     seed: int = 0
@@ -62,11 +62,15 @@ class Settings:
     """Steps between checkpoints."""
     areas: tuple[float, float] = (0.25, 0.75)
     """Range of the target areas that a masker with --area-condition is trained with."""
+    averaging: float = 0.0
+    """d of the running mean w <- d w + (1 - d) weights that becomes the masker; 0: the last weights."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging is a share in [0, 1), got {self.averaging}")
 
     def steps(self, images: int) -> int:
         """Return the number of batches that `epochs` passes over so many images take, at least one."""
@@ -82,7 +86,7 @@ class Learns:
     """What a masker is asked for: a recipe, with what is changed in it, and what fills the holes."""
 
     recipe: str = RECIPE
-    """auto, auto_ca, fix, ca, casm_f, casm_l, casm_fl, casm_l100, casm_l1000 or dabkowski_gal."""
+    """reader, fix, ca, casm_f, casm_l, casm_fl, casm_l100, casm_l1000 or dabkowski_gal."""
     terms: tuple[tuple[str, float], ...] = ()
     """Terms by name and weight, instead of the recipe's objective."""
     weights: tuple[tuple[str, float], ...] = ()

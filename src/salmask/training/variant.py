@@ -52,7 +52,7 @@ TERMS: Mapping[str, Term] = MappingProxyType(
 
 
 _RECORDS: Mapping[str, type] = MappingProxyType({"learns": Learns, "mask": Mask, "data": Examples, "read": ReadAs})
-_RECIPE_FIELDS = {name: kind for name, kind in kinds_of(Recipe).items() if name not in ("objective", "balance", "name")}
+_RECIPE_FIELDS = {name: kind for name, kind in kinds_of(Recipe).items() if name not in ("objective", "name")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def build_recipe(learns: Learns) -> Recipe:
     recipe = RECIPES[learns.recipe]
     if learns.terms:
         named = {name: (weight, TERMS[name]) for name, weight in learns.terms}
-        recipe = replace(recipe, objective=Objective(named), balance=None)
+        recipe = replace(recipe, objective=Objective(named))
     if learns.weights:
         recipe = recipe.weighted(**dict(learns.weights))
     if learns.area_power != 1.0:

@@ -1,0 +1,70 @@
+"""Checkpoints: all state of a training in one file, and the facts that say which training it belongs to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from salmask.files import replace_file
+
+__all__ = ["CHECKPOINT", "fresh", "read_checkpoint", "scaler_state", "set_scaler", "write_checkpoint"]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def write_checkpoint(out: Path, facts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the state beside its facts, whole or not at all."""
+    content = {"facts": json.dumps(facts, sort_keys=True), **state}
+    replace_file(out / CHECKPOINT, lambda path: torch.save(content, path))
+
+
+def read_checkpoint(out: Path, facts: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
+    """Return the state of the checkpoint in a folder, None where there is none.
+
+    Errors: ValueError for a file that is no checkpoint, and for one of another training, naming the first difference.
+    """
+    path = out / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        kind = type(error).__name__  # what torch says of it fills a page, and advises to trust the file
+        raise ValueError(f"{path} cannot be read as a checkpoint ({kind}): delete it to start anew") from error
+    earlier, wanted = json.loads(state["facts"]), json.loads(json.dumps(facts))
+    if earlier != wanted:
+        raise ValueError(f"{path} belongs to another run: {_first_difference(earlier, wanted)}; name another folder")
+    return state
+
+
+def fresh(out: Path) -> tuple[int, Mapping[str, Any]]:
+    """Return the first step, with nothing logged yet. Errors: ValueError where a folder holds a run already."""
+    if (out / CHECKPOINT).exists():
+        raise ValueError(f"{out} holds a run already: resume it (--resume), or name another folder")
+    return 0, {}
+
+
+def scaler_state(fabric: Fabric) -> dict[str, Any]:
+    """Return the state of the gradient scaler of 16-mixed; empty at other precisions."""
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return {} if scaler is None else scaler.state_dict()
+
+
+def set_scaler(fabric: Fabric, state: dict[str, Any]) -> None:
+    """Take up what `scaler_state` returned."""
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None and state:
+        scaler.load_state_dict(state)
+
+
+def _first_difference(earlier: dict[str, Any], wanted: dict[str, Any], path: str = "") -> str:
+    for key in sorted(earlier.keys() | wanted.keys()):
+        one, other = earlier.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict) and one != other:
+            return _first_difference(one, other, f"{path}{key}.")
+        if one != other:
+            return f"its {path}{key} is {one!r}, asked for is {other!r}"
+    return "its settings differ"

@@ -1,0 +1,122 @@
+"""What a training says while it runs: means as JSON lines and TensorBoard events, and a watch for collapse."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from salmask.files import replace_file
+
+__all__ = ["COLLAPSED", "LOG", "Log", "collapse", "extremes"]
+
+LOG = "metrics.jsonl"
+EMPTY, FULL = 0.02, 0.98
+"""Means of a mask beyond which it is called empty or full."""
+COLLAPSED = 0.5
+"""Share of pictures with an empty, or a full, mask beyond which a training is called collapsed."""
+PATIENCE = 1 / 3
+"""Share of a run that passes before collapse is looked for: many masks are full at first, and come back."""
+REMEDY = {
+    "empty": "lower the weight of the area (--area-out), or use the recipe 'reader'",
+    "full": "raise the weight of the area (--area-out), or use the recipe 'reader'",
+}
+
+
+def extremes(means: Tensor) -> dict[str, Tensor]:
+    """Return for each mask, given its mean, whether it is empty and whether it is full, as 0 or 1."""
+    return {"empty": (means < EMPTY).float(), "full": (means > FULL).float()}
+
+
+def collapse(path: Path) -> dict[str, float] | None:
+    """Return the shares of empty and full masks in the last line of a training, None where it has not collapsed."""
+    lines = _lines(path)
+    last = json.loads(lines[-1]) if lines else {}
+    shares = {name: float(last[name]) for name in REMEDY if name in last}
+    return shares if any(share > COLLAPSED for share in shares.values()) else None
+
+
+class Log:
+    """Means of what the steps say; a resumed run cuts what it repeats.
+
+    sums, count: what an earlier process had not written yet. steps: of the whole run.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        start: int,
+        steps: int,
+        *,
+        active: bool,
+        sums: Mapping[str, Tensor] = MappingProxyType({}),
+        count: int = 0,
+    ) -> None:
+        self.path, self.steps, self.active = out / LOG, steps, active
+        self.sums, self.count, self.warned = dict(sums), count, False
+        if active:
+            kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start]
+            replace_file(self.path, lambda path: path.write_text("".join(kept)))
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+
+    def add(self, numbers: Mapping[str, Tensor]) -> None:
+        """Take in the numbers of one step."""
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.count += 1
+
+    def write(self, step: int) -> None:
+        """Bring the means over since the last line to the host, once for all, and write them."""
+        if not self.active:
+            return
+        values = dict(zip(self.sums, (torch.stack([*self.sums.values()]) / self.count).tolist(), strict=True))
+        self.sums, self.count = {}, 0
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        _refuse_nan(values["loss"], step)
+        self._watch(values, step)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what is not written yet, for a checkpoint; there is none of a run whose loss is not a number."""
+        if "loss" in self.sums:
+            _refuse_nan(float(self.sums["loss"]), step)
+        return {"sums": self.sums, "count": self.count}
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.active:
+            self.board.close()
+
+    def _watch(self, values: Mapping[str, float], step: int) -> None:
+        """Warn once of masks that say nothing any more, with the remedy."""
+        if self.warned or step < PATIENCE * self.steps:
+            return
+        for name, remedy in REMEDY.items():
+            if values.get(name, 0.0) > COLLAPSED:
+                share = f"{values[name]:.0%} of the masks are {name} at step {step} of {self.steps}"
+                warnings.warn(f"the training has collapsed: {share}; {remedy}", stacklevel=2)
+                self.warned = True
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the whole lines of a file; the last one may have been cut off by a kill."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def _refuse_nan(loss: float, step: int) -> None:
+    if loss != loss:
+        raise ValueError(
+            f"the loss is not a number at step {step}: are there NaNs in the images or the classifier, "
+            "or is the learning rate too high? Nothing after the last checkpoint was kept"
+        )

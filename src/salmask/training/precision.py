@@ -1,0 +1,43 @@
+"""The precision of a training: "auto" is bfloat16 where it is faster, else float32."""
+
+from typing import get_args
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from salmask.classifier import Classifier
+from salmask.training.settings import Precision
+
+__all__ = ["PRECISIONS", "chosen_precision"]
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+def chosen_precision(precision: Precision, classifier: Classifier, *, device: torch.device | None = None) -> Precision:
+    """Return the precision itself, or what "auto" stands for.
+
+    On a GPU bf16-mixed where it computes bfloat16. On a CPU bf16-mixed where it has AMX or AVX-512 BF16 (without them
+    bfloat16 is emulated, and 7 to 10 times slower than float32) and the network has no depthwise convolutions, whose
+    gradients in bfloat16 are slower than in float32 even there (docs/training.md). Elsewhere 32-true.
+
+    device: the one that a training would choose where not given. Errors: ValueError for an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision != "auto":
+        return precision
+    device = device or Fabric(accelerator="auto", devices=1).device
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    computes = device.type == "cpu" and _cpu_computes_bfloat16()
+    return "bf16-mixed" if computes and not _depthwise(classifier.network) else "32-true"
+
+
+def _cpu_computes_bfloat16() -> bool:
+    features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
+    return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+
+
+def _depthwise(network: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
