@@ -1,0 +1,100 @@
+"""README and docs: examples run, links lead somewhere, commands and names exist, lines have an end."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import salmask
+from salmask.cli.main import COMMANDS
+from salmask.explain import EXPLAINERS
+from salmask.metrics import METRICS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def _run(page: str, names: dict[str, object]) -> dict[str, object]:
+    for block in _blocks(page):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_the_examples_of_the_readme_run(small_net, capsys) -> None:
+    train, explain = _blocks("README.md")
+    assert len([line for line in train.splitlines() if line.strip()]) <= 5
+    assert len([line for line in explain.splitlines() if line.strip()]) <= 3
+    small_net.head = torch.nn.Linear(16, 10)
+    given = {"network": small_net, "mean": (0.5,) * 3, "std": (0.2,) * 3, "images": torch.rand(2, 3, 64, 64)}
+    names = _run("README.md", given)
+    assert names["explanation"].masks.shape == (2, 1, 64, 64)
+    assert capsys.readouterr().out.splitlines()[0].split()[0] == "explainer"
+
+
+def test_the_first_steps_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = _run("docs/start.md", {})
+    assert torch.equal(names["explanation"].masks, names["again"].masks)
+    assert list(names["scores"]) == ["masker", "Grad-CAM", "centre"]
+
+
+def test_the_study_of_the_page_is_a_study() -> None:
+    from salmask.study import Scale
+
+    names = _run("docs/studies.md", {})
+    assert [row.name for row in names["study"](Scale()).rows] == ["tv 0.002", "tv 0.02"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page) -> None:
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+            anchors = {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in lines}
+            assert heading in anchors, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_is_longer_than_120_characters_but_rows_of_tables(page) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_options_exist(page, capsys) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for command, rest in re.findall(r"^(?:    )?salmask (\w+)(.*)$", text, re.MULTILINE):
+        assert command in COMMANDS
+        with pytest.raises(SystemExit):
+            from salmask.cli.main import main
+
+            main([command, "--help"])
+        known = capsys.readouterr().out
+        for option in re.findall(r"(--[a-z-]+)", rest.partition("#")[0]):
+            assert option in known, f"salmask {command} {option}"
+
+
+def test_the_index_names_every_page_and_the_api_every_name() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert all(page.name in index for page in PAGES if page.name != "README.md")
+    api = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    missing = [name for name in salmask.__all__ if not re.search(rf"`{name}\b", api)]
+    assert not missing
+
+
+def test_the_readme_names_every_explainer_and_the_plain_metrics() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in EXPLAINERS if f"`{name}`" not in readme]
+    for named in re.findall(r"`([a-z0-9_]+(?::[a-z_]+)?)`", readme.partition("## Metrics")[2].partition("##")[0]):
+        assert named in METRICS or named.startswith("name"), named

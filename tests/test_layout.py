@@ -1,0 +1,41 @@
+"""The house: how many rooms it has, and that one name means one thing."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import salmask
+
+SOURCE = Path(salmask.__path__[0])
+
+SHARED_NAMES: dict[str, str] = {}
+
+
+def _names() -> dict[str, list[str]]:
+    """Return each public function and class with the modules that define it."""
+    homes = defaultdict(list)
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(path.relative_to(SOURCE).as_posix())
+    return homes
+
+
+def test_no_public_function_or_class_is_defined_in_two_modules() -> None:
+    twice = {name: homes for name, homes in _names().items() if len(homes) > 1 and name not in SHARED_NAMES}
+    assert not twice
+
+
+def test_the_top_of_the_package_has_few_files_and_folders() -> None:
+    files = [path.name for path in SOURCE.glob("*.py")]
+    folders = [path.parent.name for path in SOURCE.glob("*/__init__.py")]
+    assert len(files) <= 14, sorted(files)
+    assert len(folders) <= 12, sorted(folders)
+
+
+def test_values_of_any_kind_are_few() -> None:
+    count = 0
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            count += isinstance(node, ast.Name) and node.id == "Any"
+    assert count < 60
