@@ -27,13 +27,13 @@ from salmask.terms import (
 )
 from salmask.types import Values
 
-__all__ = ["OBJECTIVES", "Objective", "Score", "area_weighted", "casm_objective", "dabkowski_gal", "two_sided"]
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveValue", "area_weighted", "casm_objective", "dabkowski_gal", "two_sided"]
 
 
 # Terms together
 
 
-class Score(NamedTuple):
+class ObjectiveValue(NamedTuple):
     """An objective's value per image, and each of its terms before weighting."""
 
     total: Values
@@ -42,7 +42,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of terms: {name: (weight, term)}. Call it with an Outcome, get a Score.
+    """A weighted sum of terms: {name: (weight, term)}. Call it with an Outcome, get a ObjectiveValue.
 
     `with_weights(name=w, ...)` sets weights anew.
     """
@@ -58,11 +58,11 @@ class Objective:
         sides = frozenset().union(*(getattr(term, "sides", both) for _, term in self.terms.values()))
         object.__setattr__(self, "sides", sides)
 
-    def __call__(self, outcome: Outcome) -> Score:
+    def __call__(self, outcome: Outcome) -> ObjectiveValue:
         """Return the total per image and every term by name."""
         values = {name: term(outcome) for name, (_, term) in self.terms.items()}
         total = torch.stack([self.terms[name][0] * value for name, value in values.items()]).sum(0)
-        return Score(total, values)
+        return ObjectiveValue(total, values)
 
     def with_weights(self, **weights: float | Tensor) -> "Objective":
         """Return the same objective with some weights set anew; an unknown name is an error."""

@@ -18,7 +18,7 @@ Source: Phang, Park & Geras (2020); the conditional areas are of Zolna, Geras & 
 with its border of Dabkowski & Gal (2017). Indicators carry no gradient.
 
 A class score is (logits, targets) -> one value an image, higher for more evidence; the per-image methods build their
-terms of them.
+terms of them, and the faithfulness metrics read them.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,7 +59,9 @@ __all__ = [
     "roughness",
     "score_kept",
     "score_removed",
+    "sigmoid",
     "softmax_twice",
+    "top1",
     "total_variation",
     "total_variation_bordered",
     "variation",
@@ -73,7 +75,7 @@ def _entropy(logits: Tensor) -> Tensor:
 @reads(KEPT)
 def max_class_kept(outcome: Outcome) -> Values:
     """-log p_y of the kept picture: what is kept must carry the class."""
-    return F.cross_entropy(outcome.kept_logits, outcome.targets, reduction="none")
+    return -log_probability(outcome.kept_logits, outcome.targets)
 
 
 @reads(KEPT)
@@ -85,7 +87,7 @@ def min_entropy_kept(outcome: Outcome) -> Values:
 @reads(REMOVED)
 def min_class_removed(outcome: Outcome) -> Values:
     """Log p_y of the removed picture, unbounded below: the class must be gone."""
-    return -F.cross_entropy(outcome.removed_logits, outcome.targets, reduction="none")
+    return log_probability(outcome.removed_logits, outcome.targets)
 
 
 @reads(REMOVED)
@@ -99,7 +101,7 @@ def kept_confidence(ceiling: float) -> Term:
 
     @reads(KEPT)
     def term(outcome: Outcome) -> Values:
-        return F.relu(ceiling - _margin(outcome.kept_logits, outcome.targets))
+        return F.relu(ceiling - margin(outcome.kept_logits, outcome.targets))
 
     return term
 
@@ -109,14 +111,9 @@ def removed_confidence(floor: float) -> Term:
 
     @reads(REMOVED)
     def term(outcome: Outcome) -> Values:
-        return F.relu(floor + _margin(outcome.removed_logits, outcome.targets))
+        return F.relu(floor + margin(outcome.removed_logits, outcome.targets))
 
     return term
-
-
-def _margin(logits: Tensor, targets: Tensor) -> Tensor:
-    own = logits.gather(1, targets[:, None])[:, 0]
-    return own - logits.scatter(1, targets[:, None], -torch.inf).amax(1)
 
 
 KEPT_CONFIDENCE, REMOVED_CONFIDENCE = kept_confidence(1.0), removed_confidence(5.0)
@@ -245,6 +242,16 @@ def log_odds(logits: Logits, targets: Targets) -> Values:
     return logit(logits, targets) - others.logsumexp(1)
 
 
+def sigmoid(logits: Logits, targets: Targets) -> Values:
+    """1 / (1 + exp(-f_y)), for classifiers of several labels at once."""
+    return logit(logits, targets).sigmoid()
+
+
+def top1(logits: Logits, targets: Targets) -> Values:
+    """1[argmax f = y], which carries no gradient: its mean over images is an accuracy."""
+    return (logits.argmax(1) == targets).to(logits.dtype)
+
+
 SCORES: Mapping[str, ClassScore] = MappingProxyType(
     {
         "logit": logit,
@@ -252,6 +259,7 @@ SCORES: Mapping[str, ClassScore] = MappingProxyType(
         "log_probability": log_probability,
         "margin": margin,
         "log_odds": log_odds,
+        "sigmoid": sigmoid,
     }
 )
 """Scores (logits, targets) -> one value an image, higher for more evidence."""

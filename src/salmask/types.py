@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 __all__ = [
@@ -89,8 +89,28 @@ def in_colour(
     return images[:, :3]
 
 
+def size_of(images: Tensor) -> tuple[int, int]:
+    """Return (H, W) of images or maps."""
+    return images.shape[-2], images.shape[-1]
+
+
+ROUNDING = 1e-6
+"""Relative span below which the values of a map differ by rounding alone: some eight steps of float32."""
+
+
+def constant_span(low: Tensor, high: Tensor) -> Bool[Tensor, " batch"]:
+    """Return which maps are constant up to rounding, from their least and largest values: they order no pixels."""
+    return high - low <= ROUNDING * torch.maximum(low.abs(), high.abs())
+
+
+def constant(maps: Tensor) -> Bool[Tensor, " batch"]:
+    """Return which maps (B, ...) are degenerate: constant up to rounding (empty and full ones too), or not finite."""
+    flat = maps.flatten(1)
+    return constant_span(flat.amin(1), flat.amax(1)) | ~flat.isfinite().all(1)
+
+
 def normalise(maps: Masks, how: str) -> Masks:
-    """Put each map on [0, 1]; a constant map becomes zeros under "minmax" and "max".
+    """Put each map on [0, 1]; a map that is constant up to rounding becomes zeros by "minmax", an empty one by "max".
 
     minmax: (a - min a) / (max a - min a).  max: relu(a) / max a.  rank: the share of pixels that are smaller,
     ties sharing their mean rank.
@@ -102,7 +122,10 @@ def normalise(maps: Masks, how: str) -> Masks:
 
 def _minmax(maps: Tensor) -> Tensor:
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return (maps - low) / torch.where(high > low, high - low, torch.ones_like(high))
+    flat = constant_span(low, high)  # else the rounding of a constant map would be blown up to a map in [0, 1]
+    return torch.where(
+        flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(high), high - low)
+    )
 
 
 def _max(maps: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import gc
 import math
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from torch import nn
 from conftest import SmallNet
 from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
+from salmask.explain.base import Explanation, Passes
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import OPTIMISED, refined
 from salmask.masker import Masker
 from salmask.terms import logit
+from salmask.types import constant
 
 SIZE = 32
 LABELLED = {"ground_truth"}
@@ -344,6 +347,26 @@ def test_a_layer_of_one_cell_gives_finite_maps(name):
     assert found.masks.isfinite().all()
     if name in ("gradcam", "gradcam_pp", "xgradcam", "layercam", "hirescam", "eigencam", "opticam"):
         assert found.degenerate.all()
+
+
+def test_bounded_maps_stay_as_they_are_and_raw_ones_go_by_minimum_and_maximum():
+    maps = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    mask = Explanation(maps, torch.zeros(2).long(), torch.zeros(2, 3), Passes(1))
+    assert mask.bounded() is mask
+    raw = replace(mask, masks=maps * 8 - 4, range=(-math.inf, math.inf)).bounded()
+    assert raw.range == (0.0, 1.0) and raw.masks.amax((1, 2, 3)).tolist() == [1, 1]
+    torch.testing.assert_close(raw.masks, mask.normalized("minmax").masks)
+
+
+def test_a_map_that_is_constant_but_for_rounding_is_degenerate_and_not_blown_up():
+    """.3 and the next float above it: by minimum and maximum, rounding would become a map of zeros and ones."""
+    maps = torch.full((2, 1, 4, 4), 0.3)
+    maps[0, 0, 1, 1] = torch.nextafter(maps[0, 0, 1, 1], torch.tensor(1.0))
+    maps[1, 0, 1, 1] = 0.3001
+    found = Explanation(maps, torch.zeros(2).long(), torch.zeros(2, 3), Passes(1))
+    assert found.degenerate.tolist() == [True, False]
+    assert found.normalized("minmax").masks.amax((1, 2, 3)).tolist() == [0, 1]
+    assert constant(torch.tensor([[0.0, 0.0], [1e-12, 3e-12], [1.0, torch.nan]])).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("name", NAMES)

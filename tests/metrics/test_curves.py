@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from pixel_sums import Counting, Share, Sum, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
-from salmask.masking import MeanColour, WindowBlur
+from salmask.masking import BLACK, MEAN, Fill, MeanColour, WindowBlur, window_blur
 from salmask.metrics.curves import (
     Aopc,
     Curve,
@@ -21,8 +21,9 @@ from salmask.metrics.curves import (
     trapezoid,
 )
 from salmask.metrics.faithfulness import FAITHFULNESS
-from salmask.metrics.reading import BLACK, MEAN, Fill, logit, probability, read, top1, window_blur
+from salmask.metrics.reading import read
 from salmask.metrics.soundness import SOUNDNESS
+from salmask.terms import logit, probability, top1
 
 
 @pytest.fixture
@@ -261,7 +262,7 @@ def test_out_of_memory_halves_the_batch(small_net):
 
     with pytest.warns(UserWarning, match="out of memory"):
         said = read(Small(), lambda at: images[at], torch.zeros(9, dtype=torch.long), images_per_pass=9)
-    torch.testing.assert_close(said.own, expected.own, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(said[logit], expected[logit], atol=1e-5, rtol=1e-5)
     Small.limit = 0
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning):
         read(Small(), lambda at: images[at], torch.zeros(9, dtype=torch.long))
@@ -293,5 +294,5 @@ def test_bad_settings_are_named(network, batch):
 
 def test_nothing_to_show_gives_nothing(network):
     said = read(network, lambda at: torch.zeros(len(at), 3, 8, 8), torch.zeros(0, dtype=torch.long))
-    assert top1(said).shape == probability(said).shape == (0,)
+    assert said[top1].shape == said[probability].shape == (0,)
     assert network.network.passes == 0

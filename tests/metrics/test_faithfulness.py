@@ -5,6 +5,7 @@ import torch
 
 from pixel_sums import Counting, Share, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
+from salmask.masking import BLACK, MEAN
 from salmask.metrics import Case
 from salmask.metrics.faithfulness import (
     FAITHFULNESS,
@@ -16,8 +17,8 @@ from salmask.metrics.faithfulness import (
     sensitivity_n,
 )
 from salmask.metrics.maps import complexity, sparseness
-from salmask.metrics.reading import BLACK, MEAN, logit, sigmoid
 from salmask.metrics.soundness import SOUNDNESS
+from salmask.terms import logit, sigmoid
 
 TABLE = FAITHFULNESS | SOUNDNESS
 SHOWN = sorted(name for name, metric in TABLE.items() if "classifier" in metric.needs)

@@ -9,7 +9,7 @@ import torch
 
 from metric_cases import linear, part, random_case
 from salmask.boxes import mask_boxes, stack
-from salmask.metrics import METRICS, Case, check_maps, degenerate, generator_for
+from salmask.metrics import METRICS, Case, check_maps, generator_for
 from salmask.metrics.attention import ATTENTION
 from salmask.metrics.localization import (
     LOCALIZATION,
@@ -23,6 +23,7 @@ from salmask.metrics.localization import (
 )
 from salmask.metrics.maps import MAPS, area_moments, mask_entropy, mask_mean, mask_std, mask_tv
 from salmask.metrics.wsol import WSOL
+from salmask.types import constant
 from test_boxes import bump
 
 TABLE = {**LOCALIZATION, **WSOL, **MAPS, **ATTENTION}
@@ -153,8 +154,8 @@ def test_degenerate_truth_and_masks() -> None:
     assert numbers("le", whole).tolist() == [1, 0]
     assert numbers("f1", whole).tolist() == pytest.approx([0, 1], abs=1e-5)
     assert numbers("energy_inside", whole).tolist() == [0, 1]
-    assert degenerate(torch.cat([masks, masks.new_zeros(1, 1, 8, 8)])).tolist() == [True] * 3
-    assert not degenerate(bump()).item()
+    assert constant(torch.cat([masks, masks.new_zeros(1, 1, 8, 8)])).tolist() == [True] * 3
+    assert not constant(bump()).item()
 
 
 def test_images_without_boxes_have_no_value_but_do_not_spoil_others() -> None:

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import cv2
@@ -11,7 +10,6 @@ import torch
 from metric_cases import random_case
 from salmask.metrics import METRICS, Case
 from salmask.metrics.contours import all_contours, block_size, largest_contour, runs_and_singles, without_small
-from salmask.metrics.states import MaxBoxAccuracy, PixelPrecision
 from salmask.metrics.wsol import (
     DELTAS,
     TAUS,
@@ -328,55 +326,13 @@ def test_boxes_as_pixel_truth() -> None:
     assert (total == case.size[0] * case.size[1]).all()
 
 
-# --- states that add up ----------------------------------------------------------------------------------------
+# --- counts that add up ----------------------------------------------------------------------------------------
 
 
-def test_states_equal_the_functions_and_merge() -> None:
+def test_counts_of_parts_add_up_to_the_score_of_all() -> None:
+    """Scores of a set are computed from the sum of the images' counts, however the images were shared out."""
     case = random_case(count=7)
     hits, pixels = box_hits(case.masks, case.boxes), pixel_histograms(case.masks, case.pixels)
-    expected = max_box_accuracy(hits.numpy()), pixel_precision(pixels.numpy())
-    accuracy, precision = MaxBoxAccuracy(), PixelPrecision()
-    halves = [(MaxBoxAccuracy(), PixelPrecision()) for _ in range(2)]
-    for start, stop in ((0, 3), (3, 4), (4, 7)):
-        boxes, truth = case.boxes[start:stop], case.pixels[start:stop]
-        for one, other in ((accuracy, precision), halves[start >= 4]):
-            one.update(case.masks[start:stop], boxes)
-            other.update(case.masks[start:stop], truth)
-    assert (accuracy.compute().item(), precision.compute().item()) == pytest.approx(expected, abs=1e-6)
-    for first, second, value in zip(*halves, expected, strict=True):
-        first.merge_state(second)
-        assert first.compute().item() == pytest.approx(value, abs=1e-6)
-
-
-def _share(rank: int, world: int, port: int, queue) -> None:
-    import torch.distributed as distributed
-
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    case = random_case(count=5)
-    own = list(range(rank, 5, world))
-    state = MaxBoxAccuracy()
-    state.update(case.masks[own], [case.boxes[i] for i in own])
-    value = state.compute().item()
-    distributed.destroy_process_group()
-    queue.put((rank, value))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork; spawning imports everything anew")
-def test_two_processes_count_every_image_once() -> None:
-    """Five images over two processes, without padding: both know the score of all five."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=_share, args=(rank, 2, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    values = [queue.get(timeout=120)[1] for _ in processes]
-    for process in processes:
-        process.join()
-    case = random_case(count=5)
-    expected = max_box_accuracy(box_hits(case.masks, case.boxes).numpy())
-    assert values == pytest.approx([expected, expected], abs=1e-6)
+    for count, compute in ((hits, max_box_accuracy), (pixels, pixel_precision)):
+        shares = np.stack([part.sum(0) for part in np.array_split(count.numpy(), [3, 4])])
+        assert compute(shares.sum(0, keepdims=True)) == pytest.approx(compute(count.numpy()), abs=1e-9)

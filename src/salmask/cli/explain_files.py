@@ -258,10 +258,7 @@ def _class_index(target: str, names: Sequence[str]) -> int:
 
 
 def _scale(explanation: Explanation, normalize: str | None) -> Explanation:
-    if normalize is None:
-        inside = explanation.range[0] >= 0 and explanation.range[1] <= 1
-        normalize = "none" if inside else "minmax"
-    return explanation.normalized(normalize)
+    return explanation.bounded() if normalize is None else explanation.normalized(normalize)
 
 
 def _explained(explanation: Explanation, names: Sequence[str]) -> str:

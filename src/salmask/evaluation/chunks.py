@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from salmask.evaluation.saved import Piece
 from salmask.explain.controls import BASELINES
 from salmask.metrics import METRICS, Case, Metric
-from salmask.types import Boxes, Images, Masks, normalise
+from salmask.types import Boxes, Images, Masks, constant_span, normalise
 
 __all__ = ["Chunk", "Label", "Scoring", "chunk_maps", "one_thread", "score_case", "score_chunk"]
 
@@ -91,7 +91,7 @@ def score_case(case: Case, metrics: Mapping[str, Metric]) -> dict[str, np.ndarra
         found = {
             name: values.astype(np.uint16) if values.dtype == np.int32 else values for name, values in found.items()
         }
-    return found | {"degenerate": (case.looked.low == case.looked.high).cpu().numpy().astype(np.float32)}
+    return found | {"degenerate": constant_span(case.looked.low, case.looked.high).cpu().numpy().astype(np.float32)}
 
 
 def one_thread() -> None:

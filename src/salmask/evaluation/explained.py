@@ -16,7 +16,7 @@ from torch import Tensor
 from salmask.masking import MEAN, Fill, keep, remove
 from salmask.metrics.case import Case
 from salmask.outcome import whole_logits
-from salmask.types import Images, Infill, Masks, Targets
+from salmask.types import Images, Infill, Masks, Targets, constant
 
 __all__ = ["COLUMNS", "Block", "Job", "Rules", "measure", "predicted", "take"]
 
@@ -181,7 +181,7 @@ def _score_batch(job: Job, batch: Any) -> Block:
     sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
     values |= {f"acc_{side}": (logits.argmax(1) == labels).double() for side, logits in sides.items()}
     values |= _cost(explanation, seconds, len(images))
-    values["degenerate"] = _degenerate(masks)
+    values["degenerate"] = constant(masks).double()
     return Block(
         batch,
         masks.cpu(),
@@ -217,8 +217,7 @@ def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[An
 def _masks(explanation: Any, normalizer: str, name: str, ids: list[str]) -> Masks:
     """Return the maps in [0, 1]; a map outside it without a normaliser is an error, never a silent rescale."""
     if normalizer == "range":
-        low, high = getattr(explanation, "range", (0.0, 1.0))
-        normalizer = "none" if low >= 0 and high <= 1 else "minmax"
+        return explanation.bounded().masks.detach().float()
     if normalizer != "none":
         return explanation.normalized(normalizer).masks.detach().float()
     masks = explanation.masks.detach().float()
@@ -256,11 +255,6 @@ def _cost(explanation: Any, seconds: float, size: int) -> dict[str, Tensor]:
         "passes_forward": one,
         "passes_backward": other,
     }
-
-
-def _degenerate(masks: Masks) -> Tensor:
-    flat = masks.flatten(1)
-    return (flat.amax(1) == flat.amin(1)).double()
 
 
 def _device(classifier: Any) -> torch.device:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from salmask.classifier import Classifier
-from salmask.types import NORMALISERS, Images, Logits, Masks, Targets, normalise
+from salmask.types import NORMALISERS, Images, Logits, Masks, Targets, constant, normalise
 
 __all__ = ["CLASS_AGNOSTIC", "NORMALISERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
 
@@ -50,9 +50,8 @@ class Explanation:
 
     @property
     def degenerate(self) -> Tensor:
-        """Which maps say nothing: constant, or not finite. (B,) bool."""
-        flat = self.masks.flatten(1)
-        return (flat.amax(1) == flat.amin(1)) | ~flat.isfinite().all(1)
+        """Which maps say nothing: constant up to rounding, or not finite. (B,) bool."""
+        return constant(self.masks)
 
     @property
     def class_agnostic(self) -> bool:
@@ -64,6 +63,15 @@ class Explanation:
         if how == "none":
             return self
         return replace(self, masks=normalise(self.masks, how), range=(0.0, 1.0))
+
+    def bounded(self) -> "Explanation":
+        """Return the same explanation in [0, 1]: maps that declare that range as they are, others by min and max.
+
+        By min and max, the zero of a signed map becomes a grey of its own in each image. To read a signed map as a
+        mask, cut off what speaks against the class first: `replace(explanation, masks=explanation.masks.relu())`.
+        """
+        low, high = self.range
+        return self if low >= 0 and high <= 1 else self.normalized("minmax")
 
 
 @runtime_checkable

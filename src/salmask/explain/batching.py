@@ -4,7 +4,7 @@
 A piece that does not fit into memory is tried again at half the size, with one warning.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour, prepare
 from salmask.types import Images, Infill, Targets
 
-__all__ = ["backdrop", "by_pieces", "entered"]
+__all__ = ["backdrop", "by_pieces", "entered", "joined"]
 
 
 def by_pieces(
@@ -40,7 +40,7 @@ def by_pieces(
     def part(rows: slice) -> Explanation:
         return explain(classifier, images[rows], None if given is None else given[rows])
 
-    return _joined(list(pieces(part, len(images), max_batch=max_batch)))
+    return joined(list(pieces(part, len(images), max_batch=max_batch)))
 
 
 def backdrop(infill: Infill | None, classifier: Classifier, image: Images, *, seed: int = 0) -> Infill:
@@ -56,7 +56,8 @@ def entered(values: Tensor, classifier: Classifier) -> Tensor:
     return moved.clone() if moved.is_inference() else moved
 
 
-def _joined(parts: list[Explanation]) -> Explanation:
+def joined(parts: Sequence[Explanation]) -> Explanation:
+    """Return the explanation of a batch from those of its parts."""
     count = sum(len(part.masks) for part in parts)
     forward = sum(part.passes.forward * len(part.masks) for part in parts) / count
     backward = sum(part.passes.backward * len(part.masks) for part in parts) / count

@@ -13,7 +13,6 @@ The classifier is asked once, for the logits and the predicted class alone. `nai
 classifier's, so that the overall metric counts every image as classified right, as published.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,12 +20,13 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.boxes import paint
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest
+from salmask.draws import generator_for
 from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import Batch, Cells, Seed
@@ -196,8 +196,7 @@ def center_box(height: int, width: int) -> Map:
 
 def noise(size: Size, image: str, *, seed: int = 0, cells: int | None = None) -> Map:
     """Return uniform noise in [0, 1], for every pixel or for the cells of a grid, that belongs to (seed, image id)."""
-    digest = hashlib.blake2b(f"{seed}:{image}".encode(), digest_size=8).digest()
-    generator = Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = generator_for(seed, image, "noise")
     grid = size if cells is None else (min(cells, size[0]), min(cells, size[1]))
     return F.interpolate(torch.rand(1, 1, *grid, generator=generator), size, mode="nearest-exact")[0, 0]
 

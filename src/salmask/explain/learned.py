@@ -31,8 +31,6 @@ class Learned:
     A masker conditioned on classes explains the targets that it is given.
     """
 
-    normalize = "none"
-
     def __init__(
         self,
         masker: Masker,

@@ -5,11 +5,11 @@ from salmask.metrics.attention import ATTENTION
 from salmask.metrics.case import Case, Metric, check_maps
 from salmask.metrics.faithfulness import FAITHFULNESS
 from salmask.metrics.localization import LOCALIZATION
-from salmask.metrics.maps import MAPS, degenerate
+from salmask.metrics.maps import MAPS
 from salmask.metrics.soundness import SOUNDNESS
 from salmask.metrics.wsol import WSOL
 
-__all__ = ["METRICS", "Case", "Metric", "check_maps", "degenerate", "generator_for"]
+__all__ = ["METRICS", "Case", "Metric", "check_maps", "generator_for"]
 
 METRICS: dict[str, Metric] = LOCALIZATION | WSOL | MAPS | ATTENTION | FAITHFULNESS | SOUNDNESS
 """Every metric by the name of its protocol: plain names are our defaults, `name:source` are published ones."""

@@ -14,29 +14,19 @@ Sources: Petsiuk, Das & Saenko (2018, RISE); Samek et al. (2017, AOPC); Chefer, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from salmask.classifier import Classifier
 from salmask.draws import generator_for
+from salmask.masking import MEAN, Fill
 from salmask.metrics.case import Case
-from salmask.metrics.reading import (
-    IMAGES_PER_PASS,
-    MEAN,
-    Fill,
-    Reading,
-    Score,
-    clean,
-    colours,
-    hidden,
-    on_device,
-    probability,
-    read,
-    top1,
-)
+from salmask.metrics.reading import READ, Reading, colours, hidden, read, to_read
+from salmask.outcome import IMAGES_PER_PASS
+from salmask.terms import ClassScore, probability, top1
 from salmask.types import Images, Masks, Targets, Values
 
 __all__ = [
@@ -102,7 +92,7 @@ def cell_ranks(maps: Masks, cells: int) -> Int[Tensor, "batch 1 height width"]:
 
 
 def read_ranked(
-    classifier: Any,
+    classifier: Classifier,
     images: Images,
     places: Int[Tensor, "batch 1 height width"],
     budgets: Sequence[int],
@@ -110,6 +100,7 @@ def read_ranked(
     *,
     keep_top: bool,
     filled: Tensor,
+    scores: Sequence[ClassScore] = READ,
     images_per_pass: int = IMAGES_PER_PASS,
 ) -> Reading:
     """Read every image with its top k pixels kept alone (keep_top) or hidden, for each k: shape (B, budgets)."""
@@ -123,45 +114,50 @@ def read_ranked(
         picture, colour = images[image], filled[image] if own_fill else filled
         return torch.where(top, picture, colour) if keep_top else torch.where(top, colour, picture)
 
-    said = read(classifier, pictures, targets.repeat_interleave(steps), images_per_pass=images_per_pass)
-    return said.view(len(images), steps)
+    repeated = targets.repeat_interleave(steps)
+    reading = read(classifier, pictures, repeated, scores=scores, images_per_pass=images_per_pass)
+    return reading.view(len(images), steps)
 
 
 @dataclass(frozen=True)
 class Showing:
-    """How a case's pictures are made: which side of the order is kept, on which fill, ties, cells and batch."""
+    """How a case's pictures are made and read: side of the order that is kept, fill, score, ties, cells, batch."""
 
     keep_top: bool
     fill: Fill
+    score: ClassScore = probability
     ties: Ties = raster
     cells: int | None = None
     images_per_pass: int = IMAGES_PER_PASS
 
-    def __call__(self, case: Case, budgets: Sequence[int]) -> Reading:
-        """Return readings (B, budgets); nothing is shown twice to the classifier within a case."""
+    def __call__(self, case: Case, budgets: Sequence[int]) -> Float[Tensor, "batch budgets"]:
+        """Return the class scores (B, budgets), float64; nothing is shown twice to the classifier within a case."""
+        _, _, targets = case.played()
         last = self.cells**2 if self.cells else case.size[0] * case.size[1]
         inner = tuple(sorted({k for k in budgets if 0 < k < last}))
-        whole = clean(case, images_per_pass=self.images_per_pass)
-        ends = {last if self.keep_top else 0: whole}
         bare = 0 if self.keep_top else last
+        ends = {last - bare: case.whole(images_per_pass=self.images_per_pass)}
         if bare in budgets:
             ends[bare] = hidden(case, self.fill, images_per_pass=self.images_per_pass)
-        key = ("curve", self.keep_top, self.fill, self.ties, self.cells, inner)
-        said = case.once(key, lambda: self._show(case, inner))
-        column = {k: Reading(*(part[:, i] for part in said)) for i, k in enumerate(inner)} | ends
-        return Reading(*(torch.stack(parts, 1) for parts in zip(*(column[k] for k in budgets), strict=True)))
+        scores = to_read(self.score)
+        key = ("curve", self.keep_top, self.fill, self.ties, self.cells, inner, scores)
+        reading = case.once(key, lambda: self._show(case, inner, scores))
+        column = {k: reading[self.score][:, i] for i, k in enumerate(inner)}
+        column |= {k: self.score(logits.double(), targets) for k, logits in ends.items()}
+        return torch.stack([column[k] for k in budgets], 1)
 
-    def _show(self, case: Case, budgets: Sequence[int]) -> Reading:
-        images, targets = on_device(case)
+    def _show(self, case: Case, budgets: Sequence[int], scores: Sequence[ClassScore]) -> Reading:
+        classifier, images, targets = case.played()
         places = case.once(("ranks", self.ties, self.cells), lambda: self._ranks(case)).to(images.device)
         return read_ranked(
-            case.classifier,
+            classifier,
             images,
             places,
             budgets,
             targets,
             keep_top=self.keep_top,
             filled=colours(case, self.fill),
+            scores=scores,
             images_per_pass=self.images_per_pass,
         )
 
@@ -200,7 +196,7 @@ class Curve:
     steps: int = 28
     step_pixels: int | None = None
     fill: Fill = MEAN
-    score: Score = probability
+    score: ClassScore = probability
     ties: Ties = raster
     area: Area = trapezoid
     explained: str = "given"
@@ -220,8 +216,8 @@ class Curve:
         """Return the curve (B, points), float64, and the shares of pixels (points,) it is taken at."""
         pixels = case.size[0] * case.size[1]
         budgets = self.budgets(pixels)
-        show = Showing(self.insert, self.fill, self.ties, images_per_pass=self.images_per_pass)
-        curve = self.score(show(case, budgets))
+        show = Showing(self.insert, self.fill, self.score, self.ties, images_per_pass=self.images_per_pass)
+        curve = show(case, budgets)
         return curve, torch.tensor(budgets, dtype=curve.dtype, device=curve.device) / pixels
 
     def __call__(self, case: Case) -> Values:
@@ -232,7 +228,7 @@ class Curve:
     def protocol(self) -> dict[str, object]:
         """All that changes the number."""
         step = f"1/{self.steps} of the pixels" if self.step_pixels is None else f"{self.step_pixels} pixels"
-        return {"order": "most salient first", "step": step, **_common(self), "area": self.area.__name__}
+        return {"order": "most salient first", "step": step, **_common(self, self.ties), "area": self.area.__name__}
 
 
 @dataclass(frozen=True)
@@ -242,7 +238,7 @@ class Perturbation:
     positive: bool
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     fill: Fill = MEAN
-    score: Score = top1
+    score: ClassScore = top1
     ties: Ties = raster
     explained: str = "given"
     images_per_pass: int = IMAGES_PER_PASS
@@ -252,8 +248,8 @@ class Perturbation:
         pixels = case.size[0] * case.size[1]
         removed = [int(pixels * share + 1e-9) for share in self.shares]
         budgets = removed if self.positive else [pixels - count for count in removed]
-        show = Showing(not self.positive, self.fill, self.ties, images_per_pass=self.images_per_pass)
-        return self.score(show(case, budgets))
+        show = Showing(not self.positive, self.fill, self.score, self.ties, images_per_pass=self.images_per_pass)
+        return show(case, budgets)
 
     def __call__(self, case: Case) -> Values:
         """Return the mean over the shares."""
@@ -263,7 +259,7 @@ class Perturbation:
     def protocol(self) -> dict[str, object]:
         """All that changes the number."""
         order = "most salient removed" if self.positive else "least salient removed"
-        return {"order": order, "shares": self.shares, **_common(self), "area": "mean"}
+        return {"order": order, "shares": self.shares, **_common(self, self.ties), "area": "mean"}
 
 
 @dataclass(frozen=True)
@@ -273,7 +269,7 @@ class Aopc:
     cells: int = 16
     regions: int = 10
     fill: Fill = MEAN
-    score: Score = probability
+    score: ClassScore = probability
     explained: str = "given"
     images_per_pass: int = IMAGES_PER_PASS
 
@@ -282,8 +278,8 @@ class Aopc:
         cells = min(self.cells, *case.size)
         if self.regions > cells**2:
             raise ValueError(f"maps of {case.size} have {cells}x{cells} cells, fewer than {self.regions} regions")
-        show = Showing(False, self.fill, cells=cells, images_per_pass=self.images_per_pass)
-        curve = self.score(show(case, range(self.regions + 1)))
+        show = Showing(False, self.fill, self.score, cells=cells, images_per_pass=self.images_per_pass)
+        curve = show(case, range(self.regions + 1))
         return (curve[:, :1] - curve).mean(1).to(case.masks.device)
 
     @property
@@ -293,11 +289,10 @@ class Aopc:
         return {"order": grid, "regions": self.regions, "ties": "raster", **_common(self), "area": "mean"}
 
 
-def _common(metric: Any) -> dict[str, object]:
-    ties = {"ties": metric.ties.__name__} if hasattr(metric, "ties") else {}
+def _common(metric: Curve | Perturbation | Aopc, ties: Ties | None = None) -> dict[str, object]:
     return {
         "score": metric.score.__name__,
         "fill": metric.fill.name,
-        **ties,
+        **({} if ties is None else {"ties": ties.__name__}),
         "explained_class": metric.explained,
     }

@@ -30,24 +30,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.draws import generator_for
+from salmask.masking import BLACK, MEAN, Fill, window_blur
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.curves import Aopc, Curve, Perturbation, mean_of_points
 from salmask.metrics.maps import CONCENTRATION
-from salmask.metrics.reading import (
-    BLACK,
-    IMAGES_PER_PASS,
-    MEAN,
-    Fill,
-    Reading,
-    Score,
-    clean,
-    colours,
-    on_device,
-    probability,
-    read,
-    window_blur,
-)
-from salmask.outcome import KEPT, REMOVED
+from salmask.metrics.reading import colours, read
+from salmask.outcome import IMAGES_PER_PASS, KEPT, REMOVED
+from salmask.terms import ClassScore, probability
 from salmask.types import Values
 
 __all__ = [
@@ -65,10 +54,11 @@ EPSILON = 1e-7
 """Floor of the divisors p and 1 - p."""
 
 
-def shown(case: Case, fill: Fill, side: str, *, images_per_pass: int = IMAGES_PER_PASS) -> Reading:
-    """Return the reading of the kept or of the removed pictures."""
+def _whole_and(side: str, case: Case, fill: Fill, score: ClassScore, images_per_pass: int) -> tuple[Tensor, Tensor]:
+    """Return the score of the whole picture and that of the kept or the removed one, in float64."""
     outcome = case.outcome(fill, sides=frozenset({side}), images_per_pass=images_per_pass)
-    return Reading.of(outcome.kept_logits if side == KEPT else outcome.removed_logits, outcome.targets)
+    shown = outcome.kept_logits if side == KEPT else outcome.removed_logits
+    return score(outcome.clean.double(), outcome.targets), score(shown.double(), outcome.targets)
 
 
 # Single pictures
@@ -78,12 +68,12 @@ def average_drop(
     case: Case,
     *,
     fill: Fill = MEAN,
-    score: Score = probability,
+    score: ClassScore = probability,
     epsilon: float = EPSILON,
     images_per_pass: int = IMAGES_PER_PASS,
 ) -> Values:
     """max(0, p - o) / max(p, epsilon), in [0, 1] for scores in [0, 1]; 0 for a full mask."""
-    p, o = _clean_and_kept(case, fill, score, images_per_pass)
+    p, o = _whole_and(KEPT, case, fill, score, images_per_pass)
     return ((p - o).clamp_min(0) / p.clamp_min(epsilon)).to(case.masks.device)
 
 
@@ -91,11 +81,11 @@ def average_increase(
     case: Case,
     *,
     fill: Fill = MEAN,
-    score: Score = probability,
+    score: ClassScore = probability,
     images_per_pass: int = IMAGES_PER_PASS,
 ) -> Values:
     """1[o > p]; 0 for a full mask."""
-    p, o = _clean_and_kept(case, fill, score, images_per_pass)
+    p, o = _whole_and(KEPT, case, fill, score, images_per_pass)
     return (o > p).double().to(case.masks.device)
 
 
@@ -103,37 +93,31 @@ def average_gain(
     case: Case,
     *,
     fill: Fill = MEAN,
-    score: Score = probability,
+    score: ClassScore = probability,
     epsilon: float = EPSILON,
     images_per_pass: int = IMAGES_PER_PASS,
 ) -> Values:
     """max(0, o - p) / max(1 - p, epsilon), in [0, 1] for scores in [0, 1]; 0 for a full mask."""
-    p, o = _clean_and_kept(case, fill, score, images_per_pass)
+    p, o = _whole_and(KEPT, case, fill, score, images_per_pass)
     return ((o - p).clamp_min(0) / (1 - p).clamp_min(epsilon)).to(case.masks.device)
-
-
-def _clean_and_kept(case: Case, fill: Fill, score: Score, images_per_pass: int) -> tuple[Tensor, Tensor]:
-    p = score(clean(case, images_per_pass=images_per_pass))
-    return p, score(shown(case, fill, KEPT, images_per_pass=images_per_pass))
 
 
 def fidelity_in(case: Case, *, fill: Fill = MEAN, images_per_pass: int = IMAGES_PER_PASS) -> Values:
     """1[argmax f(keep(x, m)) = argmax f(x)], whatever class is explained; 1 for a full mask."""
-    whole = clean(case, images_per_pass=images_per_pass).best
-    kept = shown(case, fill, KEPT, images_per_pass=images_per_pass).best
-    return (whole == kept).double().to(case.masks.device)
+    outcome = case.outcome(fill, sides=frozenset({KEPT}), images_per_pass=images_per_pass)
+    same = outcome.clean.argmax(1) == outcome.kept_logits.argmax(1)
+    return same.double().to(case.masks.device)
 
 
 def faithfulness(
     case: Case,
     *,
     fill: Fill = MEAN,
-    score: Score = probability,
+    score: ClassScore = probability,
     images_per_pass: int = IMAGES_PER_PASS,
 ) -> Values:
     """P - q, what removing the evidence costs, in [-1, 1]; 0 for an empty mask."""
-    p = score(clean(case, images_per_pass=images_per_pass))
-    q = score(shown(case, fill, REMOVED, images_per_pass=images_per_pass))
+    p, q = _whole_and(REMOVED, case, fill, score, images_per_pass)
     return (p - q).to(case.masks.device)
 
 
@@ -147,7 +131,7 @@ def sensitivity_n(
     cells: int = 16,
     subsets: int = 32,
     fill: Fill = MEAN,
-    score: Score = probability,
+    score: ClassScore = probability,
     images_per_pass: int = IMAGES_PER_PASS,
 ) -> Values:
     """Pearson correlation, over random subsets S, of the map's sum on S with p(x) - p(x without S), in [-1, 1].
@@ -163,24 +147,23 @@ def sensitivity_n(
         )
     cells = min(cells, *case.size)
     count = max(1, round(share * cells**2))
-    images = on_device(case)[0]
+    _, images, targets = case.played()
     if not len(images):
         return case.masks.new_zeros(0, dtype=torch.float64)
     chosen = case.once(("subsets", cells, subsets, count), lambda: _subsets(case, cells, subsets, count))
-    p = score(clean(case, images_per_pass=images_per_pass))
-    said, sums = [], []
+    p = score(case.whole(images_per_pass=images_per_pass).double(), targets)
+    drops, sums = [], []
     for index, sets in enumerate(chosen):
         here = slice(index, index + 1)
         holes = F.interpolate(sets[:, None].float(), case.size, mode="nearest-exact").to(images)
-        q = score(_without(case, here, holes, fill, images_per_pass))
-        said.append(p[here] - q)
+        drops.append(p[here] - _without(case, here, holes, fill, score, images_per_pass))
         sums.append((holes.double() * case.masks[here].to(holes).double()).sum((1, 2, 3)))
-    return _correlation(torch.stack(sums), torch.stack(said)).to(case.masks.device)
+    return _correlation(torch.stack(sums), torch.stack(drops)).to(case.masks.device)
 
 
-def _without(case: Case, here: slice, holes: Tensor, fill: Fill, images_per_pass: int) -> Reading:
-    """Read one image with each of several sets of pixels hidden."""
-    images, targets = on_device(case)
+def _without(case: Case, here: slice, holes: Tensor, fill: Fill, score: ClassScore, images_per_pass: int) -> Values:
+    """Return the score of one image with each of several sets of pixels hidden."""
+    classifier, images, targets = case.played()
     made = colours(case, fill)
     colour = made[here] if len(made) > 1 else made
 
@@ -188,7 +171,7 @@ def _without(case: Case, here: slice, holes: Tensor, fill: Fill, images_per_pass
         return torch.where(holes[at] > 0, colour, images[here])
 
     repeated = targets[here].expand(len(holes))
-    return read(case.classifier, pictures, repeated, images_per_pass=images_per_pass)
+    return read(classifier, pictures, repeated, scores=(score,), images_per_pass=images_per_pass)[score]
 
 
 def _subsets(case: Case, cells: int, subsets: int, count: int) -> list[Tensor]:

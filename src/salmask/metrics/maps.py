@@ -4,7 +4,7 @@ from math import log
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from salmask.boxes import above_mean
@@ -16,7 +16,6 @@ __all__ = [
     "MAPS",
     "area_moments",
     "complexity",
-    "degenerate",
     "mask_binarized",
     "mask_entropy",
     "mask_mean",
@@ -73,12 +72,6 @@ def mask_std(moments: np.ndarray) -> float:
     if count < 2:
         return 0.0
     return float(np.sqrt(max(0, squares * count - total * total) / (count * (count - 1)))) / STEPS
-
-
-def degenerate(masks: Masks) -> Bool[Tensor, " batch"]:
-    """Return which masks are constant (empty and full ones among them): they order no pixel before another."""
-    flat = masks.flatten(1)
-    return flat.amin(1) == flat.amax(1)
 
 
 _SOURCE = "Phang et al. 2020, spec 4.5"

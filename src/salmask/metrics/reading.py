@@ -1,146 +1,85 @@
-"""Showing pictures to the classifier: what is read of it, what fills the holes, how many pictures at once.
+"""Showing pictures to the classifier: what is read of them, what a wholly hidden picture looks like.
 
-A pass is remembered by its `Reading`, three numbers a picture, so that all scores of a case share the passes: the
+A pass is remembered by its class scores, four numbers a picture, so that all metrics of a case share the passes: the
 whole image and the bare fill are shown once, however many curves end there.
 """
 
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from salmask.classifier.hold import at_once
-from salmask.masking import BLACK, MEAN, Fill, window_blur
+from salmask.classifier import Classifier
+from salmask.classifier.hold import at_once, at_rest, pieces
+from salmask.masking import Fill
 from salmask.metrics.case import Case
 from salmask.outcome import IMAGES_PER_PASS, whole_logits
+from salmask.terms import ClassScore, logit, probability, sigmoid, top1
 from salmask.types import Images, Logits, Targets
 
-__all__ = [
-    "BLACK",
-    "IMAGES_PER_PASS",
-    "MEAN",
-    "Fill",
-    "Reading",
-    "Score",
-    "clean",
-    "colours",
-    "hidden",
-    "logit",
-    "on_device",
-    "probability",
-    "read",
-    "sigmoid",
-    "top1",
-    "window_blur",
-]
+__all__ = ["READ", "Reading", "colours", "hidden", "read", "to_read"]
 
-# What is read of the classifier
+READ: tuple[ClassScore, ...] = (probability, top1, logit, sigmoid)
+"""Class scores that are read of every picture, since a pass costs more than any of them."""
 
 
-class Reading(NamedTuple):
-    """What a classifier says of one class on each of several pictures; float64, shape (...).
+def to_read(score: ClassScore) -> tuple[ClassScore, ...]:
+    """Return the scores to read so that this one is among them."""
+    return READ if score in READ else (*READ, score)
 
-    own: the class's logit; total: log sum exp of all logits; right: whether the class has the largest logit.
-    best: the index of the largest logit.
-    """
 
-    own: Tensor
-    total: Tensor
-    best: Tensor
-    targets: Tensor
+@dataclass(frozen=True)
+class Reading:
+    """What a classifier says of one class on each of several pictures, by class score; float64, shape (...)."""
+
+    values: Mapping[ClassScore, Tensor]
 
     @classmethod
-    def of(cls, logits: Logits, targets: Targets) -> "Reading":
+    def of(cls, logits: Logits, targets: Targets, scores: Sequence[ClassScore] = READ) -> "Reading":
         """Read logits (N, K) at classes (N,)."""
-        logits = logits.detach().double()
-        own = logits.gather(1, targets[:, None])[:, 0]
-        return cls(own, logits.logsumexp(1), logits.argmax(1), targets)
+        exact = logits.detach().double()
+        return cls({score: score(exact, targets) for score in scores})
+
+    def __getitem__(self, score: ClassScore) -> Tensor:
+        return self.values[score]
 
     def view(self, *shape: int) -> "Reading":
         """Return the same numbers in another shape."""
-        return Reading(*(part.reshape(shape) for part in self))
-
-
-Score = Callable[[Reading], Tensor]
-
-
-def probability(reading: Reading) -> Tensor:
-    """softmax(l)_y, in [0, 1]."""
-    return (reading.own - reading.total).exp()
-
-
-def sigmoid(reading: Reading) -> Tensor:
-    """1 / (1 + exp(-l_y)), for classifiers of several labels at once."""
-    return reading.own.sigmoid()
-
-
-def logit(reading: Reading) -> Tensor:
-    """l_y, unbounded: only differences of logits mean something."""
-    return reading.own
-
-
-def top1(reading: Reading) -> Tensor:
-    """1[argmax l = y]: its mean over images is an accuracy."""
-    return (reading.best == reading.targets).double()
+        return Reading({score: values.reshape(shape) for score, values in self.values.items()})
 
 
 def read(
-    classifier: Any,
+    classifier: Classifier,
     pictures: Callable[[Tensor], Images],
     targets: Targets,
     *,
+    scores: Sequence[ClassScore] = READ,
     images_per_pass: int = IMAGES_PER_PASS,
 ) -> Reading:
     """Show `pictures(indices)` for all indices of `targets`, some at a time, and read the class of each.
 
-    Nothing is held but the readings. Where the device's memory does not do, half as many are shown at once, with
-    one warning. The classifier is in eval mode meanwhile and leaves as it came.
+    Nothing is held but the readings. The classifier is in eval mode meanwhile and leaves as it was. Where the
+    device's memory does not do, half as many are shown at once, with one warning.
     """
     if images_per_pass < 1:
-        raise ValueError(f"images_per_pass must be at least 1, came {images_per_pass}")
-    parts: list[Reading] = []
-    start, size = 0, images_per_pass
-    with torch.no_grad(), classifier.frozen():
-        while start < len(targets):
-            indices = torch.arange(start, min(start + size, len(targets)), device=targets.device)
-            try:
-                parts.append(Reading.of(_logits(classifier, pictures(indices)), targets[indices]))
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                size //= 2
-                warnings.warn(f"out of memory: {size} images a pass from here on", stacklevel=2)
-                continue
-            start += len(indices)
-    if not parts:
-        return Reading.of(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long))
-    return Reading(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        raise ValueError(f"images_per_pass must be at least 1, got {images_per_pass}")
 
+    def part(rows: slice) -> Reading:
+        indices = torch.arange(rows.start, rows.stop, device=targets.device)
+        shown = pictures(indices)
+        few = at_once(shown, len(shown))
+        logits = torch.cat([classifier.logits(some) for some in shown.split(few)])
+        return Reading.of(logits, targets[indices], scores)
 
-def _logits(classifier: Any, images: Images) -> Tensor:
-    few = at_once(images, len(images))
-    return torch.cat([classifier.logits(part) for part in images.split(few)])
-
-
-# Showing the pictures
-
-
-def clean(case: Case, *, images_per_pass: int = IMAGES_PER_PASS) -> Reading:
-    """Return the reading of the whole images, taken once a case."""
-    _, _, targets = case.played()
-    return Reading.of(case.whole(images_per_pass=images_per_pass), targets)
-
-
-def on_device(case: Case) -> tuple[Images, Targets]:
-    """Return the case's images and targets where its classifier lives."""
-    _, images, targets = case.played()
-    return images, targets
+    with at_rest(classifier, gradients=False):
+        parts = list(pieces(part, len(targets), max_batch=images_per_pass))
+    none = torch.zeros(0, dtype=torch.float64, device=targets.device)
+    return Reading({score: torch.cat([none, *(one[score] for one in parts)]) for score in scores})
 
 
 def colours(case: Case, fill: Fill) -> Tensor:
-    """Return the colours of a wholly hidden picture, (1, 3, 1, 1) or one an image; made once a case."""
+    """Return the colours of a wholly hidden picture, (1, C, 1, 1) or one an image; made once a case."""
     classifier, images, _ = case.played()
 
     def make() -> Tensor:
@@ -150,16 +89,14 @@ def colours(case: Case, fill: Fill) -> Tensor:
     return case.once(("colours", fill), make)
 
 
-def hidden(case: Case, fill: Fill, *, images_per_pass: int = IMAGES_PER_PASS) -> Reading:
-    """Return the reading of the bare fill, taken once a case; one picture serves all where it is one colour."""
-    classifier, images, targets = case.played()
+def hidden(case: Case, fill: Fill, *, images_per_pass: int = IMAGES_PER_PASS) -> Logits:
+    """Return the logits of the bare fill, shown once a case; one picture serves all where it is one colour."""
+    classifier, images, _ = case.played()
     made = colours(case, fill)
 
-    def show() -> Reading:
-        if len(images) and len(made) == 1:
-            logits = whole_logits(classifier, made.expand(1, *images.shape[1:]))
-            return Reading.of(logits.expand(len(images), -1), targets)
-        full = made.expand_as(images)
-        return read(classifier, lambda at: full[at], targets, images_per_pass=images_per_pass)
+    def show() -> Logits:
+        bare = made.expand(min(len(made), len(images)), *images.shape[1:])
+        logits = whole_logits(classifier, bare, images_per_pass=images_per_pass)
+        return logits.expand(len(images), -1)
 
     return case.once(("hidden", fill), show)

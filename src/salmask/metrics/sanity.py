@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.hold import Rule, layers_to_randomise, randomised, reset
 from salmask.metrics.similarity import SIMILARITIES, Similarity, similarities_for
-from salmask.types import Images, Masks, Targets
+from salmask.types import Images, Masks, Targets, constant
 
 __all__ = ["Point", "Row", "SanityCheck", "compare", "curve", "randomisation"]
 
@@ -164,8 +164,7 @@ class _Check:
     def add(self, step: str, maps: Tensor) -> None:
         self.steps.append(step)
         self.strip.append(maps[: len(self.images)])
-        flat = maps.flatten(1)
-        self.degenerate[step] = int(((flat.amin(1) == flat.amax(1)) | ~flat.isfinite().all(1)).sum())
+        self.degenerate[step] = int(constant(maps).sum())
         for name, similarity in self.similarities.items():
             values = similarity(self.before, maps).tolist()
             self.rows += [Row(step, image, name, value) for image, value in zip(self.ids, values, strict=True)]

@@ -14,16 +14,19 @@ Two settings are in use: `SCRIPT` (eps .1, beta .1, alpha 1), which the released
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from salmask.classifier import Classifier
+from salmask.masking import MEAN, Fill
 from salmask.metrics.case import Case, Metric, check_maps
 from salmask.metrics.curves import Showing, ranks, read_ranked
-from salmask.metrics.reading import IMAGES_PER_PASS, MEAN, Fill, clean, probability
-from salmask.types import Images, Targets, Values
+from salmask.outcome import IMAGES_PER_PASS, whole_logits
+from salmask.terms import probability
+from salmask.types import Images, Logits, Targets, Values
 
 __all__ = ["FUNCTION", "SCRIPT", "SOUNDNESS", "Bounds", "Certificates", "certificates", "completeness", "soundness"]
 
@@ -120,22 +123,8 @@ class Certificates:
         return self.of(targets).gather(1, self.area.argmax(1, keepdim=True))[:, 0].double()
 
 
-@dataclass(frozen=True)
-class _Sliced:
-    """A classifier that speaks of some labels only: the softmax runs over them."""
-
-    classifier: Any
-    labels: Tensor
-
-    def logits(self, images: Images) -> Tensor:
-        return self.classifier.logits(images)[:, self.labels]
-
-    def frozen(self) -> Any:
-        return self.classifier.frozen()
-
-
 def certificates(
-    classifier: Any,
+    classifier: Classifier,
     images: Images,
     maps: Float[Tensor, "batch labels height width"],
     labels: Sequence[int] | None = None,
@@ -155,27 +144,31 @@ def certificates(
     """
     chosen = _labels(classifier, labels)
     _check(images, maps, len(chosen), budgets)
-    device = getattr(classifier, "device", images.device)
+    device = classifier.device
     images, maps, chosen = images.to(device), maps.to(device), chosen.to(device)
-    sliced = _Sliced(classifier, chosen)
+
+    def among_labels(logits: Logits, targets: Targets) -> Values:
+        return probability(logits[:, chosen], targets)
+
     with torch.no_grad():
         filled = fill.infill(classifier)(images, torch.ones_like(images[:, :1])).to(images)
-    whole = _probabilities(sliced, images, images_per_pass)
+    whole = whole_logits(classifier, images, images_per_pass=images_per_pass)[:, chosen].double().softmax(1)
     inner = _steps(images.shape[-1] * images.shape[-2], budgets)[:-1]
     columns = []
     for index in range(len(chosen)):
         order = maps[:, index : index + 1] if top_first else -maps[:, index : index + 1]
-        said = read_ranked(
-            sliced,
+        reading = read_ranked(
+            classifier,
             images,
             ranks(order),
             inner,
             chosen.new_full((len(images),), index),
             keep_top=True,
             filled=filled,
+            scores=(among_labels,),
             images_per_pass=images_per_pass,
         )
-        columns.append((probability(said).sum(1) + whole[:, index]) / budgets)
+        columns.append((reading[among_labels].sum(1) + whole[:, index]) / budgets)
     area = torch.stack(columns, 1)
     return Certificates(chosen, area, whole, bounds.completeness(area, whole), bounds.soundness(area, whole))
 
@@ -193,18 +186,12 @@ def _steps(pixels: int, budgets: int) -> list[int]:
     return [round(step * pixels / budgets) for step in range(1, budgets + 1)]
 
 
-def _labels(classifier: Any, labels: Sequence[int] | None) -> Tensor:
+def _labels(classifier: Classifier, labels: Sequence[int] | None) -> Tensor:
     count = int(classifier.num_classes)
     chosen = list(range(count)) if labels is None else [int(label) for label in labels]
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= count:
         raise ValueError(f"labels must be different class indices in [0, {count - 1}], came {chosen}")
     return torch.tensor(chosen)
-
-
-def _probabilities(classifier: Any, images: Images, images_per_pass: int) -> PerLabel:
-    with torch.no_grad(), classifier.frozen():
-        parts = [classifier.logits(part).double().softmax(1) for part in images.split(images_per_pass)]
-    return torch.cat(parts)
 
 
 # One map a picture
@@ -213,8 +200,8 @@ def _probabilities(classifier: Any, images: Images, images_per_pass: int) -> Per
 def _area_of(case: Case, budgets: int) -> tuple[Values, Values]:
     pixels = case.size[0] * case.size[1]
     show = Showing(keep_top=True, fill=MEAN)
-    said = probability(show(case, _steps(pixels, budgets)))
-    return said.mean(1), probability(clean(case))
+    _, _, targets = case.played()
+    return show(case, _steps(pixels, budgets)).mean(1), probability(case.whole().double(), targets)
 
 
 def completeness(case: Case, *, bounds: Bounds = SCRIPT, budgets: int = BUDGETS) -> Values:

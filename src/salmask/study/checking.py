@@ -11,7 +11,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from salmask.classifier import Classifier
 from salmask.data import Labelled, collate
 from salmask.evaluation.checks import randomise
 from salmask.explain.base import Explainer, Explanation
+from salmask.explain.batching import joined
 from salmask.files import replace_file
 from salmask.metrics.sanity import SanityCheck
 from salmask.metrics.sanity_figures import strip_figure
@@ -133,12 +134,8 @@ class _Bounded:
         for start in range(0, len(images), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
             found = self.explainer(classifier, images[some], None if targets is None else targets[some])
-            inside = found.range[0] >= 0 and found.range[1] <= 1
-            parts.append(found.normalized("none" if inside else "minmax"))
-        columns: dict[str, Any] = {
-            name: torch.cat([getattr(part, name) for part in parts]) for name in ("masks", "targets", "logits")
-        }
-        return replace(parts[0], **columns)
+            parts.append(found.bounded())
+        return joined(parts)
 
 
 def _rows(check: str, found: SanityCheck) -> Iterator[dict[str, Any]]:

@@ -36,7 +36,7 @@ from salmask.draws import drawing
 from salmask.files import writable_folder
 from salmask.masker import Masker
 from salmask.masking import Draws, MeanColour
-from salmask.objective import Score
+from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome, play
 from salmask.training.checkpoint import fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
 from salmask.training.log import LOG, Log, extremes
@@ -224,7 +224,7 @@ class _Run:
         zoom = self.masker.zoom(size)
         return small, outcome if zoom is None else replace(outcome, masks=small, zoom=zoom)
 
-    def _learn(self, score: Score, *, keep_graph: bool) -> None:
+    def _learn(self, score: ObjectiveValue, *, keep_graph: bool) -> None:
         """Move the masker down its objective; gradients reach the masker alone."""
         self.wrapped.zero_grad()
         self.fabric.backward(score.total.mean(), inputs=self.parameters, retain_graph=keep_graph)
@@ -345,7 +345,7 @@ class _Run:
         return int(state["step"]), state["log"]
 
 
-def _numbers(score: Score, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
+def _numbers(score: ObjectiveValue, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
     """Return what is logged, as tensors, so that no step waits for the device."""
     numbers = {"loss": score.total.mean(), "mask_mean": small.mean(), "acc_whole": outcome.clean_right}
     numbers |= extremes(small.detach().mean((1, 2, 3)))

@@ -342,7 +342,7 @@ class Refined:
     ) -> Explanation:
         """Explain, then improve the maps."""
         first = self.explainer(classifier, images, targets, **given)
-        start = (first if first.range == (0.0, 1.0) else first.normalized("minmax")).masks
+        start = first.bounded().masks
         found = self.optimised.solve(classifier, images, targets, start=start)
         passes = Passes(first.passes.forward + found.passes.forward, first.passes.backward + found.passes.backward)
         return Explanation(found.masks, found.targets, found.logits, passes, notes=first.notes)
