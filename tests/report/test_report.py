@@ -1,6 +1,5 @@
 """From files to tables, figures, sentences and the page: the same bytes, nothing fetched, errors that name the line."""
 
-import gzip
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from PIL import Image
 from salmask import report
 from salmask.report.study import _within
 from salmask.report.tables import Column, number
+from salmask.rows.archive import pack
 from salmask.rows.read import agree_on_meta, file_name, read_counts, read_rows
 from salmask.rows.statistics import Interval
 from salmask.rows.write import Failures, Writer
@@ -138,20 +138,37 @@ def test_rebuilding_from_rows_alone_gives_the_same_bytes(folder, tmp_path):
     assert {name: (folder / name).read_bytes() for name in names} == before
 
 
-def test_packed_rows_give_the_same_report_and_are_not_added_to(tmp_path):
-    fill(tmp_path, explainers=("good", "bad"))
-    before = report.write_report(tmp_path)
-    path, packed = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
-    assert report.write_report(tmp_path) == before
-    with pytest.raises(ValueError, match=r"holds packed rows: unpack them to add some, `gunzip rows.jsonl.gz`"):
-        fill(tmp_path, explainers=("same",))
-    assert not path.exists()
-    for broken in (packed.read_bytes()[:-20], b"no archive"):
-        packed.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"rows.jsonl.gz: cannot be unpacked"):
-            report.write_report(tmp_path)
+def test_an_archive_gives_the_same_report_and_no_rows_are_added_to_it(tmp_path):
+    folder, again, out = tmp_path / "a", tmp_path / "b", tmp_path / "out"
+    for one in (folder, again):
+        one.mkdir()
+        with_pictures(fill(one))
+    before = report.write_report(folder)
+    page = (folder / "index.html").read_bytes()
+    archive = pack(folder)
+    assert {path.name for path in folder.iterdir()} >= {"rows.tar.xz", "table.md", "pictures"}
+    assert not any((folder / name).exists() for name in ("rows.jsonl", "counts", "training", "meta.json"))
+    assert archive.read_bytes() == pack(again).read_bytes()
+    assert report.write_report(folder) == before and (folder / "index.html").read_bytes() == page
+    assert report.write_report(folder, out=out) == before and (out / "index.html").read_bytes() == page
+    assert not (folder / "rows.jsonl").exists()
+    with pytest.raises(ValueError, match=r"holds packed rows: unpack them to add some, `tar -xf rows\.tar\.xz`"):
+        fill(folder, explainers=("same",))
+    assert not (folder / "meta.json").exists()
+    for broken in (archive.read_bytes()[:-20], b"no archive"):
+        archive.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"rows\.tar\.xz: cannot be unpacked"):
+            report.write_report(folder)
+
+
+def test_what_is_not_whole_is_not_packed(tmp_path):
+    with pytest.raises(ValueError, match=r"expected rows\.jsonl"):
+        pack(tmp_path)
+    folder = fill(tmp_path)
+    (folder / "counts" / "good" / "hits.journal").write_text("")
+    with pytest.raises(ValueError, match="has not ended"):
+        pack(folder)
+    assert (folder / "rows.jsonl").exists()
 
 
 def test_all_commands_that_filled_a_folder_are_kept(tmp_path):

@@ -15,11 +15,18 @@ class ReportCommand:
     """Rebuild tables, pictures and index.html of an evaluation from its rows alone."""
 
     folder: tyro.conf.Positional[Path]
-    """The --out of evaluate or score."""
+    """The --out of evaluate, score or study, or a folder with its archive, rows.tar.xz."""
+    out: Path | None = None
+    """Where to write; the folder itself where not given."""
+    pack: bool = False
+    """Then pack what the report is made from into one file, rows.tar.xz, from which it can be made again."""
 
     def __call__(self) -> None:
         """Run the command."""
         from salmask.report import write_report
+        from salmask.rows.archive import pack
 
-        write_report(self.folder)
-        say(f"report: {self.folder / 'index.html'}")
+        write_report(self.folder, out=self.out)
+        say(f"report: {(self.out or self.folder) / 'index.html'}")
+        if self.pack:
+            say(f"packed: {pack(self.folder)}")

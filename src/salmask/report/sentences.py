@@ -124,11 +124,7 @@ def _cost(summary: Summary, controls: Sequence[str]) -> str:
 
 
 def _degenerate(summary: Summary) -> str:
-    found = {
-        name: round(table["degenerate"].mean * table["degenerate"].n)
-        for name, table in summary.intervals.items()
-        if "degenerate" in table and table["degenerate"].mean > 0
-    }
+    found = {name: count for name, (count, _) in summary.degenerate().items()}
     if not found:
         return ""
     listed = _names([f"{name} {count}" for name, count in sorted(found.items(), key=lambda item: -item[1])])

@@ -75,6 +75,21 @@ class Summary:
         """Return the explainers whose difference from the best is not sure at 5 % after correction."""
         return [one.first for one in self.differences.get(metric, ()) if not one.adjusted < _SURE]
 
+    def difference(self, explainer: str, metric: str) -> Difference | None:
+        """Return an explainer minus the best; None where it is the best, or not compared."""
+        return next((one for one in self.differences[metric] if one.first == explainer), None)
+
+    def mark(self, explainer: str, metric: str) -> str:
+        """Return "best", "tied" where an explainer is not told from the best, or nothing."""
+        if metric in self.differences and explainer in self.tied(metric):
+            return "tied"
+        return "best" if self.best.get(metric) == explainer else ""
+
+    def degenerate(self) -> dict[str, tuple[int, int]]:
+        """Return explainer -> (degenerate maps, maps), of those that have any."""
+        columns = {name: table["degenerate"] for name, table in self.intervals.items() if "degenerate" in table}
+        return {name: (round(one.mean * one.n), one.n) for name, one in columns.items() if one.mean > 0}
+
     def mean(self, explainer: str, metric: str) -> float:
         """Return a mean; NaN where there is none."""
         interval = self.intervals.get(explainer, {}).get(metric)

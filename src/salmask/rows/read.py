@@ -1,7 +1,6 @@
 """The files of an `--out`: one line per image, explainer and metric, and how an interrupted run goes on.
 
     rows.jsonl                       {"image", "explainer", "metric", "value"}; null: no finite value
-    rows.jsonl.gz                    the same, packed: read where there is no rows.jsonl, never appended to
     counts/<explainer>/<metric>.npz  ids (N,), counts (N, ...), score, replicates (R,): set-level scores
     meta.json                        settings: explainers, metrics, data, classifier, command, version
     failures.jsonl                   {"image", "explainer", "error"}
@@ -9,12 +8,10 @@
 Read here, appended by `writer`. Needs numpy alone.
 """
 
-import gzip
 import hashlib
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +25,10 @@ from salmask.files import replace_file
 from salmask.rows.schema import ANYTHING, NUMBER, check_shape, read_json
 
 __all__ = [
+    "ARCHIVE",
     "COUNTS",
     "FAILURES",
-    "PACKED",
+    "META",
     "ROWS",
     "Rows",
     "agree_on_meta",
@@ -45,7 +43,7 @@ __all__ = [
 ]
 
 ROWS, META, FAILURES, COUNTS = "rows.jsonl", "meta.json", "failures.jsonl", "counts"
-PACKED = ROWS + ".gz"
+ARCHIVE = "rows.tar.xz"  # all of it as one file: `archive`
 _LONGEST = 120  # characters of a file name, before what is added to it
 _AGAIN = "evaluate again"
 _META_SHAPE = {
@@ -86,12 +84,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Yield (line number, end of the line in unpacked bytes, object) of a JSON-lines file, packed where it ends in .gz.
+    """Yield (line number, end of the line in unpacked bytes, object) of a JSON-lines file.
 
     Errors: ValueError that names file and line, for a line that is no JSON object.
     """
     number = end = 0
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.readlines(1 << 20):
             for line, value in zip(chunk, _parse(path, number, chunk), strict=True):
                 number += 1
@@ -166,8 +164,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def agree_on_meta(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Write meta.json and return it, joined with the explainers and the commands of earlier runs in this folder.
 
-    Errors: ValueError that names the setting, where an earlier run had another one.
+    Errors: ValueError that names the setting, where an earlier run had another one; and for rows that are packed.
     """
+    if (folder / ARCHIVE).exists() and not (folder / ROWS).exists():
+        raise ValueError(f"{folder} holds packed rows: unpack them to add some, `tar -xf {ARCHIVE}` there")
     asked: dict[str, Any] = json.loads(json.dumps(dict(meta)))  # what a later run will read back
     earlier = read_meta(folder)
     for key in sorted((earlier.keys() | asked.keys()) - _MADE_AT - {"explainers"} if earlier else ()):
@@ -212,20 +212,17 @@ class Rows:
 
 
 def read_rows(folder: Path) -> Rows:
-    """Read rows.jsonl or rows.jsonl.gz; of two rows of the same image, explainer and metric the later one counts.
+    """Read rows.jsonl; of two rows of the same image, explainer and metric the later one counts.
 
     Errors: ValueError for no file, no row, or a broken file or line (named).
     """
-    path = folder / ROWS if (folder / ROWS).exists() else folder / PACKED
+    path = folder / ROWS
     if not path.exists():
         raise ValueError(f"expected {ROWS} in {folder}, found none: name the --out of evaluate, score or study")
     found: dict[str, dict[str, dict[str, float]]] = {}
-    try:
-        for number, _, line in read_lines(path):
-            explainer, image, metric, value = parse_row(path, number, line)
-            found.setdefault(explainer, {}).setdefault(metric, {})[image] = value
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be unpacked ({error}): evaluate again") from error
+    for number, _, line in read_lines(path):
+        explainer, image, metric, value = parse_row(path, number, line)
+        found.setdefault(explainer, {}).setdefault(metric, {})[image] = value
     if not found:
         raise ValueError(f"expected rows in {path}, found an empty file: evaluate again")
     ids = sorted({image for table in found.values() for column in table.values() for image in column})

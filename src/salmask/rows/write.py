@@ -21,7 +21,7 @@ import numpy as np
 from numpy import ndarray
 
 from salmask.files import replace_file
-from salmask.rows.read import COUNTS, FAILURES, PACKED, ROWS, file_name, parse_row, read_failures, read_lines
+from salmask.rows.read import COUNTS, FAILURES, ROWS, file_name, parse_row, read_failures, read_lines
 from salmask.rows.schema import check_shape
 from salmask.rows.statistics import count_replicates
 
@@ -57,7 +57,7 @@ class Writer:
     computes: set-level metric -> counts (N, ...) -> score.
     Use as a context manager: on leaving without an error, counts become .npz files with their replicates.
 
-    Errors: ValueError for a broken line, an incomplete block that is not the last one, or rows that are packed.
+    Errors: ValueError for a broken line, or an incomplete block that is not the last one.
     """
 
     folder: Path
@@ -70,8 +70,6 @@ class Writer:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ROWS
-        if (self.folder / PACKED).exists() and not path.exists():
-            raise ValueError(f"{self.folder} holds packed rows: unpack them to add some, `gunzip {PACKED}` there")
         path.touch()
         _cut_partial_line(path)
         os.truncate(path, _complete_blocks(path, set(self.metrics), self.done))
