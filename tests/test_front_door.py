@@ -141,6 +141,7 @@ def test_explainers_are_measured_side_by_side(classifier, images, tmp_path) -> N
         ({"steps": 0}, "steps is at least 1, got 0"),
         ({"recipe": "best"}, "no recipe 'best'"),
         ({"hat": 1}, "no setting 'hat'"),
+        ({"recipe": "ca"}, "recipe ca retrains a copy of the classifier.*use `salmask train`"),
         ({"top": 0.5}, "top is no part of a training"),
         ({"epochs": float("inf")}, "epochs must be positive and finite"),
     ],

@@ -72,6 +72,12 @@ def train(
         if steps < 1:
             raise ValueError(f"steps is at least 1, got {steps}")
         training = replace(training, epochs=steps * training.batch_size / len(dataset))
+    recipe = build_recipe(variant.learns)
+    if not recipe.spares_classifier:
+        raise ValueError(
+            f"recipe {recipe.name} retrains a copy of the classifier, without which its masker cannot be read: use "
+            "`salmask train`, whose run keeps both, or the recipe 'reader' or 'fix'"
+        )
     loaded = Loaded(classifier, "", Sight(image_size or classifier.image_size))
     named = load_infills(variant.learns.infills, loaded, dataset, seed=training.seed, remask=variant.learns.remask)
     generator = torch.Generator().manual_seed(training.seed)
@@ -83,14 +89,14 @@ def train(
             classifier,
             stream_of(dataset, training, loaded.view.augmentation()),
             len(dataset),
-            recipe=build_recipe(variant.learns),
+            recipe=recipe,
             settings=training,
             out=folder,
             infill=infill or named,
             resume=resume,
             progress=progress,
         )
-    masker.classifier = classifier.fingerprint()  # of the classifier as it came out, where it was trained
+    masker.classifier = classifier.fingerprint()
     if out is not None:
         masker.save_pretrained(out)
     return masker

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,13 +36,16 @@ from salmask.training.run import (
     load_classifier,
     load_run,
 )
+from salmask.training.train import LOG
 from salmask.types import Infill
 
 __all__ = [
+    "Chosen",
     "Spec",
     "list_explainers",
     "load_bank",
     "load_explainer",
+    "load_explainers",
     "load_infill",
     "load_infills",
     "load_metrics",
@@ -150,6 +154,51 @@ def load_explainer(
         raise ValueError(f"{spec.name} explains a classifier: name one with --classifier")
     build = EXPLAINERS[spec.name]
     return spec.title or spec.text, _built(build, spec.name, spec.settings, loaded, seed=seed, bank=bank), loaded
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Explainers by the name that tables give them, each with the classifier that it explains.
+
+    base: the classifier of all that are named without one of their own. logs: the training logs of the runs among them.
+    """
+
+    explainers: Mapping[str, tuple[Explainer, Loaded]]
+    base: Loaded
+    logs: Mapping[str, Path]
+
+
+def load_explainers(
+    names: Sequence[str],
+    *,
+    loaded: Loaded | None,
+    baselines: Sequence[str] = (),
+    sight: Mapping[str, Any] = MappingProxyType({}),
+    seed: int = 0,
+    bank: Callable[[Loaded], Tensor] | None = None,
+) -> Chosen:
+    """Load several explainers, and those of `baselines` that are not among them.
+
+    loaded: the classifier for names; the first run's own where None, with `sight` as in `Loaded.seen`.
+    Errors: ValueError for no name, and for two of one title.
+    """
+    explainers: dict[str, tuple[Explainer, Loaded]] = {}
+    logs: dict[str, Path] = {}
+    for name in names:
+        title, explainer, own = load_explainer(name, loaded=loaded, seed=seed, bank=bank)
+        if title in explainers:
+            raise ValueError(f"two explainers are named {title}: give one another title, TITLE={name}")
+        explainers[title] = (explainer, own)
+        loaded = loaded or own.seen(**sight)
+        if (log := Path(named(name)[1]) / LOG).is_file():
+            logs[title] = log
+    if loaded is None:
+        raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
+    plain = {title.partition(":")[0] for title in explainers}
+    for name in baselines:
+        if name not in plain:
+            explainers[name] = load_explainer(name, loaded=loaded, seed=seed)[1:]
+    return Chosen(explainers, loaded, logs)
 
 
 def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:

@@ -25,7 +25,7 @@ from salmask.explain.learned import top_cells
 from salmask.outcome import Outcome
 from salmask.report import write_report
 from salmask.report.checks import Checks, checks_part
-from salmask.study import STUDIES, Axis, Claim, Local, Place, Row, Scale, Slurm, Study, Variant, run_study
+from salmask.study import STUDIES, Axis, Claim, Local, Row, Scale, Slurm, Source, Study, Variant, run_study
 from salmask.study.engine import Task
 from salmask.study.run import _apart
 from salmask.study.studies import few_classes, fix, infilling
@@ -55,12 +55,12 @@ class Here:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Place:
+def source(tmp_path_factory) -> Source:
     root = tmp_path_factory.mktemp("study")
     write_folder(root / "data", train=40, val=10, seed=3, size=64)
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), root / "plain.safetensors")
-    return Place(data=str(root / "data"), classifier=f"timm:test_resnet@{root / 'plain.safetensors'}", image_size=64)
+    return Source(data=str(root / "data"), classifier=f"timm:test_resnet@{root / 'plain.safetensors'}", image_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def small_study(**changes) -> Study:
     return dataclasses.replace(Study(name="small", title="A small study", rows=rows, claims=claims), **changes)
 
 
-def run(study: Study, place: Place, out: Path, jobs: Path, engine=None, scale: Scale = TINY, say=lambda text: None):
-    return run_study(study, place, scale, out=out, jobs=jobs, engine=engine or Here(), say=say)
+def run(study: Study, source: Source, out: Path, jobs: Path, engine=None, scale: Scale = TINY, say=lambda text: None):
+    return run_study(study, source, scale, out=out, jobs=jobs, engine=engine or Here(), say=say)
 
 
 # Settings
@@ -248,8 +248,8 @@ def test_the_top_cells_are_as_many_as_asked_for_and_the_highest() -> None:
 # Running
 
 
-def test_a_study_leaves_rows_table_findings_and_a_page(place, jobs, tmp_path) -> None:
-    outcome = run(small_study(), place, tmp_path / "out", jobs)
+def test_a_study_leaves_rows_table_findings_and_a_page(source, jobs, tmp_path) -> None:
+    outcome = run(small_study(), source, tmp_path / "out", jobs)
     assert outcome.failed == {} and outcome.complete == ("center", "tuned", "auto", "top")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary) == ["center", "tuned #0", "tuned #1", "auto #0", "auto #1", "top"]
@@ -273,18 +273,18 @@ def test_a_study_leaves_rows_table_findings_and_a_page(place, jobs, tmp_path) ->
     assert "A row is a picture" in (tmp_path / "out" / "index.html").read_text()  # the strip stands for them
 
 
-def test_the_mean_over_seeds_is_that_of_the_runs(place, jobs, tmp_path) -> None:
-    run(small_study(), place, tmp_path / "out", jobs)
+def test_the_mean_over_seeds_is_that_of_the_runs(source, jobs, tmp_path) -> None:
+    run(small_study(), source, tmp_path / "out", jobs)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     mean = (summary["auto #0"]["f1"]["mean"] + summary["auto #1"]["f1"]["mean"]) / 2
     line = next(one for one in (tmp_path / "out" / "study.md").read_text().splitlines() if one.startswith("| auto "))
     assert f"{mean:.3f}" in line
 
 
-def test_nothing_is_done_twice_and_the_report_is_made_again_from_rows_alone(place, jobs, tmp_path) -> None:
-    run(small_study(), place, tmp_path / "one", jobs)
+def test_nothing_is_done_twice_and_the_report_is_made_again_from_rows_alone(source, jobs, tmp_path) -> None:
+    run(small_study(), source, tmp_path / "one", jobs)
     again = Here()
-    run(small_study(name="other"), place, tmp_path / "two", jobs, again)
+    run(small_study(name="other"), source, tmp_path / "two", jobs, again)
     assert again.asked == []
     text = (tmp_path / "two" / "study.md").read_bytes()
     for name in ("study.md", "summary.json", "index.html", "figure_1.png"):
@@ -293,36 +293,36 @@ def test_nothing_is_done_twice_and_the_report_is_made_again_from_rows_alone(plac
     assert (tmp_path / "two" / "study.md").read_bytes() == text
 
 
-def test_other_settings_are_another_job_and_other_names_are_not(place, jobs, tmp_path) -> None:
-    run(small_study(), place, tmp_path / "one", jobs)
+def test_other_settings_are_another_job_and_other_names_are_not(source, jobs, tmp_path) -> None:
+    run(small_study(), source, tmp_path / "one", jobs)
     engine = Here()
     renamed = Study(name="r", title="", rows=(Row(name="of another name", variant=fix(), seeds=1),))
-    run(renamed, place, tmp_path / "two", jobs, engine)
+    run(renamed, source, tmp_path / "two", jobs, engine)
     assert engine.asked == [] or engine.asked == ["of another name"]  # trained already; measured if it was not chosen
     longer = dataclasses.replace(TINY, lr=1e-3)
-    run(renamed, place, tmp_path / "three", jobs, engine := Here(), scale=longer)
+    run(renamed, source, tmp_path / "three", jobs, engine := Here(), scale=longer)
     assert engine.asked == ["of another name"]
 
 
-def test_a_job_that_fails_is_named_and_tried_again_alone(place, jobs, tmp_path) -> None:
+def test_a_job_that_fails_is_named_and_tried_again_alone(source, jobs, tmp_path) -> None:
     study = small_study(rows=(*small_study().rows, Row(name="odd", variant=fix(0.2, 2.0))))
-    outcome = run(study, place, tmp_path / "out", jobs, Here(fail="odd"))
+    outcome = run(study, source, tmp_path / "out", jobs, Here(fail="odd"))
     assert outcome.failed == {"odd": "ValueError: told to fail"}
     assert "odd" not in outcome.complete and len(outcome.complete) == 4
     assert "Failed: odd (ValueError: told to fail)" in (tmp_path / "out" / "study.md").read_text()
     engine = Here()
-    outcome = run(study, place, tmp_path / "out", jobs, engine)
+    outcome = run(study, source, tmp_path / "out", jobs, engine)
     assert engine.asked == ["odd"] and outcome.failed == {} and "odd" in outcome.complete
 
 
-def test_a_row_whose_tuning_failed_is_named_left_out_and_tuned_again(place, tmp_path) -> None:
+def test_a_row_whose_tuning_failed_is_named_left_out_and_tuned_again(source, tmp_path) -> None:
     tuned = Row(name="tuned", candidates=(fix(), fix(1.0, 10.0)))
     study = Study(name="s", title="S", rows=(Row(name="center", explainer="center"), tuned))
-    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", Here(fail="tuned, tuning"))
+    outcome = run(study, source, tmp_path / "out", tmp_path / "jobs", Here(fail="tuned, tuning"))
     assert outcome.failed == {"tuned, tuning": "ValueError: told to fail"} and outcome.complete == ("center",)
     assert "Failed: tuned, tuning" in (tmp_path / "out" / "study.md").read_text()
     engine = Here()
-    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", engine)
+    outcome = run(study, source, tmp_path / "out", tmp_path / "jobs", engine)
     assert engine.asked == ["tuned, tuning", "tuned, tuning", "tuned"]
     assert outcome.failed == {} and outcome.complete == ("center", "tuned")
 
@@ -338,9 +338,9 @@ class Trying(Here):
                 done(task, 0.0, f"{type(error).__name__}: {error}")
 
 
-def test_tuning_sees_no_picture_of_val(place, tmp_path) -> None:
-    shutil.copytree(place.data, tmp_path / "data", ignore=shutil.ignore_patterns("val*"))
-    bare = dataclasses.replace(place, data=str(tmp_path / "data"))
+def test_tuning_sees_no_picture_of_val(source, tmp_path) -> None:
+    shutil.copytree(source.data, tmp_path / "data", ignore=shutil.ignore_patterns("val*"))
+    bare = dataclasses.replace(source, data=str(tmp_path / "data"))
     study = Study(name="s", title="S", rows=(Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))),))
     with pytest.raises(ValueError, match=r"no row could be measured; first reason: .*val"):
         run(study, bare, tmp_path / "out", tmp_path / "jobs", Trying())
@@ -351,9 +351,9 @@ def test_tuning_sees_no_picture_of_val(place, tmp_path) -> None:
     assert seen and all(image.startswith("train/") for image in seen)
 
 
-def test_a_job_that_was_killed_goes_on_from_its_checkpoint(place, tmp_path, monkeypatch) -> None:
+def test_a_job_that_was_killed_goes_on_from_its_checkpoint(source, tmp_path, monkeypatch) -> None:
     study = Study(name="s", title="S", rows=(Row(name="one", variant=fix()),))
-    run(study, place, tmp_path / "whole", tmp_path / "whole_jobs")
+    run(study, source, tmp_path / "whole", tmp_path / "whole_jobs")
     made, step, steps = Settings, _Run.fixed_step, []
 
     def fixed_step(self, number, batch):
@@ -365,14 +365,14 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoint(place, tmp_path, monk
     monkeypatch.setattr("salmask.study.work.Settings", lambda **given: made(**{**given, "save_every": 1}))
     monkeypatch.setattr(_Run, "fixed_step", fixed_step)
     with pytest.raises(ValueError, match="killed"):
-        run(study, place, tmp_path / "out", tmp_path / "jobs", Trying())
-    assert run(study, place, tmp_path / "out", tmp_path / "jobs").failed == {}
+        run(study, source, tmp_path / "out", tmp_path / "jobs", Trying())
+    assert run(study, source, tmp_path / "out", tmp_path / "jobs").failed == {}
     assert steps == [0, 1, 1]  # the first step is not done again
     whole, again = (next((tmp_path / jobs).glob("*/model.safetensors")) for jobs in ("whole_jobs", "jobs"))
     assert whole.read_bytes() == again.read_bytes()
 
 
-def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(place, tmp_path, monkeypatch) -> None:
+def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(source, tmp_path, monkeypatch) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("salmask.study.run.time", SimpleNamespace(perf_counter=lambda: clock.now))
 
@@ -387,7 +387,7 @@ def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(
     told: list[str] = []
     study = Study(name="s", title="S", rows=rows)
     engine = Slow()
-    run(study, place, tmp_path / "out", tmp_path / "jobs", engine, say=told.append)
+    run(study, source, tmp_path / "out", tmp_path / "jobs", engine, say=told.append)
     assert [line.split("]")[0] for line in told[:2]] == ["[1/5, 3 min left", "[2/5, 2 min left"]
     assert [line.split("]")[0] for line in told[-1:]] == ["[5/5, 0 min left"]
     assert engine.asked[:2] == ["tuned, tuning"] * 2
@@ -396,17 +396,17 @@ def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(
     assert _apart([one, again, other]) == [one, other, again]
 
 
-def test_one_candidate_is_trained_once_and_is_the_first(place, tmp_path) -> None:
+def test_one_candidate_is_trained_once_and_is_the_first(source, tmp_path) -> None:
     rows = (Row(name="tuned", candidates=(fix(1.0, 10.0), fix())),)
     engine = Here()
     scale = dataclasses.replace(TINY, candidates=1)
-    run(Study(name="s", title="S", rows=rows), place, tmp_path / "out", tmp_path / "jobs", engine, scale=scale)
+    run(Study(name="s", title="S", rows=rows), source, tmp_path / "out", tmp_path / "jobs", engine, scale=scale)
     assert engine.asked == ["tuned"] and len(list((tmp_path / "jobs").iterdir())) == 1
     told = json.loads((tmp_path / "out" / "study.json").read_text())
     assert Variant.of(**told["rows"][0]["variant"]) == fix(1.0, 10.0) and told["tuning"] == {}
 
 
-def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(place, tmp_path, monkeypatch) -> None:
+def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(source, tmp_path, monkeypatch) -> None:
     cut, trained, measured = [], [], []
 
     def batches(*arguments, **options):
@@ -423,7 +423,7 @@ def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(plac
     monkeypatch.setattr("salmask.study.work.compare", compare_)
     scale = dataclasses.replace(TINY, train_size=32, scale_crop=0.4, scale_most=0.6)
     rows = (Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))),)
-    run(Study(name="s", title="S", rows=rows), place, tmp_path / "out", tmp_path / "jobs", scale=scale)
+    run(Study(name="s", title="S", rows=rows), source, tmp_path / "out", tmp_path / "jobs", scale=scale)
     assert set(trained) == {(32, 32)} and set(measured) == {(64, 64)} and len(measured) == 3
     assert {(one.size, one.scale) for one in cut} == {(32, (0.4, 0.6))}
 
@@ -431,10 +431,10 @@ def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(plac
 # As released
 
 
-def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(place, tmp_path) -> None:
+def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(source, tmp_path) -> None:
     told = {"data": "d", "classifier": "c"}
-    masker = Job(place=place, scale=Scale(), seed=1, variant=fix(top=0.5))
-    naive = Job(place=place, scale=Scale(), explainer="center")
+    masker = Job(source=source, scale=Scale(), seed=1, variant=fix(top=0.5))
+    naive = Job(source=source, scale=Scale(), explainer="center")
     assert masker.folder(tmp_path, told).name == "27dd0a99bba6"  # a new setting at its default changes no job
     for of_the_table in ({"candidates": 1}, {"measured": 5}, {"seeds": 9}, {"final": 1.0}):
         same = dataclasses.replace(masker, scale=Scale(**of_the_table))
@@ -446,7 +446,7 @@ def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(
     assert released.folder(tmp_path, told) != naive.folder(tmp_path, told)
 
 
-def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(place, tmp_path) -> None:
+def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(source, tmp_path) -> None:
     pool = Variant.of(recipe="ca", history="sample", pool_size=2, pool_every=1)
     rows = (
         Row(name="center", explainer="center", place=1),
@@ -456,9 +456,9 @@ def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(place, tmp
     claims = (Claim(text="A pool helps", row="pool", against="tuned"),)
     study = Study(name="s", title="S", rows=rows, claims=claims, axis=Axis(x="row"), checks=("center",), checked=2)
     scale = dataclasses.replace(TINY, as_released=True)
-    assert run(study, place, tmp_path / "described", tmp_path / "jobs").failed == {}
+    assert run(study, source, tmp_path / "described", tmp_path / "jobs").failed == {}
     before = set((tmp_path / "jobs").iterdir())
-    assert run(study, place, tmp_path / "released", tmp_path / "jobs", scale=scale).failed == {}
+    assert run(study, source, tmp_path / "released", tmp_path / "jobs", scale=scale).failed == {}
     assert len(set((tmp_path / "jobs").iterdir()) - before) == 4  # center, two candidates, pool
     histories = [json.loads(path.read_text())["recipe"]["history"] for path in (tmp_path / "jobs").glob("*/run.json")]
     assert sorted(one for one in histories if one != "off") == ["sample", "skip_update"]
@@ -469,13 +469,13 @@ def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(place, tmp
     assert (tmp_path / "released" / "figure_2.png").is_file()
 
 
-def test_a_study_of_failures_alone_is_an_error(place, tmp_path) -> None:
+def test_a_study_of_failures_alone_is_an_error(source, tmp_path) -> None:
     study = Study(name="s", title="", rows=(Row(name="odd", variant=fix()),))
     with pytest.raises(ValueError, match="no row could be measured; first reason: ValueError: told to fail"):
-        run(study, place, tmp_path / "out", tmp_path / "jobs", Here(fail="odd"))
+        run(study, source, tmp_path / "out", tmp_path / "jobs", Here(fail="odd"))
 
 
-def test_conditions_heads_infills_and_subsets_all_train(place, tmp_path) -> None:
+def test_conditions_heads_infills_and_subsets_all_train(source, tmp_path) -> None:
     variants = {
         "told its area": fix(area_condition=True, area_power=2.0, area=0.5),
         "told the class": fix(class_condition=True),
@@ -492,17 +492,17 @@ def test_conditions_heads_infills_and_subsets_all_train(place, tmp_path) -> None
         "alongside": Variant.of(recipe="ca", history="sample", pool_size=2, pool_every=1, lr=0.5),
     }
     rows = tuple(Row(name=name, variant=one) for name, one in variants.items())
-    outcome = run(Study(name="all", title="All", rows=rows), place, tmp_path / "out", tmp_path / "jobs")
+    outcome = run(Study(name="all", title="All", rows=rows), source, tmp_path / "out", tmp_path / "jobs")
     assert outcome.failed == {} and set(outcome.complete) == set(variants)
 
 
-def test_a_masker_is_read_with_another_classifier_and_is_trained_once(place, tmp_path) -> None:
+def test_a_masker_is_read_with_another_classifier_and_is_trained_once(source, tmp_path) -> None:
     rows = (
         Row(name="own", variant=Variant.of(recipe="ca")),
         Row(name="original", variant=Variant.of(recipe="ca", reads="original")),
-        Row(name="by name", variant=Variant.of(recipe="ca", reads=place.classifier)),
+        Row(name="by name", variant=Variant.of(recipe="ca", reads=source.classifier)),
     )
-    outcome = run(Study(name="r", title="R", rows=rows), place, tmp_path / "out", tmp_path / "jobs")
+    outcome = run(Study(name="r", title="R", rows=rows), source, tmp_path / "out", tmp_path / "jobs")
     assert outcome.failed == {} and len(list((tmp_path / "jobs").glob("*/run.json"))) == 1
     lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
     means = {}
@@ -544,14 +544,14 @@ class Faked:
         return jobs
 
 
-def test_a_cluster_is_given_the_jobs_and_its_failures_are_told(place, tmp_path, monkeypatch) -> None:
+def test_a_cluster_is_given_the_jobs_and_its_failures_are_told(source, tmp_path, monkeypatch) -> None:
     faked = Faked()
     monkeypatch.setitem(sys.modules, "submitit", faked)
     engine = Slurm(tmp_path / "logs", at_once=3, options=(("slurm_partition", "gpu"), ("timeout_min", 120)))
     study = Study(
         name="s", title="S", rows=(Row(name="center", explainer="center"), Row(name="cut", variant=fix(top=0.5)))
     )
-    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", engine)
+    outcome = run(study, source, tmp_path / "out", tmp_path / "jobs", engine)
     assert outcome.failed == {} and faked.started == 2
     assert faked.settings == {"slurm_array_parallelism": 3, "slurm_partition": "gpu", "timeout_min": 120}
     broken = tmp_path / "broken"
@@ -565,10 +565,10 @@ def test_a_cluster_is_given_the_jobs_and_its_failures_are_told(place, tmp_path, 
         engine.run([Task(broken, "val", "broken")], lambda *told: None)
 
 
-def test_several_local_processes_work_at_once(place, tmp_path) -> None:
+def test_several_local_processes_work_at_once(source, tmp_path) -> None:
     rows = tuple(Row(name=name, explainer=name) for name in ("center", "full"))
     study = Study(name="s", title="S", rows=rows)
-    outcome = run(study, place, tmp_path / "out", tmp_path / "jobs", Local(workers=2, threads=1))
+    outcome = run(study, source, tmp_path / "out", tmp_path / "jobs", Local(workers=2, threads=1))
     assert outcome.failed == {} and set(outcome.complete) == {"center", "full"}
 
 
@@ -586,7 +586,7 @@ def test_local_processes_carry_out_tasks_and_say_why_one_failed(tmp_path) -> Non
 # Checks of maps
 
 
-def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_alone(place, jobs, tmp_path) -> None:
+def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_alone(source, jobs, tmp_path) -> None:
     rows = (
         Row(name="gradcam", explainer="gradcam"),
         Row(name="FIX", variant=fix(), seeds=2),
@@ -596,7 +596,7 @@ def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_al
         name="s", title="S", rows=rows, checks=("FIX", "gradcam"), pairs=(("FIX", "random labels"),), checked=4
     )
     out = tmp_path / "out"
-    assert run(study, place, out, jobs).failed == {}
+    assert run(study, source, out, jobs).failed == {}
     found = json.loads((out / "checks.json").read_text())
     assert len(found["images"]) == 4
     asked = {(row["explainer"], row["check"]) for row in found["rows"]}
@@ -617,7 +617,7 @@ def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_al
     write_report(out)
     assert (out / "study.md").read_text() == text and (out / "index.html").read_text() == page
     again = Here()
-    run(study, place, out, jobs, again)
+    run(study, source, out, jobs, again)
     assert again.asked == []
 
 
@@ -650,17 +650,17 @@ def test_pairs_are_held_against_maps_of_other_pictures_and_other_trainings() -> 
 # The command
 
 
-def test_the_command_runs_a_study_of_one_s_own(place, tmp_path, capsys) -> None:
+def test_the_command_runs_a_study_of_one_s_own(source, tmp_path, capsys) -> None:
     own = tmp_path / "mine.py"
     own.write_text(
         "from salmask.study import Row, Study\n"
         "def study(scale):\n"
         "    return Study(name='mine', title='Mine', rows=[Row(name='center', explainer='center')])\n"
     )
-    spec = ["--data", place.data, "--classifier", place.classifier, "--image-size", "64", "--measured", "4"]
+    spec = ["--data", source.data, "--classifier", source.classifier, "--image-size", "64", "--measured", "4"]
     out = tmp_path / "out"
     assert main(["study", str(own), *spec, "--out", str(out), "--jobs", str(tmp_path / "jobs")]) == 0
-    assert "| center | 1 |" in (out / "study.md").read_text()
+    assert "| center |" in (out / "study.md").read_text()
     assert "report:" in capsys.readouterr().out
 
 

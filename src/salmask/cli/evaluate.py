@@ -53,32 +53,22 @@ class EvaluateCommand(DataOptions):
         from salmask.explain.controls import BASELINES
         from salmask.files import writable_folder
         from salmask.report import add_training
-        from salmask.specs import load_explainer, load_metrics, named
+        from salmask.specs import load_explainers, load_metrics, named
         from salmask.training.released import metric_as_released
         from salmask.training.run import load_classifier
-        from salmask.training.train import LOG
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
-        loaded, curves = {}, {}
-        for spec in self.explainer:
-            name, method, own = load_explainer(spec, loaded=base, seed=self.seed, bank=self.bank)
-            if name in loaded:
-                raise ValueError(f"two explainers are named {name}: give one another title, TITLE={spec}")
-            loaded[name] = (method, own)
-            base = base or own.seen(**self.pictures())
-            if (lines := Path(named(spec)[1]) / LOG).is_file():
-                curves[name] = lines
-        if base is None:
-            raise ValueError("name at least one explainer: the folder of a run, or a name such as gradcam")
-        given = {name.partition(":")[0] for name in loaded}
-        for name in BASELINES if self.baselines else ():
-            if name not in given:
-                loaded[name] = load_explainer(name, loaded=base, seed=self.seed)[1:]
-        judge = (
-            load_classifier(self.scoring, **self.pictures()) if self.scoring else (base if self.classifier else None)
+        chosen = load_explainers(
+            self.explainer,
+            loaded=base,
+            baselines=tuple(BASELINES) if self.baselines else (),
+            sight=self.pictures(),
+            seed=self.seed,
+            bank=self.bank,
         )
-        view = base.view
-        dataset = self.read(self.split, base, transform=view.transform(), classes=base.classes)
+        judge = load_classifier(self.scoring, **self.pictures()) if self.scoring else base
+        base = chosen.base
+        dataset = self.read(self.split, base, transform=base.view.transform(), classes=base.classes)
         rules = Rules(
             target=self.target,
             normalize={} if self.normalize is None else self.normalize,
@@ -89,10 +79,10 @@ class EvaluateCommand(DataOptions):
         if self.as_released:
             metrics = load_metrics([metric_as_released(name) for name in metrics])
         writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
-        for name, lines in curves.items():
-            add_training(self.out, name, lines)
+        for name, log in chosen.logs.items():
+            add_training(self.out, name, log)
         summary = compare(
-            loaded,
+            chosen.explainers,
             metrics,
             spread(dataset, self.limit),
             rules=rules,

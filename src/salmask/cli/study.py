@@ -1,17 +1,18 @@
 """`salmask study`: which ingredient of masking matters."""
 
-import importlib.util
 import shutil
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tyro
 
 from salmask import __version__
 from salmask.cli.console import progress_bar, say, typed_command
 from salmask.training.settings import Precision
+
+if TYPE_CHECKING:
+    from salmask.study import Engine, Scale, Source
 
 __all__ = ["StudyCommand"]
 
@@ -75,32 +76,16 @@ class StudyCommand:
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.study import STUDIES, run_study
-        from salmask.study.studies import few_classes, infilling
+        from salmask.study import chosen_studies, run_study
 
-        scale = self._scale()
-        table = dict(STUDIES)
-        if self.inpainter is not None:
-            if not self.inpainter.is_file():
-                raise ValueError(f"no inpainter at {self.inpainter}: make one with `salmask inpainter`")
-            table["infilling"] = partial(infilling, inpainter=str(self.inpainter))
-        if self.name.endswith(".py"):
-            asked = {Path(self.name).stem: _own(Path(self.name))}
-        elif self.name == "all":
-            asked = table
-        elif self.name in table:
-            asked = {self.name: table[self.name]}
-        else:
-            raise ValueError(f"no study {self.name!r}: expected {', '.join(table)}, all, or a .py file")
-        place = self._place()
-        if asked.get("few_classes") is few_classes:
-            asked["few_classes"] = partial(few_classes, total=place.classes())
+        scale, source = self._scale(), self._source()
+        studies = chosen_studies(self.name, inpainter=self.inpainter, classes=source.classes)
         failed: dict[str, str] = {}
-        for name, study in asked.items():
-            out = self.out / name if len(asked) > 1 else self.out
-            outcome = run_study(
+        for name, study in studies.items():
+            out = self.out / name if len(studies) > 1 else self.out
+            result = run_study(
                 study(scale),
-                place,
+                source,
                 scale,
                 out=out,
                 jobs=self.jobs,
@@ -113,30 +98,30 @@ class StudyCommand:
                     "version": __version__,
                 },
             )
-            failed |= outcome.failed
+            failed |= result.failed
             say(f"report: {out / 'index.html'}; table: {out / 'study.md'}")
         if failed:
             name, reason = next(iter(failed.items()))
             raise ValueError(f"{len(failed)} jobs failed, first {name}: {reason}; the same command tries them again")
 
-    def _scale(self) -> Any:
+    def _scale(self) -> "Scale":
         from salmask.study import Scale
 
         scale = Scale()
         if self.data is None:
             scale = Scale(images=3000, final=2.0, batch_size=50, seeds=1, measured=300, layers=(1, 2, 3, 4))
-        shared = {one.name for one in fields(Scale)} & {one.name for one in fields(self)}
+        shared = {field.name for field in fields(Scale)} & {field.name for field in fields(self)}
         given = {name: value for name in shared if (value := getattr(self, name)) is not None}
         return replace(scale, **given)
 
-    def _place(self) -> Any:
+    def _source(self) -> "Source":
         from salmask.data import absolute
-        from salmask.study import Place
+        from salmask.study import Source
 
         if self.data is not None:
             if self.classifier is None:
                 raise ValueError("a study of your own data needs --classifier: train one with `salmask classifier`")
-            return Place(
+            return Source(
                 data=absolute(self.data),
                 classifier=self.classifier,
                 image_size=self.image_size,
@@ -146,9 +131,11 @@ class StudyCommand:
             raise ValueError("--classifier goes with --data: built-in pictures have a classifier of their own")
         from salmask.cli.builtin import builtin_classifier
 
-        return Place(data=None, classifier=builtin_classifier(self.jobs / "builtin.safetensors", progress=progress_bar))
+        return Source(
+            data=None, classifier=builtin_classifier(self.jobs / "builtin.safetensors", progress=progress_bar)
+        )
 
-    def _engine(self) -> Any:
+    def _engine(self) -> "Engine":
         from salmask.study import Local, Slurm
 
         if self.slurm is None:
@@ -157,15 +144,3 @@ class StudyCommand:
             raise ValueError("--slurm needs Slurm's sbatch on this machine; leave it out to use local processes")
         options = tuple(tuple(part.split("=", 1)) for part in self.slurm.split(",") if "=" in part)
         return Slurm(self.jobs / "slurm", at_once=self.workers, options=options)  # type: ignore[arg-type]
-
-
-def _own(path: Path) -> Any:
-    """Return the function `study` of a user's file."""
-    if not path.is_file():
-        raise ValueError(f"no file {path}: expected Python with a function study(scale)")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    if not callable(getattr(module, "study", None)):
-        raise ValueError(f"{path} has no function study(scale) that returns a salmask.study.Study")
-    return module.study

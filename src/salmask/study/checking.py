@@ -50,7 +50,7 @@ class Checked:
 
 def write_maps(explainer: Explainer, loaded: Loaded, dataset: Labelled, out: Path) -> None:
     """Write the maps of all pictures of a data set, in [0, 1]."""
-    batch = collate([dataset[place] for place in range(len(dataset))])
+    batch = collate([dataset[index] for index in range(len(dataset))])
     found = _Bounded(explainer)(loaded.classifier, batch.images.to(loaded.classifier.device), None)
     maps = found.masks[:, 0].float().cpu().numpy()
 
@@ -80,7 +80,7 @@ def write_checks(
             rows += _rows(name, check)
             strip = partial(strip_figure(check).savefig, dpi=100)
             replace_file(out / f"{name.replace(', ', '_')}.png", strip)
-    content = {"images": [dataset.ids[place] for place in range(len(dataset))], "rows": rows}
+    content = {"images": list(dataset.ids), "rows": rows}
     replace_file(out / CHECKS, lambda at: at.write_text(_one_a_line(content), encoding="utf-8"))
 
 

@@ -16,7 +16,7 @@ from salmask.rows.read import COUNTS, ROWS, file_name, read_lines, read_meta, wr
 from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task
 from salmask.study.settings import Row, Scale, Study
-from salmask.study.work import Job, Place, finished, results
+from salmask.study.work import Job, Source, finished, results
 from salmask.training.variant import Variant
 
 __all__ = ["Engine", "StudyResult", "run_study"]
@@ -44,7 +44,7 @@ class StudyResult:
 
 def run_study(
     study: Study,
-    place: Place,
+    source: Source,
     scale: Scale,
     *,
     out: Path,
@@ -60,8 +60,8 @@ def run_study(
     """
     writable_folder(out)
     writable_folder(jobs)
-    fingerprint = place.fingerprint()
-    desk = _Desk(place, scale, jobs, fingerprint, engine, say)
+    fingerprint = source.fingerprint()
+    desk = _Desk(source, scale, jobs, fingerprint, engine, say)
     chosen, tuning, failed = desk.tune(study)
     members = {row.name: desk.members(row, chosen) for row in study.rows if not row.candidates or row.name in chosen}
     failed |= desk.do(_flat(members), later=_checks(study, members))
@@ -85,23 +85,23 @@ def run_study(
 
 @dataclass
 class _Desk:
-    """Turns rows into tasks and hands them out, each content once; knows how far the whole study is."""
+    """Turns rows into tasks and hands them out, each content once; keeps count of the whole study."""
 
-    place: Place
+    source: Source
     scale: Scale
     jobs: Path
     fingerprint: dict[str, Any]
     engine: Engine
     say: Say
-    known: dict[Path, Job] = field(default_factory=dict)
+    job_of: dict[Path, Job] = field(default_factory=dict)
     count: int = 0
     spent: float = 0.0
     start: float = field(default_factory=lambda: time.perf_counter())
 
     def task(self, on: str, name: str, *, variant: Variant | None, explainer: str | None, seed: int) -> Task:
-        job = Job(place=self.place, scale=self.scale, seed=seed, variant=variant, explainer=explainer)
+        job = Job(source=self.source, scale=self.scale, seed=seed, variant=variant, explainer=explainer)
         folder = job.folder(self.jobs, self.fingerprint)
-        self.known[folder] = job
+        self.job_of[folder] = job
         if variant is None:
             return Task(folder, on, name, 0.05)
         trained = (folder / "run.json").is_file()
@@ -141,17 +141,18 @@ class _Desk:
         first = {row.name: row.candidates[0] for row in rows if row.candidates}
         expected = {row.name: self.members(row, first) for row in rows}
         later = [*_flat(expected), *_checks(study, expected)]
-        failed = self.do([task for found in tried.values() for _, task in found], later=later)
-        said = {}
-        for name, found in tried.items():
-            scores = [self._le(task) for _, task in found]
-            said[name] = [
-                {"variant": one.settings(), "le": score} for score, (one, _) in zip(scores, found, strict=True)
+        failed = self.do([task for candidates in tried.values() for _, task in candidates], later=later)
+        compared = {}
+        for name, candidates in tried.items():
+            scores = [self._le(task) for _, task in candidates]
+            variants = [variant for variant, _ in candidates]
+            compared[name] = [
+                {"variant": variant.settings(), "le": le} for variant, le in zip(variants, scores, strict=True)
             ]
-            known = [score for score in scores if score is not None]
-            if len(known) == len(scores):
-                chosen[name] = found[scores.index(min(known))][0]
-        return chosen, said, failed
+            measured = [score for score in scores if score is not None]
+            if len(measured) == len(scores):
+                chosen[name] = variants[scores.index(min(measured))]
+        return chosen, compared, failed
 
     def do(self, tasks: Sequence[Task], later: Sequence[Task] = ()) -> dict[str, str]:
         """Carry out what is missing, and say how far the study is; return name -> reason of what failed.
@@ -166,14 +167,14 @@ class _Desk:
         def done(task: Task, seconds: float, error: str | None) -> None:
             self.spent, self.count = self.spent + costs[_results(task, self.scale)], self.count + 1
             left = (time.perf_counter() - self.start) * (total - self.spent) / max(self.spent, 1e-9)
-            told = f"failed: {error}" if error else f"{seconds:.0f} s"
+            end = f"failed: {error}" if error else f"{seconds:.0f} s"
             name = task.name if task.on in ("tuning", "val") else f"{task.name}, {task.on}"
-            self.say(f"[{self.count}/{whole}, {left / 60:.0f} min left] {name} ({task.folder.name}): {told}")
+            self.say(f"[{self.count}/{whole}, {left / 60:.0f} min left] {name} ({task.folder.name}): {end}")
             if error:
                 failed[name] = error
 
         for task in missing.values():
-            self.known[task.folder].write(task.folder, self.fingerprint)
+            self.job_of[task.folder].write(task.folder, self.fingerprint)
         if missing:
             self.engine.run(_apart(missing.values()), done)
         return failed
@@ -198,7 +199,7 @@ class _Desk:
 
 
 def _flat(members: Mapping[str, Mapping[str, Task]]) -> list[Task]:
-    return [task for found in members.values() for task in found.values()]
+    return [task for tasks in members.values() for task in tasks.values()]
 
 
 def _apart(tasks: Iterable[Task]) -> list[Task]:
@@ -210,8 +211,8 @@ def _apart(tasks: Iterable[Task]) -> list[Task]:
 def _checks(study: Study, members: Mapping[str, Mapping[str, Task]]) -> list[Task]:
     """Return the tasks that look at the maps of rows: randomised for the first training, compared for two of each."""
     tasks = []
-    for row, found in members.items():
-        trainings = list(found.items())
+    for row, row_tasks in members.items():
+        trainings = list(row_tasks.items())
         if row in study.checks:
             name, task = trainings[0]
             tasks.append(replace(task, on="checks", name=name, cost=0.2, pictures=study.checked))
@@ -300,7 +301,7 @@ def _description(
     scale: Scale,
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return what the report is told of a study, as JSON has it."""
+    """Return the description of a study that the report reads, as JSON has it."""
     names = {row.name for row in rows}
     described = []
     for row in rows:

@@ -12,22 +12,25 @@ Area weights are tuned on boxes of held-out training images, from two candidates
 ImageNet with its 1,000 classes. Everything is measured on `val` once.
 """
 
+import runpy
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from salmask.study.settings import Axis, Claim, Row, Scale, Study
 from salmask.training.settings import ORIGINAL
 from salmask.training.variant import Variant
 
-__all__ = ["STUDIES", "fix", "one_sided", "two_sided"]
+__all__ = ["STUDIES", "both_sides", "ca", "chosen_studies", "fix", "one_sided"]
 
 NAIVE = ("full", "center", "gradcam")
 TV = 0.001  # once per active side
 CAREFUL = 1 / 3  # of the study's learning rate: a classifier that learns too moves the masker's target
 
 
-def two_sided(kept: str, removed: str, area_in: float, area_out: float, **changes: Any) -> Variant:
+def both_sides(kept: str, removed: str, area_in: float, area_out: float, **changes: Any) -> Variant:
     """Return a variant with one term on each side and its conditional areas."""
     terms = ((kept, 1), (removed, 1), ("area_if_kept_right", area_in), ("area_if_removed_wrong", area_out))
     return _made((*terms, ("total_variation", 2 * TV)), changes)
@@ -73,7 +76,7 @@ def objectives(scale: Scale) -> Study:
         for first in kept:
             for second in removed:
                 tried = tuple(
-                    two_sided(kept[first], removed[second], *areas, **changes) for areas in _tried_areas(kind)
+                    both_sides(kept[first], removed[second], *areas, **changes) for areas in _tried_areas(kind)
                 )
                 rows.append(Row(name=f"{kind} {first} + {second}", candidates=tried, seeds=scale.other_seeds))
     best = "MaxClass(I) + MaxEnt(O)"
@@ -261,7 +264,7 @@ def table1(scale: Scale) -> Study:
             Row(name=f"{kind} {name}", variant=one_sided(term, area, **changes), seeds=scale.other_seeds)
             for name, (term, area) in lone.items()
         ]
-        pair = two_sided("max_class_kept", "min_class_removed", *_tried_areas(kind)[0], **changes)
+        pair = both_sides("max_class_kept", "min_class_removed", *_tried_areas(kind)[0], **changes)
         rows.append(Row(name=f"{kind} MaxClass(I) + MinClass(O)", variant=pair, seeds=scale.other_seeds))
     published = Variant.of(recipe="fix", images=scale.final)
     rows += [Row(name="FIX, published weights", variant=published, seeds=scale.seeds)]
@@ -315,3 +318,35 @@ STUDIES: Mapping[str, Callable[[Scale], Study]] = MappingProxyType(
     }
 )
 """Studies by name."""
+
+
+def chosen_studies(
+    name: str, *, inpainter: Path | None = None, classes: Callable[[], int]
+) -> dict[str, Callable[[Scale], Study]]:
+    """Return the studies that a word stands for: a name of `STUDIES`, "all", or a .py file with study(scale).
+
+    inpainter: its file, for the study `infilling`. classes: counts the classes of the data, for `few_classes`.
+    Errors: ValueError for another word, a missing inpainter, and a file without such a function.
+    """
+    if inpainter is not None and not inpainter.is_file():
+        raise ValueError(f"no inpainter at {inpainter}: make one with `salmask inpainter`")
+    if name.endswith(".py"):
+        return {Path(name).stem: _own(Path(name))}
+    if name != "all" and name not in STUDIES:
+        raise ValueError(f"no study {name!r}: expected {', '.join(STUDIES)}, all, or a .py file")
+    chosen = dict(STUDIES) if name == "all" else {name: STUDIES[name]}
+    if inpainter is not None and "infilling" in chosen:
+        chosen["infilling"] = partial(infilling, inpainter=str(inpainter))
+    if "few_classes" in chosen:
+        chosen["few_classes"] = partial(few_classes, total=classes())
+    return chosen
+
+
+def _own(path: Path) -> Callable[[Scale], Study]:
+    """Return the function `study` of a user's file."""
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected Python with a function study(scale)")
+    study = runpy.run_path(str(path)).get("study")
+    if not callable(study):
+        raise ValueError(f"{path} has no function study(scale) that returns a salmask.study.Study")
+    return cast("Callable[[Scale], Study]", study)

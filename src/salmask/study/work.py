@@ -2,7 +2,7 @@
 
     python -m salmask.study.work FOLDER tuning|val|maps|checks [OPTIONS]
 
-    job.json      {"content": what the folder's name is made of, "place": where data and classifier are found}
+    job.json      {"content": what the folder's name is made of, "source": where data and classifier are found}
     run.json ...  the trained run;  metrics.jsonl, checkpoint.pt;  seconds.json
     tuning/, val-N/  rows of the held-out training images, and of N images of val; val-N-top0.5/ and the like: of
                   other readings of the same masker; OPTIONS: JSON {"top": ..., "area": ..., "pictures": N}
@@ -42,7 +42,7 @@ from salmask.training.run import Loaded, load_classifier, load_run, train_run
 from salmask.training.settings import ORIGINAL, ReadAs, Settings
 from salmask.training.variant import Variant, chosen_data, masker_options, stream_of
 
-__all__ = ["METRICS_OF", "Job", "Place", "finished", "layers_read", "results", "work"]
+__all__ = ["METRICS_OF", "Job", "Source", "finished", "layers_read", "results", "work"]
 
 METRICS_OF = {
     "tuning": ("le", "f1", "mask_mean"),
@@ -53,7 +53,7 @@ _OF_THE_TABLE = ("seeds", "other_seeds", "candidates", "measured", "final")  # w
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Source:
     """Where a study finds its pictures and its classifier. data: of `open_data`, or None for built-in pictures."""
 
     data: str | None
@@ -81,10 +81,10 @@ class Place:
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells data and classifier apart, wherever they lie."""
         train = self.folder("train", transform=None)
-        told = hashlib.sha256(json.dumps([list(train.ids), list(train.targets)]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([list(train.ids), list(train.targets)]).encode()).hexdigest()[:16]
         loaded = self.load()
         return {
-            "data": told,
+            "data": digest,
             "classifier": loaded.classifier.fingerprint(),
             "network": loaded.network,
             "view": asdict(loaded.view),
@@ -93,9 +93,9 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A variant with a seed, or an explainer by name, at a scale, somewhere."""
+    """A variant with a seed, or an explainer by name, at a scale, on the data and classifier of a source."""
 
-    place: Place
+    source: Source
     scale: Scale
     seed: int = 0
     variant: Variant | None = None
@@ -104,12 +104,12 @@ class Job:
     def content(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
         """Return what tells the job from others, as JSON has it."""
         used = {name: value for name, value in asdict(self.scale).items() if name not in _OF_THE_TABLE}
-        told: dict[str, Any] = fingerprint | ({"as_released": True} if used.pop("as_released") else {})
+        facts: dict[str, Any] = fingerprint | ({"as_released": True} if used.pop("as_released") else {})
         if self.variant is None:
-            told |= {"format": _EXPLAINER, "explainer": self.explainer}
+            facts |= {"format": _EXPLAINER, "explainer": self.explainer}
         else:
-            told |= {"format": _MASKER, "variant": self.variant.trained().settings(), "scale": used, "seed": self.seed}
-        return json.loads(json.dumps(told))  # type: ignore[no-any-return]
+            facts |= {"format": _MASKER, "variant": self.variant.trained().settings(), "scale": used, "seed": self.seed}
+        return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
     def folder(self, under: Path, fingerprint: dict[str, Any]) -> Path:
         """Return the job's folder, named by its content."""
@@ -119,17 +119,17 @@ class Job:
     def write(self, folder: Path, fingerprint: dict[str, Any]) -> None:
         """Make the job's folder, with the job.json that `work` reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"content": self.content(fingerprint), "place": asdict(self.place), "scale": asdict(self.scale)}
+        facts = {"content": self.content(fingerprint), "source": asdict(self.source), "scale": asdict(self.scale)}
         replace_file(folder / "job.json", lambda at: at.write_text(json.dumps(facts, indent=1) + "\n"))
 
 
 def results(folder: Path, on: str, count: int | None, reading: str = "") -> Path:
-    """Return where what a job found lies; count: of pictures, None for all."""
+    """Return the folder of a job's results; count: of pictures, None for all."""
     return folder / ((on if on == "tuning" else f"{on}-{count or 'all'}") + reading)
 
 
 def finished(folder: Path, on: str, count: int | None, reading: str = "") -> Path:
-    """Return the file that is there once a job is done."""
+    """Return the file that exists once a job is done."""
     return results(folder, on, count, reading) / {"maps": MAPS, "checks": CHECKS}.get(on, "summary.json")
 
 
@@ -161,28 +161,28 @@ def work(
 
 def _work(folder: Path, on: str, read: ReadAs, pictures: int | None) -> None:
     facts = json.loads((folder / "job.json").read_text())
-    told, place, scale = facts["content"], Place(**facts["place"]), _scale(facts["scale"])
+    content, source, scale = facts["content"], Source(**facts["source"]), _scale(facts["scale"])
     count = scale.measured if on == "val" else pictures
     if finished(folder, on, count, read.word()).is_file():
         return
     out = results(folder, on, count, read.word())
-    base = place.load()
-    if "explainer" in told:
-        explainer: Explainer = EXPLAINERS[told["explainer"]]()
-        loaded, name = base, told["explainer"]
+    base = source.load()
+    if "explainer" in content:
+        explainer: Explainer = EXPLAINERS[content["explainer"]]()
+        loaded, name = base, content["explainer"]
     else:
-        explainer, loaded = _masker(folder, Variant.of(**told["variant"]), read, told["seed"], place, scale)
+        explainer, loaded = _masker(folder, Variant.of(**content["variant"]), read, content["seed"], source, scale)
         name = folder.name
-    seen = _pictures(place, on, count, scale, base.view.transform())
+    dataset = _pictures(source, on, count, scale, base.view.transform())
     if on == "maps":
-        write_maps(explainer, loaded, seen, out)
+        write_maps(explainer, loaded, dataset, out)
     elif on == "checks":
-        write_checks(explainer, loaded, seen, out, released=scale.as_released)
+        write_checks(explainer, loaded, dataset, out, released=scale.as_released)
     else:
         compare(
             {name: (explainer, loaded)},
             {metric: METRICS[metric] for metric in map(scale.metric, METRICS_OF[on])},
-            seen,
+            dataset,
             rules=Rules(target="label", scoring=base.classifier),
             out=out,
             about={},
@@ -191,21 +191,21 @@ def _work(folder: Path, on: str, read: ReadAs, pictures: int | None) -> None:
         )
 
 
-def _pictures(place: Place, on: str, count: int | None, scale: Scale, transform: Any) -> Labelled:
-    """Return what a phase looks at: the held-out training images, or `count` images of val."""
+def _pictures(source: Source, on: str, count: int | None, scale: Scale, transform: Any) -> Labelled:
+    """Return the pictures of a phase: the held-out training images, or `count` images of val."""
     if on == "tuning":
-        return Subset(_split(place, scale.held_out)[1], transform=transform)
-    classes = place.folder("train", transform=None).classes
-    return spread(place.folder("val", transform=transform, classes=classes), count)
+        return Subset(_split(source, scale.held_out)[1], transform=transform)
+    classes = source.folder("train", transform=None).classes
+    return spread(source.folder("val", transform=transform, classes=classes), count)
 
 
 def _masker(
-    folder: Path, variant: Variant, read: ReadAs, seed: int, place: Place, scale: Scale
+    folder: Path, variant: Variant, read: ReadAs, seed: int, source: Source, scale: Scale
 ) -> tuple[Explainer, Loaded]:
-    base = place.load()
+    base = source.load()
     if not (folder / "run.json").is_file():
         start = time.perf_counter()
-        _train(folder, variant, seed, base, scale, _split(place, scale.held_out)[0])
+        _train(folder, variant, seed, base, scale, _split(source, scale.held_out)[0])
         (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     run = load_run(folder)
@@ -258,8 +258,8 @@ def layers_read(scale: Scale, loaded: Loaded) -> tuple[int, ...] | None:
 
 
 @cache
-def _split(place: Place, held_out: int) -> tuple[Labelled, Labelled]:
-    return split_off(place.folder("train", transform=None), per_class=held_out, seed=0)
+def _split(source: Source, held_out: int) -> tuple[Labelled, Labelled]:
+    return split_off(source.folder("train", transform=None), per_class=held_out, seed=0)
 
 
 def _scale(values: dict[str, Any]) -> Scale:
