@@ -325,6 +325,34 @@ def test_for_classifier_takes_sizes_and_fingerprint(small_net) -> None:
     assert masker.classifier == classifier.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("width", -1, "width: expected a whole number, 1 to"),
+        ("width", 10**12, "width: expected a whole number"),
+        ("width", 999_999, "is .*, expected"),  # four gigabytes, of which none are asked for
+        ("stride", 0, "stride: expected"),
+        ("classes", -5, "classes: expected"),
+        ("layers", [77], "layers"),
+        ("layers", ["3"], "layers"),
+        ("channels", [8] * 5000, "channels: expected a list of 1 to 64"),
+        ("temperature", 0.1, "temperature: expected it with the head 'concrete'"),
+        ("upsample", "cubic", "upsample: expected"),
+    ],
+)
+def test_a_configuration_that_was_changed_is_refused_by_its_field(tmp_path, field, value, words) -> None:
+    tiny().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), field: value}))
+    with pytest.raises(ValueError, match=words):
+        Masker.from_pretrained(tmp_path)
+
+
+def test_the_files_of_a_masker_can_be_read_by_everybody(tmp_path) -> None:
+    tiny().save_pretrained(tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_folder_without_both_files_is_named(tmp_path, missing) -> None:
     tiny().save_pretrained(tmp_path)
@@ -355,7 +383,7 @@ def test_a_broken_configuration_is_one_clear_error(tmp_path, spoil) -> None:
     tiny().save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(spoil(config.read_text()))
-    with pytest.raises(ValueError, match=r"config\.json is not the configuration of a salmask masker"):
+    with pytest.raises(ValueError, match=r"config\.json.*not the configuration of a salmask masker"):
         Masker.from_pretrained(tmp_path)
 
 

@@ -13,8 +13,8 @@ constant channels to every layer that is read: a target area, or an embedding of
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -22,11 +22,14 @@ from typing import Any, Self
 import torch
 from huggingface_hub import hf_hub_download
 from jaxtyping import Float
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier.weights import fingerprint
+from salmask.files import replace_file, writable_folder
+from salmask.schema import Maybe, Several, Within, Word, read_json
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
@@ -247,14 +250,11 @@ class Masker(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; each file appears whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing") as writing:
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-            save_file(weights, Path(writing) / WEIGHTS, metadata={"format": "pt"})
-            (Path(writing) / CONFIG).write_text(json.dumps(self.settings(), indent=2) + "\n")
-            for name in (WEIGHTS, CONFIG):
-                (Path(writing) / name).replace(folder / name)
+        folder = writable_folder(folder)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        content = json.dumps(self.settings(), indent=2) + "\n"
+        replace_file(folder / WEIGHTS, lambda at: save_file(weights, at, metadata={"format": "pt"}))
+        replace_file(folder / CONFIG, lambda at: at.write_text(content))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
@@ -271,14 +271,9 @@ class Masker(nn.Module):
         else:
             paths = [Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)]
         settings = _read_settings(paths[0])
-        try:
-            masker = cls(**settings)
-        except TypeError as error:
-            raise ValueError(f"{paths[0]} is not the configuration of a salmask masker ({error})") from error
-        try:
-            masker.load_state_dict(load_file(paths[1]))
-        except Exception as error:
-            raise ValueError(f"{paths[1]} does not hold the weights that {paths[0]} describes: {error}") from error
+        _check_weights(cls, settings, *paths)
+        masker = cls(**settings)
+        masker.load_state_dict(load_file(paths[1]))
         return masker.eval()
 
     @torch.no_grad()
@@ -339,13 +334,51 @@ def _is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
+_SIZE = Within(1, 1_000_000)
+_CONFIG = {
+    "format": Word("salmask masker 1"),
+    "channels": Several(_SIZE, 1, 64),
+    "strides": Several(_SIZE, 1, 64),
+    "layers": Several(Within(-64, 63), 1, 64),
+    "width": _SIZE,
+    "stride": Within(1, 4096),
+    "upsample": Word("nearest", "bilinear"),
+    "area_condition": bool,
+    "classes": Maybe(_SIZE),
+    "classifier": Maybe(str),
+    "head": Word(*HEADS),
+    "temperature?": Within(1e-6, 1e6, whole=False),
+    "hard?": bool,
+    "learnable?": bool,
+}
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text())
-        if settings.pop("format") != "salmask masker 1":
-            raise KeyError("format")
-        head = HEADS[settings.pop("head")]
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not the configuration of a salmask masker ({error!r})") from error
+    settings = read_json(path, _CONFIG, remedy="it is not the configuration of a salmask masker; save the masker again")
+    if unknown := sorted(settings.keys() - {key.rstrip("?") for key in _CONFIG}):
+        raise ValueError(f"{path} is not the configuration of a salmask masker: got the entry {unknown[0]!r}")
+    head = HEADS[settings.pop("head")]
     options = {key: settings.pop(key) for key in ("temperature", "hard", "learnable") if key in settings}
-    return {**settings, "head": head(**options)}
+    if options and head is Sigmoid:
+        raise ValueError(f"{path}, {next(iter(options))}: expected it with the head 'concrete' alone")
+    settings.pop("format")
+    return {**settings, "head": partial(head, **options)}
+
+
+def _check_weights(build: type[Masker], settings: dict[str, Any], config: Path, weights: Path) -> None:
+    """Raise ValueError where weights are not of the shapes that a configuration means; nothing is allocated."""
+    head = settings["head"]
+    try:
+        with torch.device("meta"):
+            shapes = {name: tuple(v.shape) for name, v in build(**{**settings, "head": head()}).state_dict().items()}
+        with safe_open(weights, framework="pt") as file:
+            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # of settings that contradict each other, of a file that is cut short
+        raise ValueError(f"{weights} does not hold the weights that {config} describes: {error}") from error
+    for name in shapes.keys() | there.keys():
+        if shapes.get(name) != there.get(name):
+            raise ValueError(
+                f"{weights} does not hold the weights that {config} describes: {name} is {there.get(name, 'missing')}, "
+                f"expected {shapes.get(name, 'nothing of that name')}"
+            )
+    settings["head"] = head()

@@ -20,8 +20,8 @@ from salmask.report.charts import steps_chart
 from salmask.report.tables import number, spread
 from salmask.rows import statistics
 from salmask.rows.read import file_name
-from salmask.rows.schema import NUMBER, read_json
 from salmask.rows.statistics import Interval
+from salmask.schema import NUMBER, read_json
 
 __all__ = ["Checks", "ChecksPart", "checks_part", "read_checks"]
 

@@ -20,9 +20,9 @@ from salmask.report.claims import StudyRow, findings, row_notes, rows_of
 from salmask.report.sheet import MAP_ALONE, picture_sheet
 from salmask.report.tables import Summary, number, spread
 from salmask.rows.read import Rows, file_name
-from salmask.rows.schema import ANYTHING, NUMBER, read_json
 from salmask.rows.statistics import Interval
 from salmask.rows.trainings import compare, score_interval
+from salmask.schema import ANYTHING, NUMBER, read_json
 
 __all__ = ["OVER", "STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from salmask.files import replace_file
-from salmask.rows.schema import ANYTHING, NUMBER, check_shape, read_json
+from salmask.schema import ANYTHING, NUMBER, check_shape, read_json
 
 __all__ = [
     "ARCHIVE",

@@ -22,8 +22,8 @@ from numpy import ndarray
 
 from salmask.files import replace_file
 from salmask.rows.read import COUNTS, FAILURES, ROWS, file_name, parse_row, read_failures, read_lines
-from salmask.rows.schema import check_shape
 from salmask.rows.statistics import count_replicates
+from salmask.schema import check_shape
 
 __all__ = ["Failures", "Writer"]
 

@@ -1,0 +1,101 @@
+"""What the files of a run must look like: checked before anything is built from them.
+
+One line names file and field where a file was changed by hand, cut short, or belongs to something else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from salmask.data.sight import FITS, INTERPOLATIONS, LARGEST, SMALLEST, Sight
+from salmask.schema import ANYTHING, Maybe, Several, Within, Word, check_shape, parse_json, read_json
+
+__all__ = ["check_state", "read_metadata", "read_run", "read_state"]
+
+_CHANNELS, _CLASSES = 1024, 1_000_000
+_BAND = Within(0, 65535)
+_VALUE = Within(-1e9, 1e9, whole=False)
+_SIGHT = {
+    "image_size": Within(SMALLEST, LARGEST),
+    "fit?": Word(*FITS),
+    "interpolation?": Word(*INTERPOLATIONS),
+    "crop?": Within(0.1, 1, whole=False),
+    "depth?": Maybe(Within(1, 16)),
+    "window?": Maybe(Within(1e-6, 1e9, whole=False)),
+    "level?": Maybe(_VALUE),
+    "bands?": Maybe(Several(_BAND, 1, _CHANNELS)),
+    "colours?": Maybe(Several(_BAND, 3, 3)),
+}
+_RUN = {
+    "format": Word("salmask run 1"),
+    "network": str,
+    "taps": Several(str, 0, 1024),
+    "view": _SIGHT,
+    "classes?": Maybe(Several(str, 1, _CLASSES)),
+    "reader?": Maybe(str),
+    "recipe?": {str: ANYTHING},
+}
+_METADATA = {
+    "network?": str,
+    "classes?": Maybe(Several(str, 1, _CLASSES)),
+    "mean?": Several(_VALUE, 1, _CHANNELS),
+    "std?": Several(Within(1e-9, 1e9, whole=False), 1, _CHANNELS),
+    **{f"{key.rstrip('?')}?": shape for key, shape in _SIGHT.items()},
+}
+_STATE = {
+    "step": Within(0, 10**12),
+    "facts": str,
+    "masker": {str: Tensor},
+    "optimiser": {"state": dict, "param_groups": list},
+    "generators": {str: Tensor},
+    "classifier?": {str: Tensor},
+    "classifier_optimiser?": {"state": dict, "param_groups": list},
+    "pool?": [Within(0, 10**12)],
+}
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return what a run.json says. Errors: ValueError naming the field, FileNotFoundError."""
+    remedy = "it does not describe a salmask run; copy it from where the run was trained, or train again"
+    facts = read_json(path, _RUN, remedy=remedy)
+    if unknown := sorted(set(facts["view"]) - set(asdict(Sight(64)))):
+        raise ValueError(f"{path}, view: expected {', '.join(asdict(Sight(64)))}, got {unknown[0]!r}: {remedy}")
+    return facts
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return what a .safetensors file of weights says of its classifier; {} where it says nothing, or is no such file.
+
+    Errors: ValueError naming the field.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("salmask", "{}")
+    except Exception as error:  # whatever the reader says of a file that is cut short
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    return parse_json(f"{path}, its metadata", text, _METADATA, remedy="save the classifier again")
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Return a training's checkpoint. Errors: ValueError naming the file, and the entry that is not as it must be."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        kind = type(error).__name__  # what torch says of it fills a page, and advises to trust the file
+        raise ValueError(f"{path} cannot be read as a checkpoint ({kind}): delete it to start anew") from error
+    check_state(path, state)
+    return state
+
+
+def check_state(path: Path, state: object) -> None:
+    """Raise ValueError where a checkpoint is not one of a training: naming file and entry."""
+    check_shape(str(path), state, _STATE, remedy="it is not the checkpoint of a training; delete it to start anew")
+    assert isinstance(state, Mapping)
+    parse_json(f"{path}, facts", state["facts"], {str: ANYTHING}, remedy="delete it to start anew")
