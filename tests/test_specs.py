@@ -167,8 +167,62 @@ def test_folders_without_a_run_are_told_from_unfinished_ones(tmp_path) -> None:
 )
 def test_a_broken_run_json_is_one_clear_error(run, content) -> None:
     (run / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=r"run\.json does not describe a salmask run"):
+    with pytest.raises(ValueError, match=r"run\.json.*not describe a salmask run"):
         load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"taps": [1, 2]}, r"taps\[0\]: expected a text, got 1"),
+        ({"taps": "layer1"}, "taps: expected a list"),
+        ({"classes": "ant"}, "classes: expected a list"),
+        ({"network": None}, "network: expected a text"),
+        ({"reader": "../../other.safetensors"}, "reader: expected 'reader.safetensors', or null"),
+        ({"view": {"image_size": 64.5}}, "view.image_size: expected a whole number, 8 to 4096, got 64.5"),
+        ({"view": {"image_size": 10**9}}, "view.image_size: expected a whole number, 8 to 4096"),
+        ({"view": {"image_size": 64, "fit": "stretch"}}, "view.fit: expected 'crop' or 'squash' or 'pad'"),
+        ({"view": {"image_size": 64, "zoom": 2}}, "view: expected image_size, .* got 'zoom'"),
+        ({"view": 64}, "view: expected a table"),
+    ],
+)
+def test_a_run_json_that_was_changed_is_refused_by_its_field(run, change, words) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, **change}))
+    with pytest.raises(ValueError, match=rf"run\.json.*{words}"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": 3}, "classes: expected a list"),
+        ({"image_size": "64"}, "image_size: expected a whole number"),
+        ({"mean": [0.5, "red", 0.5]}, r"mean\[1\]: expected a number"),
+        ({"std": [0.5, 0.0, 0.5]}, r"std\[1\]: expected a number, 1e-09 to"),
+        ({"mean": [0.5]}, "expected a mean of 3 numbers"),
+    ],
+)
+def test_metadata_of_weights_that_were_changed_are_refused_by_their_field(tmp_path, loaded, change, words) -> None:
+    facts = {"network": NETWORK, "image_size": 64, **change}
+    state = loaded.classifier.network.state_dict()
+    save_file(state, tmp_path / "w.safetensors", metadata={"salmask": json.dumps(facts)})
+    with pytest.raises(ValueError, match=words):
+        load_classifier(f"timm:{NETWORK}@{tmp_path / 'w.safetensors'}")
+
+
+def test_a_normalisation_of_one_s_own_stays_with_the_run(tmp_path, masker, loaded) -> None:
+    save_classifier(tmp_path / "w.safetensors", loaded)
+    other = load_classifier(f"timm:{NETWORK}@{tmp_path / 'w.safetensors'}", mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    (tmp_path / "run").mkdir()
+    save_run(tmp_path / "run", masker, other, {})
+    back = load_run(tmp_path / "run").loaded.classifier
+    torch.testing.assert_close(back.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(back.std.flatten(), torch.tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match="expected a std of 3 numbers above 0"):
+        other.seen(std=(1, 0, 1))
+    with pytest.raises(ValueError, match="reads 3 channels, asked for are 4"):
+        other.seen(channels=4)
 
 
 @pytest.mark.parametrize("missing", ["classifier.safetensors", "config.json", "model.safetensors"])

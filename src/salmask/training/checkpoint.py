@@ -9,6 +9,7 @@ import torch
 from lightning.fabric import Fabric
 
 from salmask.files import replace_file
+from salmask.training.schemas import read_state
 
 __all__ = ["CHECKPOINT", "fresh", "read_checkpoint", "scaler_state", "set_scaler", "write_checkpoint"]
 
@@ -29,11 +30,7 @@ def read_checkpoint(out: Path, facts: Mapping[str, Any], device: torch.device) -
     path = out / CHECKPOINT
     if not path.exists():
         return None
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        kind = type(error).__name__  # what torch says of it fills a page, and advises to trust the file
-        raise ValueError(f"{path} cannot be read as a checkpoint ({kind}): delete it to start anew") from error
+    state = read_state(path, device)
     earlier, wanted = json.loads(state["facts"]), json.loads(json.dumps(facts))
     if earlier != wanted:
         raise ValueError(f"{path} belongs to another run: {_first_difference(earlier, wanted)}; name another folder")

@@ -68,7 +68,19 @@ class ClassifierPool:
 
     def load(self, folder: Path, steps: list[int]) -> None:
         """Take up the members that a checkpoint names."""
-        self._members = {step: torch.load(folder / f"{step:09d}.pt", weights_only=True) for step in steps}
+        self._members = {step: self._read(folder / f"{step:09d}.pt") for step in steps}
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        """Return one member. Errors: ValueError naming a file that is cut short, missing, or of another network."""
+        try:
+            state = torch.load(path, weights_only=True)
+            self._lent.network.load_state_dict(state)
+        except Exception as error:
+            kind = type(error).__name__
+            raise ValueError(
+                f"{path} does not hold an earlier state of the classifier ({kind}): delete the run to start anew"
+            ) from error
+        return state
 
     def _choose(self, count: int) -> int:
         return int(torch.randint(count, (1,), generator=self.generator))

@@ -14,19 +14,20 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from salmask.classifier import Classifier
 from salmask.data import Labelled, Reader
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar
-from salmask.files import replace_file
+from salmask.files import in_use, replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.training.log import LOG, collapse
 from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
 from salmask.training.released import load_released
+from salmask.training.resume import agree_on_training
+from salmask.training.schemas import read_metadata, read_run
 from salmask.training.settings import Settings
 from salmask.training.train import Batches, train
 from salmask.types import Infill
@@ -111,7 +112,7 @@ def load_classifier(
             raise ValueError(f"{spec!r} is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run")
         return load_run(spec).loaded.seen(image_size=image_size, **seen)
     name, _, file = spec.removeprefix("timm:").partition("@")
-    known = _metadata(Path(file)) if file else {}
+    known = read_metadata(Path(file)) if file else {}
     if known.get("network", name) != name:
         raise ValueError(f"{file} holds the weights of {known['network']}, asked for is {name}")
     size = known.get("image_size") if image_size is None else Sight(image_size).image_size
@@ -203,14 +204,9 @@ def load_run(folder: str | Path) -> Run:
         unfinished = (folder / "checkpoint.pt").is_file()
         hint = "it is unfinished, go on with `salmask train --resume`" if unfinished else "expected run.json there"
         raise FileNotFoundError(f"no run in {folder}: {hint}")
-    try:
-        facts = json.loads((folder / RUN).read_text())
-        if facts["format"] != "salmask run 1":
-            raise KeyError("format")
-        network, taps, view = facts["network"], facts["taps"], Sight(**facts["view"])
-        own = "reader" in facts or facts.get("recipe", {}).get("fixed", True)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / RUN} does not describe a salmask run ({error!r})") from error
+    facts = read_run(folder / RUN)
+    network, taps, view = facts["network"], facts["taps"], Sight(**facts["view"])
+    own = "reader" in facts or facts.get("recipe", {}).get("fixed", True)
     if not own:
         raise ValueError(
             f"the run in {folder} holds the classifier that was trained alongside, and not your own, which it would "
@@ -231,16 +227,6 @@ def load_checkpoint(path: str | Path) -> Run:
     """Load masker and classifier of a checkpoint of the paper's released code. Errors: as `load_released`."""
     masker, classifier, network = load_released(path)
     return Run(masker, Loaded(classifier, network, Sight(224)))
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    if path.suffix != ".safetensors" or not path.is_file():
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("salmask", "{}"))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
 
 
 def _interpolation(name: str) -> str:
@@ -284,25 +270,32 @@ def train_run(
     learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
     generator = torch.Generator().manual_seed(settings.seed)
     masker = Masker.for_classifier(loaded.classifier, generator=generator, **masker_options)
-    train(
-        masker,
-        learner,
-        batches,
-        len(dataset),
-        recipe=recipe,
-        settings=settings,
-        out=out,
-        infill=infill,
-        resume=resume,
-        progress=progress,
-    )
-    masker.classifier = learner.fingerprint()  # of the classifier that it reads, as it is after the training
-    about = {
-        **facts,
-        "recipe": recipe.settings(),
-        "images": len(dataset),
-        "settings": vars(settings),
-        "collapsed": collapse(out / LOG),
-    }
-    save_run(out, masker, loaded, about, reader=None if learner is loaded.classifier else learner)
+    with in_use(writable_folder(out)):
+        agree_on_training(out, dataset, seen=_seen(loaded), infill=infill, resume=resume)
+        train(
+            masker,
+            learner,
+            batches,
+            len(dataset),
+            recipe=recipe,
+            settings=settings,
+            out=out,
+            infill=infill,
+            resume=resume,
+            progress=progress,
+        )
+        masker.classifier = learner.fingerprint()  # of the classifier that it reads, as it is after the training
+        about = {
+            **facts,
+            "recipe": recipe.settings(),
+            "images": len(dataset),
+            "settings": vars(settings),
+            "collapsed": collapse(out / LOG),
+        }
+        save_run(out, masker, loaded, about, reader=None if learner is loaded.classifier else learner)
     return masker
+
+
+def _seen(loaded: Loaded) -> dict[str, Any]:
+    """Return how files reach the network, as JSON has it."""
+    return asdict(loaded.view) | {name: getattr(loaded.classifier, name).flatten().tolist() for name in ("mean", "std")}

@@ -37,7 +37,7 @@ _RUN = {
     "taps": Several(str, 0, 1024),
     "view": _SIGHT,
     "classes?": Maybe(Several(str, 1, _CLASSES)),
-    "reader?": Maybe(str),
+    "reader?": Maybe(Word("reader.safetensors")),
     "recipe?": {str: ANYTHING},
 }
 _METADATA = {
@@ -53,8 +53,11 @@ _STATE = {
     "masker": {str: Tensor},
     "optimiser": {"state": dict, "param_groups": list},
     "generators": {str: Tensor},
-    "classifier?": {str: Tensor},
-    "classifier_optimiser?": {"state": dict, "param_groups": list},
+    "scaler": {str: ANYTHING},
+    "log": {"sums?": {str: Tensor}, "count?": Within(0, 10**12)},
+    "averaged?": {str: Tensor},
+    "opponent?": {str: Tensor},
+    "opponent_optimiser?": {"state": dict, "param_groups": list},
     "pool?": [Within(0, 10**12)],
 }
 

@@ -38,11 +38,12 @@ from salmask.masker import Masker
 from salmask.masking import Draws, MeanColour
 from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome, play
-from salmask.training.checkpoint import fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
+from salmask.training.checkpoint import CHECKPOINT, fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
 from salmask.training.log import LOG, Log, extremes
 from salmask.training.pool import ClassifierPool
 from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
+from salmask.training.resume import described_infill
 from salmask.training.settings import Settings
 from salmask.types import Infill
 
@@ -302,6 +303,7 @@ class _Run:
             "recipe": self.recipe.settings(),
             "masker": self.masker.settings(),
             "images": images,
+            "infill": described_infill(self.infill),
         }
 
     def save(self, out: Path, step: int, images: int, logged: Mapping[str, Any]) -> None:
@@ -330,6 +332,16 @@ class _Run:
         state = read_checkpoint(out, self._facts(images), self.fabric.device)
         if state is None:
             return 0, {}
+        try:
+            self._take_up(state, out)
+        except (RuntimeError, KeyError, IndexError, TypeError) as error:  # tensors of other shapes, entries that lack
+            raise ValueError(
+                f"{out / CHECKPOINT} does not fit the training that it belongs to ({type(error).__name__}): "
+                "delete it to start anew"
+            ) from error
+        return int(state["step"]), state["log"]
+
+    def _take_up(self, state: Mapping[str, Any], out: Path) -> None:
         self.masker.load_state_dict(state["masker"])
         self.optimiser.load_state_dict(state["optimiser"])
         for name, generator_state in state["generators"].items():
@@ -342,7 +354,6 @@ class _Run:
             self.opponent_optimiser.load_state_dict(state["opponent_optimiser"])
         if self.pool is not None:
             self.pool.load(out / POOL, state["pool"])
-        return int(state["step"]), state["log"]
 
 
 def _numbers(score: ObjectiveValue, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
