@@ -284,7 +284,8 @@ def test_a_transformer_that_reads_its_class_token_is_explained_one_block_earlier
     assert found.passes.backward == 2
     named = EXPLAINERS["gradcam"](layer="blocks.1")(classifier, images)
     torch.testing.assert_close(found.masks, named.masks)
-    assert EXPLAINERS["gradcam"](layer="blocks.2")(classifier, images).degenerate.all()
+    with pytest.raises(ValueError, match=r"no gradient arrives at layer 'blocks.2'.*name an earlier layer"):
+        EXPLAINERS["gradcam"](layer="blocks.2")(classifier, images)
 
 
 def test_a_transformers_map_is_that_of_a_reshape_by_hand(images):

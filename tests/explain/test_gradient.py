@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.explain import EXPLAINERS
 from salmask.explain.gradient import (
     MAX_MAGNITUDE,
     SUM_OF_MAGNITUDES,
@@ -188,3 +189,54 @@ def test_a_missing_captum_names_the_extra(monkeypatch, quadratic, images):
 def test_channel_rules():
     a = torch.tensor([1.0, -3.0, 0.5]).view(1, 3, 1, 1)
     assert [float(rule.rule(a)) for rule in (MAX_MAGNITUDE, SUM_OF_MAGNITUDES, TOTAL)] == [3.0, 4.5, -1.5]
+
+
+# A gradient that does not arrive
+
+
+class Advised(nn.Module):
+    """One logit z as (0, z): what the picture says against class 1 is said by no gradient of logit 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.way, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 1)
+
+    def forward(self, x):
+        z = self.head(self.way(x).mean((2, 3)))
+        return torch.cat([torch.zeros_like(z), z], 1)
+
+
+class Cut(Advised):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+GRADIENTS = ["gradcam", "layercam", "gradient", "smoothgrad", "integrated_gradients", "guided_backprop"]
+GRADIENTS += ["gradient_x_input", "attribution_mask", "opticam", "meaningful", "fido"]
+FEW = {"opticam", "meaningful", "fido"}
+
+
+def explain_with(name, network, target):
+    classifier = Classifier(network.eval(), mean=(0.5,) * 3, std=(0.2,) * 3, layers=("way",), image_size=16)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    explainer = EXPLAINERS[name](**({"iterations": 2} if name in FEW else {}))
+    return explainer(classifier, images, torch.tensor([target, target]))
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_gradient_that_does_not_arrive_is_an_error_that_says_where(name):
+    if name not in ("meaningful", "fido"):  # which score by the probability, that the other logit moves
+        with pytest.raises(ValueError, match="the logit of class 0 does not depend on the picture"):
+            explain_with(name, Advised(), 0)
+    assert explain_with(name, Advised(), 1).masks.isfinite().all()
+    with pytest.raises(ValueError, match=r"no gradient (comes back|arrives)|logits do not depend on layer"):
+        explain_with(name, Cut(), 1)
+
+
+@pytest.mark.parametrize("name", ["gradcam", "gradient", "attribution_mask"])
+def test_a_picture_that_moves_no_logit_has_an_empty_map_and_no_error(name):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    network[0].bias.data.fill_(-100.0)
+    classifier = Classifier(network.eval(), mean=(0.5,) * 3, std=(0.2,) * 3, layers=("0",), image_size=16)
+    found = EXPLAINERS[name]()(classifier, torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
+    assert found.degenerate.all()

@@ -73,7 +73,7 @@ def explain_files(
     shown = Shown() if shown is None else shown
     names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
     chosen = None if shown.target is None else torch.tensor([_class_index(shown.target, names)])
-    if getattr(explainer, "wants", frozenset()) & {"boxes", "pixels"}:
+    if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
     read = loaded.reader(max_pixels=max_pixels)
     sizes = readable(picture_files(paths), read, skip_broken=skip_broken)

@@ -35,7 +35,7 @@ def randomise(
     paper's released code does, which is no network's own initialisation. similarities: as of `randomisation`.
     Errors: ValueError where `masker` is asked of an explainer that has none.
     """
-    network = getattr(explainer, "masker", None) if masker else None
+    network = explainer.masker if masker else None
     if masker and network is None:
         raise ValueError("only a learned masker has weights of its own: name the folder of a run")
     batch = collate([dataset[index] for index in range(len(dataset))])

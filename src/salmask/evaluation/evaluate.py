@@ -20,7 +20,7 @@ import numpy as np
 from salmask.data import Labelled
 from salmask.data.streams import Bar, _Stream
 from salmask.evaluation.explained import COLUMNS, Block, Job, Rules, measure, take
-from salmask.explain.base import Explainer
+from salmask.explain.base import Explainer, explainer_of
 from salmask.files import writable_folder
 from salmask.report import write_report
 from salmask.report.pictures import spread, strip
@@ -58,6 +58,7 @@ def evaluate(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    explainers = {name: explainer_of(one) for name, one in explainers.items()}
     first, batches = _peek(batches)
     usable, left_out = _usable(metrics, first)
     agree_on_meta(out, _meta(explainers, usable, left_out, rules, about or {}))
@@ -176,14 +177,10 @@ def _describe_metric(metric: Any) -> dict[str, Any]:
     }
 
 
-def _describe_explainer(explainer: Any) -> dict[str, Any]:
+def _describe_explainer(explainer: Explainer) -> dict[str, Any]:
     """Return the settings of an explainer; `truth` marks one that reads boxes or pixels: it is not ranked."""
-    settings = getattr(explainer, "settings", None)
-    if settings is None and dataclasses.is_dataclass(explainer):
-        settings = {one.name: getattr(explainer, one.name) for one in dataclasses.fields(explainer) if one.init}
-    truth = bool({"boxes", "pixels"} & set(getattr(explainer, "wants", ())))
-    kind = getattr(explainer, "__name__", type(explainer).__name__)
-    return {"kind": kind, "settings": _plain(settings or {}), "truth": truth}
+    truth = bool({"boxes", "pixels"} & explainer.wants)
+    return {"kind": explainer.kind, "settings": _plain(explainer.settings), "truth": truth}
 
 
 def _plain(value: Any) -> Any:

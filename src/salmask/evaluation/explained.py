@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from salmask.explain.base import Explainer, Explanation
 from salmask.masking import MEAN, Fill, keep, remove
 from salmask.metrics.case import Case
 from salmask.outcome import whole_logits
@@ -86,7 +87,7 @@ class Rules:
         """Return how the maps of this explainer are normalised."""
         if isinstance(self.normalize, str):
             return self.normalize
-        return str(self.normalize.get(name, getattr(explainer, "normalize", None) or "none"))
+        return str(self.normalize.get(name, "none"))
 
 
 @dataclass
@@ -191,16 +192,15 @@ def _score_batch(job: Job, batch: Any) -> Block:
     )
 
 
-def _right(explainer: object, logits: Tensor, labels: Targets) -> Tensor:
+def _right(explainer: Explainer, logits: Tensor, labels: Targets) -> Tensor:
     """Return whether the explained model is right; always, where a map is no model's (spec 4.3: OM is LE there)."""
     right = logits.argmax(1) == labels
-    return torch.ones_like(right) if getattr(explainer, "naive", False) else right
+    return torch.ones_like(right) if explainer.naive else right
 
 
-def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[Any, float]:
+def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[Explanation, float]:
     """Return the explanation and the seconds it took; raise ExplainerFailed for whatever goes wrong."""
-    wants: frozenset[str] = getattr(job.explainer, "wants", frozenset())
-    extra = {key: getattr(batch, key) for key in ("boxes", "pixels", "ids") if key in wants}
+    extra = {key: getattr(batch, key) for key in ("boxes", "pixels", "ids") if key in job.explainer.wants}
     try:
         _wait(images)
         start = time.perf_counter()
@@ -214,7 +214,7 @@ def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[An
     return explanation, seconds
 
 
-def _masks(explanation: Any, normalizer: str, name: str, ids: list[str]) -> Masks:
+def _masks(explanation: Explanation, normalizer: str, name: str, ids: list[str]) -> Masks:
     """Return the maps in [0, 1]; a map outside it without a normaliser is an error, never a silent rescale."""
     if normalizer == "range":
         return explanation.bounded().masks.detach().float()
@@ -240,13 +240,12 @@ def _score(metric: Any, case: Case) -> Tensor:
     return values
 
 
-def _cost(explanation: Any, seconds: float, size: int) -> dict[str, Tensor]:
-    """Return the cost columns; an explainer that counts its passes as one number has them as forward passes."""
-    passes = getattr(explanation, "passes", None)
-    forward, backward = getattr(passes, "forward", passes), getattr(passes, "backward", 0)
+def _cost(explanation: Explanation, seconds: float, size: int) -> dict[str, Tensor]:
+    """Return the cost columns."""
+    forward, backward = explanation.passes.forward, explanation.passes.backward
 
-    def column(value: object) -> Tensor:
-        return torch.as_tensor(float("nan") if value is None else value).double().cpu().expand(size)
+    def column(value: float) -> Tensor:
+        return torch.full((size,), value, dtype=torch.float64)
 
     one, other = column(forward), column(backward)
     return {

@@ -6,15 +6,28 @@ The constructor takes hyper-parameters, the call takes data, and nothing is left
 back raw, with the range that they live in; putting them on another scale is an explicit step.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from inspect import isfunction
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from salmask.classifier import Classifier
+from salmask.masker import Masker
 from salmask.types import NORMALISERS, Images, Logits, Masks, Targets, constant, normalise
 
-__all__ = ["CLASS_AGNOSTIC", "NORMALISERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
+__all__ = [
+    "CLASS_AGNOSTIC",
+    "NORMALISERS",
+    "Explainer",
+    "Explanation",
+    "FromFunction",
+    "Passes",
+    "check_targets",
+    "explainer_of",
+    "normalise",
+]
 
 CLASS_AGNOSTIC = "class-agnostic: the map does not depend on the class asked for"
 """The note of an explanation whose targets were checked and handed back, and changed nothing."""
@@ -76,11 +89,63 @@ class Explanation:
 
 @runtime_checkable
 class Explainer(Protocol):
-    """Anything that explains a batch; `wants` names what else it is given: "boxes", "pixels", "ids"."""
+    """Anything that explains a batch. All but the call has a default for a class that names `Explainer` as its base.
+
+    A bare function (classifier, images, targets) -> Explanation becomes one by `explainer_of`.
+    """
+
+    masker: Masker | None = None
+    """The trained masker that makes the maps, where one does."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, for the report."""
+        return type(self).__name__
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What changes its maps, for the report: the fields of a dataclass, unless it says otherwise."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.init} if is_dataclass(self) else {}
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What else its call is given, by keyword: "boxes", "pixels", "ids"."""
+        return frozenset()
+
+    @property
+    def naive(self) -> bool:
+        """Whether nothing of a map is the classifier's, so that its mistakes are not held against the map."""
+        return False
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones where none are given."""
         ...
+
+
+@dataclass(frozen=True)
+class FromFunction(Explainer):
+    """A bare function as an explainer."""
+
+    function: Callable[..., Explanation]
+
+    @property
+    def kind(self) -> str:
+        """Return the function's name."""
+        return self.function.__name__ if isfunction(self.function) else type(self.function).__name__
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Return none: what a function has bound is not for others to see."""
+        return {}
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Return what the function returns."""
+        return self.function(classifier, images, targets)
+
+
+def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer:
+    """Return an explainer as it is, and a bare function or callable with the defaults of `Explainer`."""
+    return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
 
 
 def check_targets(targets: Targets | None, logits: Logits) -> Targets:

@@ -15,7 +15,7 @@ from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour, prepare
 from salmask.types import Images, Infill, Targets
 
-__all__ = ["backdrop", "by_pieces", "entered", "joined"]
+__all__ = ["backdrop", "by_pieces", "check_gradients", "check_reached", "entered", "joined"]
 
 
 def by_pieces(
@@ -46,6 +46,52 @@ def by_pieces(
 def backdrop(infill: Infill | None, classifier: Classifier, image: Images, *, seed: int = 0) -> Infill:
     """Return what stands in the holes of one picture (1, 3, H, W) that is hidden many times over; None: mean colour."""
     return prepare(infill or MeanColour.of(classifier), image, seed=seed)
+
+
+def check_reached(classifier: Classifier, scores: Tensor) -> None:
+    """Refuse scores through which no gradient can go back to what was shown."""
+    if not scores.requires_grad:
+        raise ValueError(
+            "no gradient comes back from the network's logits: somewhere it detaches, rounds, takes an argmax or runs "
+            "outside autograd (a quantised or exported network); let it through, or take an explainer that asks for "
+            "logits alone, such as rise, occlusion, scorecam or a trained masker"
+        )
+
+
+def check_gradients(
+    classifier: Classifier, images: Images, targets: Targets, slopes: Tensor, *, layer: str | None = None
+) -> None:
+    """Refuse an image whose class logit is constant: it has no gradient where another logit of the image has one.
+
+    slopes: (B, ...) gradients of the class logits, at a layer or at the picture; a layer past which they reach the
+    picture is refused, too. An image none of whose logits moves, such as one that leaves all ReLUs off, passes: its
+    map is empty, and that is the truth about it.
+    """
+    silent = ~slopes.detach().flatten(1).any(1)
+    if not bool(silent.any()):
+        return
+    shown, chosen = images.detach()[silent].requires_grad_(), targets[silent]
+    logits = classifier.logits(shown)
+    check_reached(classifier, logits)
+    own = logits.gather(1, chosen[:, None])
+    moved = [
+        torch.autograd.grad(score.sum(), shown, retain_graph=True, allow_unused=True)[0]
+        for score in (own, logits - own)
+    ]
+    zeros = torch.zeros_like(shown)
+    ours, theirs = ((zeros if slope is None else slope).flatten(1).any(1) for slope in moved)
+    if layer is not None and bool(ours.any()):
+        raise ValueError(
+            f"no gradient arrives at layer {layer!r}: the logits pass it by, as they do with the patch tokens after "
+            "the last block of a transformer that reads its class token alone; name an earlier layer"
+        )
+    constant = ~ours & theirs
+    if bool(constant.any()):
+        label = int(chosen[constant][0])
+        raise ValueError(
+            f"the logit of class {label} does not depend on the picture, so that no gradient arrives; a network with "
+            "one logit z is read as (-z/2, z/2), not as (0, z)"
+        )
 
 
 def entered(values: Tensor, classifier: Classifier) -> Tensor:

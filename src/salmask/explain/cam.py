@@ -44,8 +44,8 @@ from salmask.classifier.taps import (
     layer_output,
     read_gradients,
 )
-from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
-from salmask.explain.batching import backdrop, by_pieces
+from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets, normalise
+from salmask.explain.batching import backdrop, by_pieces, check_gradients
 from salmask.explain.knobs import Batch
 from salmask.masking import keep
 from salmask.terms import logit
@@ -101,7 +101,7 @@ def hires_cam(maps: FeatureMap, gradients: FeatureMap) -> FeatureMap:
 
 
 @dataclass(frozen=True)
-class GradientCAM:
+class GradientCAM(Explainer):
     """Class activation maps whose weights come from maps and gradients by a rule: one forward, one backward pass.
 
     layer: index or name; None takes the deepest, and the one before it where an image has no gradient there.
@@ -123,6 +123,13 @@ class GradientCAM:
         index = layer_index(classifier, -1 if self.layer is None else self.layer)
         instead = layer_before(classifier, index) if self.layer is None else None
         logits, taps = read_gradients(classifier, images, index, score, instead=instead)
+        check_gradients(
+            classifier,
+            images,
+            check_targets(targets, logits),
+            taps[-1].gradients,
+            layer=classifier.layers[taps[-1].index],
+        )
         size = (images.shape[-2], images.shape[-1])
         found = [_finished(_combined(tap.maps, self.rule(tap.maps, tap.gradients)), size) for tap in taps]
         masks: Masks = found[0]
@@ -137,7 +144,7 @@ class GradientCAM:
 
 
 @dataclass(frozen=True)
-class ScoreCAM:
+class ScoreCAM(Explainer):
     """Weights are what the class score becomes where only the channel's active part of the image is kept.
 
     infill: what stands elsewhere; None is the classifier's mean colour, which is the published multiplication in
@@ -183,7 +190,7 @@ class ScoreCAM:
 
 
 @dataclass(frozen=True)
-class AblationCAM:
+class AblationCAM(Explainer):
     """Weights are the share of the class score that is lost when a channel is set to zero.
 
     What lies before the layer runs once an image where the network allows it (nothing after the layer may
@@ -222,7 +229,7 @@ class AblationCAM:
 
 
 @dataclass(frozen=True)
-class LinearCAM:
+class LinearCAM(Explainer):
     """Weights of the class in the linear layer that reads the average-pooled deepest map: one forward pass.
 
     Raises ValueError for a network of another form, which is found out by recomputing its logits.
@@ -252,7 +259,7 @@ class LinearCAM:
 
 
 @dataclass(frozen=True)
-class EigenCAM:
+class EigenCAM(Explainer):
     """The projection of the maps on their first principal component over positions: class-agnostic, one pass.
 
     The sign of a component is arbitrary; it is chosen so that the larger extreme is positive.

@@ -16,7 +16,7 @@ classifier's, so that the overall metric counts every image as classified right,
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from salmask.boxes import paint
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest
 from salmask.draws import generator_for
-from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets, normalise
+from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import Batch, Cells, Seed
 from salmask.types import Boxes, Images, Masks, Pixels, Targets
@@ -68,13 +68,21 @@ def fake_cam(height: int, width: int) -> Tensor:
     return ones
 
 
+class _Naive(Explainer, Protocol):
+    """An explainer whose maps are no classifier's."""
+
+    @property
+    def naive(self) -> bool:
+        """Always."""
+        return True
+
+
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(_Naive):
     """The same map for every image of a size."""
 
     draw: Draw
     max_batch: Batch = 64
-    naive: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Return the map for each image; the classifier gives the logits."""
@@ -83,7 +91,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(_Naive):
     """Uniform noise in [0, 1], for every pixel or for the cells of a grid (`cells` a side).
 
     Keyed by seed and image id where ids are given, so that batching and sharding change nothing; without ids
@@ -93,8 +101,11 @@ class Random:
     cells: Cells | None = None
     seed: Seed = 0
     max_batch: Batch = 64
-    naive: ClassVar[bool] = True
-    wants: ClassVar[frozenset[str]] = frozenset({"ids"})
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """The images' ids."""
+        return frozenset({"ids"})
 
     def __call__(
         self,
@@ -118,15 +129,18 @@ class Random:
 
 
 @dataclass(frozen=True)
-class GroundTruth:
+class GroundTruth(_Naive):
     """The labelled evidence: pixels of value 1 where an image has them, else the union of its boxes.
 
     An image with neither gets an empty, and so degenerate, map.
     """
 
     max_batch: Batch = 64
-    naive: ClassVar[bool] = True
-    wants: ClassVar[frozenset[str]] = frozenset({"boxes", "pixels"})
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """The labels that are the maps."""
+        return frozenset({"boxes", "pixels"})
 
     def __call__(
         self,

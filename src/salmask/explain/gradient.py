@@ -29,8 +29,8 @@ from torchvision.transforms.v2 import functional as vision
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest, check_limit, pieces
-from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import by_pieces
+from salmask.explain.base import Explainer, Explanation, Passes, check_targets
+from salmask.explain.batching import by_pieces, check_gradients, check_reached
 from salmask.explain.knobs import Batch, Between, Count, OneOf, Seed, Share
 from salmask.terms import logit
 from salmask.types import Images, Logits, Masks, Targets
@@ -68,7 +68,7 @@ CHANNELS: Mapping[str, Channels] = MappingProxyType({"max": MAX_MAGNITUDE, "sum_
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(Explainer):
     """The gradient of the class logit with respect to the normalised image ("saliency")."""
 
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
@@ -82,11 +82,11 @@ class Gradient:
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         asked = _Question(classifier, targets)
         found = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
-        return asked.answer(found, self.channels)
+        return asked.answer(images, found, self.channels)
 
 
 @dataclass(frozen=True)
-class GradientXInput:
+class GradientXInput(Explainer):
     """z * gradient: sums to the logit for a network without additive terms."""
 
     channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
@@ -100,11 +100,11 @@ class GradientXInput:
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         asked = _Question(classifier, targets)
         found = _captum().InputXGradient(asked).attribute(_entered(classifier, images))
-        return asked.answer(found, self.channels)
+        return asked.answer(images, found, self.channels)
 
 
 @dataclass(frozen=True)
-class SmoothGrad:
+class SmoothGrad(Explainer):
     """The mean gradient over copies of the image with Gaussian noise.
 
     noise: standard deviation as a share of the image's own range (max - min of z). Draw k is the same for every
@@ -139,6 +139,7 @@ class SmoothGrad:
             return _captum().Saliency(asked).attribute(noisy, abs=False).sum(0, keepdim=True)
 
         found = torch.cat(list(pieces(slopes, self.samples, max_batch=self.max_batch))).sum(0, keepdim=True)
+        check_gradients(classifier, images, chosen, found)
         masks = self.channels.rule(found / self.samples)
         passes = Passes(1 + self.samples, self.samples)
         return Explanation(masks, chosen, logits, passes, range=self.channels.range)
@@ -149,7 +150,7 @@ class SmoothGrad:
 
 
 @dataclass(frozen=True)
-class IntegratedGradients:
+class IntegratedGradients(Explainer):
     """z times the mean gradient on the straight way from the mean colour to the image (Gauss-Legendre).
 
     The values sum to f_y(x) - f_y(mean colour), up to the error of `steps` nodes.
@@ -178,12 +179,13 @@ class IntegratedGradients:
 
         at_once = min(self.max_batch, self.steps)
         found = next(pieces(attribution, at_once, max_batch=at_once))
+        check_gradients(classifier, images, chosen, found)
         passes = Passes(1 + self.steps, self.steps)
         return Explanation(self.channels.rule(found.float()), chosen, logits, passes, range=self.channels.range)
 
 
 @dataclass(frozen=True)
-class GuidedBackprop:
+class GuidedBackprop(Explainer):
     """The gradient where every ReLU lets through positive gradients alone.
 
     smoothing: standard deviation of a Gaussian over the map, as a share of the short side; 0.02 is the baseline
@@ -206,7 +208,7 @@ class GuidedBackprop:
         with _GuidedReLUs() as relus:
             found = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
         notes = () if relus.met else ("the network calls no ReLU: equals the gradient",)
-        return asked.answer(found, self.channels, smooth=self._smoothed, notes=notes)
+        return asked.answer(images, found, self.channels, smooth=self._smoothed, notes=notes)
 
     def _smoothed(self, masks: Masks) -> Masks:
         if not self.smoothing:
@@ -232,16 +234,19 @@ class _Question:
         if given is not None and len(given) == 1:
             given = given.expand(len(logits))
         self.chosen, self.logits = check_targets(given, logits), logits.detach()
+        check_reached(self.classifier, logits)
         return logit(logits, self.chosen)
 
     def answer(
         self,
+        images: Images,
         found: Colours,
         channels: Channels,
         *,
         smooth: Callable[[Masks], Masks] = lambda masks: masks,
         notes: tuple[str, ...] = (),
     ) -> Explanation:
+        check_gradients(self.classifier, images, self.chosen, found)
         masks = smooth(channels.rule(found.detach().float()))
         return Explanation(masks, self.chosen, self.logits, Passes(1, 1), range=channels.range, notes=notes)
 

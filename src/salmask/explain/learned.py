@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest, check_limit
-from salmask.explain.base import CLASS_AGNOSTIC, Explanation, Passes, check_targets
+from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import Batch, Share
 from salmask.masker import Masker
@@ -18,7 +18,7 @@ from salmask.types import Features, Images, Targets
 __all__ = ["Learned"]
 
 
-class Learned:
+class Learned(Explainer):
     """m = M(F(x)): one forward pass of the classifier gives logits and mask (Phang, Park & Geras, 2020).
 
     masker: trained for the classifier that it will be called with; one that does not fit is refused.
@@ -30,6 +30,8 @@ class Learned:
     Most maskers are class-agnostic: they read the features, not a class, and the explanation says so in `notes`.
     A masker conditioned on classes explains the targets that it is given.
     """
+
+    masker: Masker
 
     def __init__(
         self,

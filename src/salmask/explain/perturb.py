@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
 from salmask.classifier.network import Classifier
-from salmask.explain.base import Explanation, Passes, check_targets
+from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import backdrop, by_pieces
 from salmask.explain.knobs import Batch, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
@@ -31,7 +31,7 @@ __all__ = ["Occlusion", "Rise"]
 
 
 @dataclass(frozen=True)
-class Rise:
+class Rise(Explainer):
     """Randomised input sampling for explanation (Petsiuk, Das & Saenko, 2018).
 
     masks: N. cells: side s of the grid of on-off cells that is blown up. chance: p of a cell to be on.
@@ -118,7 +118,7 @@ class RandomMasks:
 
 
 @dataclass(frozen=True)
-class Occlusion:
+class Occlusion(Explainer):
     """The mean loss of score over the windows that cover a pixel (Zeiler & Fergus, 2014).
 
     window, stride: pixels of a picture whose short side has 224, scaled with the picture; the last window of a

@@ -21,8 +21,8 @@ from torch import Generator, Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest
-from salmask.explain.base import Explanation, Passes, check_targets, normalise
-from salmask.explain.batching import by_pieces
+from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
+from salmask.explain.batching import by_pieces, check_gradients, check_reached
 from salmask.explain.knobs import Batch, Between, OneOf
 from salmask.terms import logit
 from salmask.types import Images, Targets, Values
@@ -87,7 +87,7 @@ def recursive_mask(
 
 
 @dataclass(frozen=True)
-class AttributionMask:
+class AttributionMask(Explainer):
     """The recursive mask as an explainer: its map is the mean of the channels' masks, in [0, 1].
 
     `recursive_mask` gives the masks of the single channels.
@@ -174,6 +174,7 @@ def additive_part(classifier: Classifier, images: Images, targets: Targets | Non
         leaf = images.clone().requires_grad_()
         logits = classifier.logits(leaf)
         scores = logit(logits, check_targets(targets, logits))
+        check_reached(classifier, scores)
         (slopes,) = torch.autograd.grad(scores.sum(), leaf)
     return (scores - (slopes * (images - classifier.mean)).sum((1, 2, 3))).detach()
 
@@ -182,7 +183,10 @@ def _slope(classifier: Classifier, images: Images, targets: Targets) -> Tensor:
     """Return d f_y / d z = std * d f_y / d x."""
     leaf = images.detach().clone().requires_grad_()
     scores = logit(classifier.logits(leaf), targets)
-    return torch.autograd.grad(scores.sum(), leaf)[0] * classifier.std
+    check_reached(classifier, scores)
+    (slopes,) = torch.autograd.grad(scores.sum(), leaf)
+    check_gradients(classifier, images, targets, slopes)
+    return slopes * classifier.std
 
 
 def _minmax(values: ColourMasks) -> ColourMasks:

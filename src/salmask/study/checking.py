@@ -122,12 +122,12 @@ def gather(
         replace_file(out / CHECKS, lambda at: at.write_text(content, encoding="utf-8"))
 
 
-class _Bounded:
+class _Bounded(Explainer):
     """An explainer whose maps are brought to [0, 1], by minimum and maximum if they live elsewhere."""
 
     def __init__(self, explainer: Explainer) -> None:
         self.explainer = explainer
-        self.masker = getattr(explainer, "masker", None)
+        self.masker = explainer.masker
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         parts = []

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
-from salmask.explain.base import Explanation, Passes
+from salmask.explain.base import Explainer, Explanation, Passes
 from salmask.explain.optimise.loop import mean_probability
 from salmask.explain.optimise.masks import CLAMPED, MAP_NORMALISERS, Grid, Scene
 from salmask.explain.optimise.methods import (
@@ -32,7 +32,7 @@ BLACK = MeanColour((0.0, 0.0, 0.0))
 SIZE = 16
 
 
-class Half:
+class Half(Explainer):
     """An explainer without a classifier: every pixel one half."""
 
     def __call__(self, classifier, images, targets=None):

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import pieces
-from salmask.explain.base import Explanation, Passes, check_targets
-from salmask.explain.batching import entered
+from salmask.explain.base import Explainer, Explanation, Passes, check_targets
+from salmask.explain.batching import check_reached, entered
 from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
 from salmask.explain.optimise.schedule import Schedule, View
 from salmask.masking import Prepared, prepare
@@ -84,7 +84,7 @@ class Solution(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Optimised:
+class Optimised(Explainer):
     """An explainer that optimises a mask for each image.
 
     draws: random masks or infills an image and step. pool: (draws, B, K) logits -> (B, K) that the objective
@@ -232,6 +232,10 @@ class Optimised:
             sides=self.objective.sides,
             view=jitter,
         )
+        for logits in (played.kept, played.removed):
+            if logits is not None and step == 0:
+                check_reached(classifier, logits)
+                _check_moves(logits, _repeat(rows.clean, self.draws), played.targets)
         kept, removed = (None if side is None else self._pooled(side) for side in (played.kept, played.removed))
         times = 1 if self.pool is not None else self.draws
         return Outcome(
@@ -282,6 +286,18 @@ def _check_start(start: Tensor, images: Images) -> None:
         raise ValueError(
             f"expected maps to start from of shape ({len(images)}, 1, {images.shape[-2]}, {images.shape[-1]}), "
             f"came {tuple(start.shape)}: resize them first"
+        )
+
+
+def _check_moves(shown: Logits, clean: Logits, targets: Targets) -> None:
+    """Refuse a class logit that stays to the bit what it was, though the masked picture has moved another one."""
+    moved = shown.detach() != clean
+    own = moved.gather(1, targets[:, None])[:, 0]
+    constant = ~own & moved.any(1)
+    if bool(constant.all()):
+        raise ValueError(
+            f"the logit of class {int(targets[constant][0])} does not depend on the picture, so that no gradient "
+            "arrives; a network with one logit z is read as (-z/2, z/2), not as (0, z)"
         )
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
-from salmask.explain.base import Explainer, Explanation, Passes
+from salmask.explain.base import Explainer, Explanation, Passes, explainer_of
 from salmask.explain.knobs import AMOUNT, Batch, Between, Cells, Count, OneOf, Rate, Score, Seed
 from salmask.explain.optimise.extremal import FixedArea
 from salmask.explain.optimise.loop import Optimised, mean_probability
@@ -326,7 +326,7 @@ def extremal(
 
 
 @dataclass(frozen=True)
-class Refined:
+class Refined(Explainer):
     """An explainer whose maps are the start of a short optimisation; maps not in (0, 1) are put there first."""
 
     explainer: Explainer
@@ -335,7 +335,7 @@ class Refined:
     @property
     def wants(self) -> frozenset[str]:
         """What the first explainer wants."""
-        return getattr(self.explainer, "wants", frozenset())
+        return self.explainer.wants
 
     def __call__(
         self, classifier: Classifier, images: Images, targets: Targets | None = None, **given: Any
@@ -371,7 +371,7 @@ def refined(
         Schedule(iterations, Adam(lr), best=best),
         max_batch=max_batch,
     )
-    return Refined(explainer, optimised)
+    return Refined(explainer_of(explainer), optimised)
 
 
 OPTIMISED: Mapping[str, Callable[..., Any]] = MappingProxyType(
