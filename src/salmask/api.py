@@ -25,10 +25,12 @@ from salmask.evaluation.explained import Rules
 from salmask.explain.base import Explainer, Explanation
 from salmask.explain.learned import Learned
 from salmask.masker import Masker
+from salmask.metrics import Metric
 from salmask.rows.read import ROWS, read_lines
 from salmask.specs import load_explainer, load_infills, load_metrics
+from salmask.training.recipes import Recipe
 from salmask.training.run import Loaded, Sight, check_classes
-from salmask.training.settings import Settings
+from salmask.training.settings import RECIPE, Settings
 from salmask.training.train import train as train_masker
 from salmask.training.variant import Variant, build_recipe, chosen_data, masker_options, stream_of
 from salmask.types import Images, Infill, Targets
@@ -47,7 +49,8 @@ def train(
     targets: Sequence[int] | Tensor | None = None,
     image_size: int | None = None,
     steps: int | None = None,
-    infill: Infill | None = None,
+    recipe: str | Recipe = RECIPE,
+    infill: str | Infill = "mean",
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress = iter,
@@ -59,27 +62,30 @@ def train(
     targets: the class of each picture that is explained in training; the classifier's own decisions where not given,
         so that no label is needed.
     image_size: side of the training crops; the classifier's own where not given. steps: batches, instead of epochs.
-    infill: what fills the holes, instead of one named by `infill="blur"` and the like among the settings.
+    recipe: by name, or one of your own. infill: what fills the holes, by name or any (images, holes) -> colours.
     out: folder for the masker, its log and its checkpoint; resume: go on from the checkpoint there.
-    settings: fields of `Settings` (epochs, batch_size, lr, seed ...) and of `Variant.of` (recipe, head, weights ...).
+    settings: fields of `Settings` (epochs, batch_size, lr, seed ...) and of `Variant.of` (head, weights, history ...).
 
     Errors: ValueError for what does not fit, naming what was expected and the remedy.
     """
-    training, variant = _settings(settings)
+    own_recipe = recipe if isinstance(recipe, Recipe) else None
+    named = {"infill": infill} if isinstance(infill, str) else {}
+    training, variant = _settings({"recipe": recipe if isinstance(recipe, str) else RECIPE, **named, **settings})
     dataset = chosen_data(variant.data, _labelled(classifier, pictures, targets), training.seed)
     training = replace(training, batch_size=min(training.batch_size, len(dataset)))
     if steps is not None:
         if steps < 1:
             raise ValueError(f"steps is at least 1, got {steps}")
         training = replace(training, epochs=steps * training.batch_size / len(dataset))
-    recipe = build_recipe(variant.learns)
+    recipe = own_recipe or build_recipe(variant.learns)
     if not recipe.spares_classifier:
         raise ValueError(
             f"recipe {recipe.name} retrains a copy of the classifier, without which its masker cannot be read: use "
             "`salmask train`, whose run keeps both, or the recipe 'reader' or 'fix'"
         )
     loaded = Loaded(classifier, "", Sight(image_size or classifier.image_size))
-    named = load_infills(variant.learns.infills, loaded, dataset, seed=training.seed, remask=variant.learns.remask)
+    learns = variant.learns
+    infills = load_infills(learns.infills, loaded, dataset, seed=training.seed, remask=learns.remask)
     generator = torch.Generator().manual_seed(training.seed)
     masker = Masker.for_classifier(classifier, generator=generator, **masker_options(variant.mask, loaded))
     with ExitStack() as stack:
@@ -92,7 +98,7 @@ def train(
             recipe=recipe,
             settings=training,
             out=folder,
-            infill=infill or named,
+            infill=infills if isinstance(infill, str) else infill,
             resume=resume,
             progress=progress,
         )
@@ -154,7 +160,7 @@ def evaluate(
     explainers: Mapping[str, Explaining] | Sequence[str],
     pictures: Pictures,
     *,
-    metrics: Sequence[str] = ("average_drop", "insertion", "deletion", "mask_mean"),
+    metrics: Sequence[str | Metric] = ("average_drop", "insertion", "deletion", "mask_mean"),
     targets: Sequence[int] | Tensor | None = None,
     image_size: int | None = None,
     batch_size: int = 32,
@@ -166,7 +172,8 @@ def evaluate(
 
     explainers: name -> explainer, each as in `explain`; or names alone. pictures: as in `train`; of a folder, `val`.
     targets: the class of each picture that is explained and scored; the labels of a folder or a data set, and the
-        classifier's own decisions for a tensor, where not given. metrics: names as in docs/metrics.md.
+        classifier's own decisions for a tensor, where not given.
+    metrics: names as in docs/metrics.md, or metrics of your own.
     out: folder for rows, tables and the page; nothing is left behind where not given.
     """
     table = explainers if isinstance(explainers, Mapping) else {name: name for name in explainers}
@@ -178,7 +185,9 @@ def evaluate(
     assert isinstance(dataset, Labelled)
     loaded = Loaded(classifier, "", sight, tuple(dataset.classes))
     check_classes(dataset, loaded)
-    measured = load_metrics(metrics)
+    measured: dict[str, Metric] = {}
+    for metric in metrics:
+        measured |= {metric.name: metric} if isinstance(metric, Metric) else load_metrics([metric])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
         summary = compare(
