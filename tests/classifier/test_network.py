@@ -165,25 +165,28 @@ def test_a_class_token_that_comes_later_is_not_cut_off() -> None:
     torch.testing.assert_close(classifier.features(x).maps[0], wanted)
 
 
-def test_tokens_that_do_not_tile_a_square_are_not_cut_to_one_where_the_network_tells_its_prefix() -> None:
+def test_tokens_that_are_no_square_lie_as_the_corners_of_the_picture_show() -> None:
     network = Tokens()
     network.num_prefix_tokens = 3  # neither 64 - 3 nor, after one more column of patches, 72 tokens are a square
     network.patch = nn.Conv2d(3, 8, 4, 4, padding=(0, 2))
-    with pytest.raises(ValueError, match=r"layer 'block' has no spatial extent: .* came \(2, 72, 8\)"):
-        small(network, ["block"])
+    classifier = small(network, ["block"])
+    x = pictures(32)
+    wanted = network.patch((x - classifier.mean) / classifier.std)
+    assert wanted.shape[2:] == (8, 9)
+    torch.testing.assert_close(classifier.features(x).maps[0], wanted)
 
 
 def test_a_layer_that_mixes_pictures_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"layer 'block' mixes pictures: expected 2 maps for 2 pictures, came \(32, 4, 8\)"
+        ValueError, match=r"layer 'block' mixes pictures: expected 2 maps for 2 pictures, got \(32, 4, 8\)"
     ):
         small(Tokens(apart=True), ["block"])
 
 
 @pytest.mark.parametrize("described", [["nothing"], ["fc"], ["global_pool"]])
 def test_layers_are_found_where_timm_names_some_that_cannot_be_read(described, monkeypatch) -> None:
-    wanted = Classifier.from_timm("resnet18", pretrained=False, image_size=64).layers
-    monkeypatch.setattr("salmask.classifier.network._timm_layers", lambda network: described)
+    wanted = ("act1", "layer1", "layer2", "layer3", "layer4")
+    monkeypatch.setattr("salmask.classifier.network.described_layers", lambda network: described)
     assert Classifier.from_timm("resnet18", pretrained=False, image_size=64).layers == wanted
     with pytest.raises(ValueError, match="no layer 'nothing'"):
         Classifier.from_timm("resnet18", pretrained=False, image_size=64, layers=["nothing"])
@@ -268,7 +271,8 @@ class Wrapping(SmallNet):
         lambda z: SimpleNamespace(logits=z),
         lambda z: {"loss": 0, "logits": z},
         lambda z: (z, "more"),
-        lambda z: [z, z + 1],
+        lambda z: [z.mean(), z],
+        lambda z: {"out": z, "map": z[..., None, None]},
     ],
 )
 def test_logits_are_found_in_what_the_network_returns(wrap) -> None:
@@ -330,7 +334,7 @@ def test_layers_that_the_network_lacks_are_named_with_near_ones(small_net) -> No
 
 
 def test_layers_without_spatial_extent_or_never_called_are_named(small_net) -> None:
-    with pytest.raises(ValueError, match=r"layer 'head' has no spatial extent: .* came \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"layer 'head' has no spatial extent: .* got \(2, 4\)"):
         small(small_net, ["stem", "head"])
     small_net.spare = nn.Conv2d(3, 3, 1)
     with pytest.raises(ValueError, match="never calls layer 'spare'"):
@@ -338,12 +342,12 @@ def test_layers_without_spatial_extent_or_never_called_are_named(small_net) -> N
 
 
 def test_one_logit_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"K >= 2 classes.* \(2, 1\).*returns \(0, z\)"):
+    with pytest.raises(ValueError, match=r"K >= 2 classes.* \(2, 1\).*outputs='binary'"):
         small(SmallNet(classes=1))
 
 
 def test_outputs_that_are_no_logits_are_refused(small_net) -> None:
-    with pytest.raises(ValueError, match=r"expected logits \(B, K\) from the network, came str"):
+    with pytest.raises(ValueError, match=r"expected logits \(B, K\) from the network, got str"):
         small(Wrapping(lambda z: "logits"))
     with pytest.raises(ValueError, match="no layer of the network has a spatial extent"):
         small(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), None)

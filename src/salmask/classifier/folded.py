@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse, optimize_for_inference, use_mkl_length
 
 from salmask.classifier.network import Classifier
+from salmask.classifier.wrappers import unwrapped
 from salmask.types import Images
 
 __all__ = ["folded"]
@@ -34,8 +35,8 @@ def folded(classifier: Classifier, images: Images, *, passes: int, gradients: bo
     images: some of those that it will see, with which the twin is tried. gradients: it will be asked for those with
     respect to the pictures. To be called on a frozen classifier; layers are not to be read from a twin.
     """
-    network = classifier.network
-    full = all(value.dtype == torch.float32 for value in network.parameters())
+    network = unwrapped(classifier.network)
+    full = {value.dtype for value in network.parameters()} == {torch.float32}
     if passes < WORTHWHILE or not full or _hooked(network) or type(classifier).logits is not Classifier.logits:
         return classifier
     pictures = torch.cat([images[:1], 1 - images[:1].flip(3)])

@@ -4,20 +4,26 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import sqrt
-from typing import TypeVar
+from threading import Lock, RLock
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier import Classifier
+from salmask.classifier.wrappers import Called, bare
 from salmask.draws import generator_for
 from salmask.types import Images
+
+if TYPE_CHECKING:
+    from salmask.classifier.network import Classifier
 
 __all__ = [
     "as_released",
     "at_once",
     "at_rest",
     "check_limit",
+    "held",
     "layers_to_randomise",
     "out_of_memory",
     "pieces",
@@ -25,6 +31,30 @@ __all__ = [
     "reset",
     "still_statistics",
 ]
+
+
+_LOCKS: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
+_LOCKS_CHANGE = Lock()
+
+
+@contextmanager
+def held(network: nn.Module) -> Iterator[None]:
+    """Let one thread alone use a network; the same thread may enter again.
+
+    Modes, hooks and gradients belong to the network and not to the call. The lock is that of the bare network, or of
+    the function that is called, so that two classifiers around one network share it.
+    """
+    key: Any = bare(network)
+    if isinstance(key, Called):
+        key = getattr(key.function, "__self__", key.function)
+    try:
+        with _LOCKS_CHANGE:
+            lock = _LOCKS.setdefault(key, RLock())
+    except TypeError:  # what can be neither hashed nor watched is told apart by the module around it
+        with _LOCKS_CHANGE:
+            lock = _LOCKS.setdefault(network, RLock())
+    with lock:
+        yield
 
 
 _CACHED = 10 * 224 * 224  # pixels: the widest maps of a resnet50 stay below 32 MiB, which the allocator keeps
@@ -130,8 +160,17 @@ _Result = TypeVar("_Result")
 
 
 @contextmanager
-def at_rest(classifier: Classifier, *, gradients: bool) -> Iterator[None]:
-    """Hold the classifier frozen in eval mode, with or without gradients, whatever the caller has switched off."""
+def at_rest(classifier: "Classifier", *, gradients: bool) -> Iterator[None]:
+    """Hold the classifier frozen in eval mode, with or without gradients, whatever the caller has switched off.
+
+    Errors: ValueError where gradients are asked for and none come back from the network.
+    """
+    if gradients and not classifier.differentiable:
+        raise ValueError(
+            "this explainer needs gradients, and none come back from the network: its output does not hang on its "
+            "input (a function without gradients, a quantised or exported network, or a forward under no_grad). "
+            "Take one that asks for logits alone, such as rise or occlusion"
+        )
     with torch.inference_mode(False), torch.set_grad_enabled(gradients), classifier.frozen():
         yield
 

@@ -1,146 +1,282 @@
-"""Which layers of a network are read, and how their outputs lie as maps (B, C, h, w)."""
+"""Which layers of a network are read: the last spatial output of each resolution that the logits still hang on.
+
+All modules are watched during one pass, at any depth, also those whose output is a tuple or an object that holds a
+tensor. Each of them hands on a copy, so that the gradient of the logits tells which outputs lead to them: what a
+network only reports beside its logits is no layer to be read. The network itself decides where it describes its
+stages (timm's `feature_info`).
+"""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from math import isqrt
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from jaxtyping import Float
+import torch
 from torch import Tensor, nn
 
-from salmask.types import Images
+from salmask.classifier.grids import Corners, Grid, Tokens, ToMap, grid_of
+from salmask.classifier.wrappers import bare, named_layers, passed_through
+from salmask.types import Logits
 
-if TYPE_CHECKING:
-    from salmask.classifier.network import Classifier
-
-__all__ = ["pick_layers"]
-
-
-ToMap = Callable[[Tensor, tuple[int, int]], Tensor]
-
+__all__ = ["Layer", "Probe", "described_layers", "pick_layers", "tensor_of", "to_map_of", "watched", "with_tensor"]
 
 _FIXED_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4")
+_MOST = 5
+_HIDDEN = "last_hidden_state"
 
 
-_RESNET = {"maxpool", "layer1", "layer2", "layer3", "layer4"}
+class Layer(NamedTuple):
+    """A layer as it is read: its name, the shape (C, h, w) of its map, and pixels a cell (downwards, across)."""
+
+    name: str
+    shape: tuple[int, int, int]
+    stride: tuple[float, float]
 
 
-_SHOWN = 2  # pictures with which a network is tried
+def tensor_of(output: Any) -> Tensor | None:
+    """Return the tensor that an output is, or holds: the last hidden state, else the first one; None without any."""
+    if isinstance(output, Tensor):
+        return output
+    key = _key_of(output)
+    return None if key is None else _entries(output)[key]
 
 
-def pick_layers(classifier: "Classifier", picture: Images) -> list[str]:
-    """Choose layers of a network that names none: the last module of each of the five deepest resolutions.
+def with_tensor(output: Any, tensor: Tensor) -> Any:
+    """Return an output whose tensor (`tensor_of`) is another one."""
+    if isinstance(output, Tensor):
+        return tensor
+    key = _key_of(output)
+    if isinstance(output, tuple):
+        parts = list(output)
+        parts[key] = tensor  # type: ignore[index]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    changed = copy(output)
+    if isinstance(output, list | Mapping):
+        changed[key] = tensor  # type: ignore[index]
+    else:
+        object.__setattr__(changed, str(key), tensor)
+    return changed
 
-    Modules that are used several times are passed over, for only their last call could be read, and so is pooling
-    to a fixed size. A network of one resolution (a plain transformer) gives five of its repeated blocks instead.
-    """
-    if {name for name, _ in classifier.network.named_children()} >= _RESNET:
-        return sorted(_RESNET, key=lambda name: (name != "maxpool", name))
-    seen: list[tuple[str, tuple[int, ...]]] = []
+
+def _key_of(output: Any) -> Any:
+    entries = _entries(output)
+    if _HIDDEN in entries:
+        return _HIDDEN
+    return next(iter(entries), None)
+
+
+def _entries(output: Any) -> dict[Any, Tensor]:
+    if isinstance(output, Mapping):
+        pairs: Any = output.items()
+    elif isinstance(output, tuple | list):
+        pairs = enumerate(output)
+    else:
+        pairs = getattr(output, "__dict__", {}).items()
+    return {key: value for key, value in pairs if isinstance(value, Tensor)}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call of a module: what it handed on, in the order in which calls end."""
+
+    name: str
+    output: Tensor
+
+
+@contextmanager
+def watched(network: nn.Module) -> Iterator[list[Seen]]:
+    """Collect the outputs of all modules by name; each of them hands on a copy, which is what is collected."""
+    calls: list[Seen] = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            tensor = tensor_of(output)
+            if tensor is None or tensor.ndim not in (3, 4):
+                return None
+            calls.append(Seen(name, tensor.clone()))
+            return with_tensor(output, calls[-1].output)
+
+        return hook
+
     hooks = []
-    for name, module in classifier.network.named_modules():
-        if name.count(".") <= 1 and name and not isinstance(module, _FIXED_SIZE):
-
-            def hook(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor) and output.ndim in (3, 4):
-                    seen.append((name, tuple(output.shape)))
-
-            hooks.append(module.register_forward_hook(hook))
     try:
-        classifier.logits(picture)
+        for name, module in named_layers(network).items():
+            if name and not isinstance(module, (*_FIXED_SIZE, torch.jit.ScriptModule)):
+                hooks.append(module.register_forward_hook(watch(name)))
+        with passed_through(network):
+            yield calls
     finally:
         for handle in hooks:
             handle.remove()
-    last: dict[tuple[int, ...], str] = {}
-    calls = Counter(name for name, _ in seen)
-    for name, shape in seen:
-        grid = _grid_of(shape)
-        if grid is not None and max(grid) > 1 and calls[name] == 1:
-            last.pop(grid, None)
-            last[grid] = name
-    names = list(last.values())
-    if len(names) < 3:
-        names = _repeated(classifier.network) or names
-    if not names:
-        raise ValueError("no layer of the network has a spatial extent: give `layers` by module name")
-    return names[-5:]
 
 
-def _grid_of(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    if len(shape) == 3:
-        side = isqrt(shape[1])
-        return (side, side) if side > 1 else None
-    if shape[2] == shape[3]:
-        return shape[2:]
-    return shape[1:3] if shape[1] == shape[2] else None
+@dataclass(frozen=True)
+class Probe:
+    """What is asked of a network once, to see how it is built.
 
+    ask: normalised pictures -> logits. pictures: a few different ones, square, normalised.
+    prefix, grid: what the caller says of tokens.
+    """
 
-def _repeated(network: nn.Module) -> list[str]:
-    """Return five of the longest run of blocks, evenly spread, the last one among them."""
-    runs = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
-    name, blocks = max(runs, key=lambda run: len(run[1]), default=("", nn.Sequential()))
-    count = len(blocks)
-    chosen = sorted({max(0, round(count * k / 5) - 1) for k in range(1, 6)}) if count > 2 else []
-    children = [child for child, _ in blocks.named_children()]
-    return [f"{name}.{children[k]}" if name else children[k] for k in chosen]
+    network: nn.Module
+    ask: Any
+    pictures: Tensor
+    prefix: int | None = None
+    grid: Grid | None = None
+    located: dict[int, Corners | None] = field(default_factory=dict)
 
+    @property
+    def size(self) -> Grid:
+        """Height and width of the pictures."""
+        return self.pictures.shape[-2], self.pictures.shape[-1]
 
-def _timm_layers(network: nn.Module) -> list[str] | None:
-    """Five taps of a timm network, shallow to deep; None where it does not describe itself."""
-    described = getattr(network, "feature_info", None)
-    if not described:
+    def trace(self) -> tuple[Logits, list[Seen]]:
+        """Return the logits and every module's output, with the graph that leads from one to the other."""
+        with watched(self.network) as calls, torch.enable_grad():
+            logits = self.ask(self.pictures.clone().requires_grad_())
+        return logits, calls
+
+    def corners(self, count: int) -> Corners | None:
+        """Return which of N tokens change with the picture's corners, at the first module that gives N tokens."""
+        if count not in self.located:
+            self.located[count] = self._locate(count)
+        return self.located[count]
+
+    def _locate(self, count: int) -> Corners | None:
+        dark = self.pictures[:1].detach()
+        variants = dark.repeat(5, 1, 1, 1)
+        for place, (rows, columns) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1)), 1):
+            at = (slice(-2, None) if rows else slice(2), slice(-2, None) if columns else slice(2))
+            variants[place][:, at[0], at[1]] += 3.0
+        with watched(self.network) as calls, torch.no_grad():
+            self.ask(variants)
+        for call in calls:
+            if call.output.ndim == 3 and call.output.shape[:2] == (5, count):
+                changed = (call.output[1:] != call.output[:1]).flatten(2).any(2)
+                first, second, third, fourth = ([int(k) for k in row.nonzero()] for row in changed)
+                return first, second, third, fourth
         return None
-    names = [stage["module"] for stage in described]
-    if len({stage["reduction"] for stage in described}) == 1:
-        return _repeated(network)
-    children = dict(network.named_children())
-    if children.keys() >= _RESNET:
-        names[0] = "maxpool"  # the paper's layer 0 (Phang et al., 2020), not the activation before it
-    if len(names) == 4:
-        names = [stem for stem in ("stem", "patch_embed") if stem in children][:1] + names
-    return names[-5:]
 
 
-def _map_rule(name: str, tap: Tensor, network: nn.Module, size: int) -> ToMap:
-    """Find out how a layer's output lies, from its shape on a square picture, and return what turns it."""
-    shape = tuple(tap.shape)
-    if shape[:1] != (_SHOWN,):  # tokens within patches, for one
-        raise ValueError(f"layer {name!r} mixes pictures: expected {_SHOWN} maps for {_SHOWN} pictures, came {shape}")
-    told_last = getattr(network, "output_fmt", None) == "NHWC" and len({*shape[1:]}) == 1
-    if tap.ndim == 4 and shape[2] == shape[3] and shape[2] > 1 and not told_last:
-        return lambda tap, at: tap
-    if tap.ndim == 4 and shape[1] == shape[2] and shape[1] > 1:
-        return lambda tap, at: tap.permute(0, 3, 1, 2)
-    if tap.ndim == 3:
-        told = getattr(network, "num_prefix_tokens", None)  # which some networks add behind their first blocks only
-        for prefix in (shape[1] - isqrt(shape[1]) ** 2,) if told is None else (told, 0):
-            side = isqrt(max(0, shape[1] - prefix))
-            if side > 1 and side * side + prefix == shape[1]:
-                return _token_rule(prefix, size / side)
+def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMap:
+    """Return what turns a layer's output into a map. maps: grids that came before it.
+
+    Errors: ValueError for an output without spatial extent.
+    """
+    shape, count = tuple(output.shape), len(probe.pictures)
+    if shape[:1] != (count,):  # tokens within patches, for one
+        raise ValueError(f"layer {name!r} mixes pictures: expected {count} maps for {count} pictures, got {shape}")
+    inner = bare(probe.network)
+    if output.ndim == 4 and (lies := grid_of(shape, last=getattr(inner, "output_fmt", None) == "NHWC")) is not None:
+        return lies[0]
+    if output.ndim == 3 and shape[1] > 1:
+        options: dict[str, Any] = {"prefix": probe.prefix, "grid": probe.grid, "maps": maps}
+        try:
+            return Tokens.of(shape[1], probe.size, inner, **options)
+        except ValueError:
+            options["corners"] = probe.corners(shape[1])
+        try:
+            return Tokens.of(shape[1], probe.size, inner, **options)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r} has no known grid, got {shape}: {error}") from None
     raise ValueError(
-        f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a square grid, "
-        f"came {shape} for a picture of {size}x{size}; name an earlier layer"
+        f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a grid, "
+        f"got {shape} for a picture of {probe.size[0]}x{probe.size[1]}; name an earlier layer"
     )
 
 
-def _token_rule(prefix: int, stride: float) -> ToMap:
-    def to_map(tap: Tensor, at: tuple[int, int]) -> Float[Tensor, "batch channels rows columns"]:
-        rows, columns = round(at[0] / stride), round(at[1] / stride)
-        tokens = tap[:, prefix:]
-        if rows * columns != tokens.shape[1]:  # a network with a fixed grid of its own
-            rows = columns = isqrt(tokens.shape[1])
-        if rows * columns != tokens.shape[1]:
-            raise ValueError(f"{tokens.shape[1]} tokens do not tile a picture of {at[0]}x{at[1]}")
-        return tokens.transpose(1, 2).reshape(len(tap), -1, rows, columns)
+def described_layers(network: nn.Module) -> list[str] | None:
+    """Return five layers by a timm or torchvision network's own description, shallow to deep; None without one.
 
-    return to_map
+    The network may stand in wrappers; names are those in the whole.
+    """
+    inner = bare(network)
+    described = getattr(inner, "feature_info", None)
+    resnet = dict(inner.named_children()).keys() >= set(_RESNET)
+    names = list(_RESNET) if resnet else [stage["module"] for stage in described or ()]
+    if described and len({stage["reduction"] for stage in described}) == 1:
+        names = _spread(names)
+    elif len(names) == _MOST - 1:
+        names = [stem for stem in ("stem", "patch_embed") if stem in dict(inner.named_children())][:1] + names
+    whole = next(name for name, module in named_layers(network).items() if module is inner)
+    return [f"{whole}.{name}" if whole else name for name in names[-_MOST:]] or None
 
 
-def _find(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    modules = dict(network.named_modules())
-    for name in names:
-        if name not in modules or not name:
-            near = get_close_matches(name, modules, 3) or [n for n in modules if n and "." not in n][:8]
-            raise ValueError(f"the network has no layer {name!r}; near: {', '.join(near)}")
-    return [modules[name] for name in names]
+def pick_layers(probe: Probe) -> list[str]:
+    """Choose at most five layers, shallow to deep.
+
+    Modules that are used several times are passed over, for only their last call could be read; so are pooling to a
+    fixed size, attention (rows that sum to 1) and what the logits do not hang on. A network of one or two resolutions
+    (a plain transformer) gives five of its repeated blocks. Errors: ValueError where there is no spatial output.
+    """
+    logits, calls = probe.trace()
+    reached = _reached(logits, calls)
+    counts = Counter(call.name for call in calls)
+    spatial: dict[str, Grid] = {}
+    seen: list[Grid] = []
+    for call, leads in zip(calls, reached, strict=True):
+        grid = _grid(probe, call, seen) if leads and counts[call.name] == 1 else None
+        if grid is not None:
+            spatial[call.name] = grid
+            seen += [grid] if call.output.ndim == 4 else []
+    last: dict[Grid, str] = {}
+    for name, grid in spatial.items():
+        last.pop(grid, None)
+        last[grid] = name
+    names = list(last.values())
+    if len(names) < 3:
+        names = _repeated(probe.network, spatial) or names
+    if not names:
+        raise ValueError(
+            "no layer of the network has a spatial extent: give `layers` by module name, "
+            "or layers=[] for explainers that ask for logits alone, such as rise and occlusion"
+        )
+    return names[-_MOST:]
+
+
+def _reached(logits: Logits, calls: list[Seen]) -> list[bool]:
+    """Tell which outputs the logits hang on; all of them in a network without gradients."""
+    outputs = [call.output for call in calls]
+    leads = [output.requires_grad for output in outputs]
+    if not logits.requires_grad or not any(leads):
+        return [True] * len(calls)
+    weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
+    inputs = [output for output, needed in zip(outputs, leads, strict=True) if needed]
+    slopes = iter(torch.autograd.grad((logits * weights).sum(), inputs, allow_unused=True))
+    return [needed and next(slopes) is not None for needed in leads]
+
+
+def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
+    """Return the grid of an output, if it is a map: None for attention, vectors and what lies in an unknown way."""
+    output, inner = call.output, bare(probe.network)
+    if len(output) != len(probe.pictures):
+        return None
+    if output.ndim == 4:
+        rows = output.detach().float()
+        if bool((rows >= 0).all()) and torch.allclose(rows.sum(-1), torch.ones(()).to(rows), atol=1e-2):
+            return None
+        lies = grid_of(output.shape, last=getattr(inner, "output_fmt", None) == "NHWC")
+        return None if lies is None else lies[1]
+    try:
+        tokens = to_map_of(probe, call.name, output, seen)
+    except ValueError:
+        return None
+    return tokens.grid if isinstance(tokens, Tokens) and max(tokens.grid) > 1 else None
+
+
+def _repeated(network: nn.Module, spatial: Mapping[str, Grid]) -> list[str]:
+    """Return five of the longest run of blocks that are maps, evenly spread, the last one among them."""
+    runs = []
+    for name, module in named_layers(network).items():
+        if isinstance(module, nn.Sequential | nn.ModuleList):
+            blocks = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+            runs.append([block for block in blocks if block in spatial])
+    longest = max(runs, key=len, default=[])
+    return _spread(longest) if len(longest) > 2 else []
+
+
+def _spread(names: list[str]) -> list[str]:
+    return [names[k] for k in sorted({max(0, round(len(names) * k / _MOST) - 1) for k in range(1, _MOST + 1)})]

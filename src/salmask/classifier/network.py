@@ -2,40 +2,51 @@
 
     x -> (x - mean) / std -> network -> logits,   and the outputs of the named layers as maps (B, C, h, w)
 
-All that touches a user's network stands here: normalisation, reading layers, freezing. Layers are read by
+All that touches a user's network stands in this folder: normalisation, reading layers, freezing. Layers are read by
 forward hooks that live for one call; tokens and channels-last outputs come out as (B, C, h, w). A network
-leaves every call as it entered: mode, gradients, hooks and device, also when the call fails.
+leaves every call as it entered: mode, gradients, hooks and device, also when the call fails. Calls of several threads
+on one network wait for each other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from difflib import get_close_matches
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier.layers import _SHOWN, ToMap, _find, _map_rule, _timm_layers, pick_layers
-from salmask.classifier.weights import _classes_in, fingerprint, fit_weights, load_weights
+from salmask.classifier.grids import Grid, ToMap
+from salmask.classifier.hold import held
+from salmask.classifier.inputs import check_images, check_mean
+from salmask.classifier.layers import Layer, Probe, described_layers, pick_layers, tensor_of, to_map_of, with_tensor
+from salmask.classifier.named import timm_network
+from salmask.classifier.outputs import Outputs
+from salmask.classifier.weights import fingerprint
+from salmask.classifier.wrappers import Called, as_module, bare, find_layers, passed_through
 from salmask.types import Features, Images, Logits
 
 __all__ = ["Classifier"]
+
+_SHOWN, _SURE = 2, 4  # pictures with which layers are tried, and outputs
 
 
 class Classifier(nn.Module):
     """A network with its normalisation and the layers that are read.
 
-    network: any module that maps (B, 3, H, W) to (B, K) logits; outputs with `.logits`, dicts with a key
-        "logits" and tuples (the first entry) are understood.
-    mean, std: the network's normalisation of [0, 1] images; held as buffers.
-    layers: names of modules, shallow to deep; None picks the last module of each resolution.
+    network: any module that maps (B, C, H, W) to (B, K) logits, also in DataParallel, torch.compile or a wrapper of
+        one's own; or a function or an ONNX session that does, with layers=[].
+    mean, std: the network's normalisation of [0, 1] images, one number a channel; held as buffers.
+    layers: names of modules, shallow to deep; None picks the last module of each resolution; [] reads none, for
+        explainers that ask for logits alone.
     image_size: side of the square picture with which channels and strides are found out.
+    outputs: what the network returns (`outputs.KINDS`); output: which entry of a tuple or a dictionary.
+    prefix, grid: for tokens (B, N, C), how many stand before the picture's, and how many (rows, columns) those are;
+        None asks the network.
 
-    Publishes `channels`, `strides` (one an entry of `layers`), `num_classes` and `layers`.
-    Raises ValueError for unknown layers and for layers without spatial extent.
+    Publishes `channels`, `strides` (one an entry of `layers`), `num_classes`, `layers`, `channels_in`, and
+    `differentiable`: whether gradients reach the pictures. Raises ValueError for unknown layers and for layers
+    without spatial extent.
     """
 
     mean: Tensor
@@ -43,35 +54,31 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Callable[[Tensor], Any],
         *,
         mean: Sequence[float],
         std: Sequence[float],
         layers: Sequence[str] | None,
         image_size: int = 224,
+        outputs: str = "auto",
+        output: str | int | None = None,
+        prefix: int | None = None,
+        grid: Grid | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
-        like = next(network.parameters(), torch.empty(0))
-        self.register_buffer("mean", torch.tensor(mean, device=like.device).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device=like.device).view(1, 3, 1, 1), persistent=False)
-        self.image_size = image_size
-        picture = torch.full((_SHOWN, 3, image_size, image_size), 0.5, device=like.device)
-        picture[1] = torch.rand(3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-        with self.frozen(), torch.no_grad():
-            if layers is None:
-                layers = pick_layers(self, picture)
-            self.layers = tuple(layers)
-            self._modules_read = _find(network, self.layers)
-            logits, taps, modified = self._run(picture, clone=False)
-        self.num_classes = _classes_of(logits)
-        self._clone = modified
-        self._to_map: list[ToMap] = []
-        for name, tap in zip(self.layers, taps, strict=True):
-            self._to_map.append(_map_rule(name, tap, network, image_size))
-        maps = [rule(tap, (image_size, image_size)) for rule, tap in zip(self._to_map, taps, strict=True)]
-        self.channels = tuple(m.shape[1] for m in maps)
-        self.strides = tuple(round(image_size / m.shape[2]) for m in maps)
+        self.network = as_module(network)
+        _check_readable(self.network, layers)
+        check_mean(list(mean), list(std), self.network)
+        like = next(self.network.parameters(), torch.empty(0))
+        shape = (1, len(mean), 1, 1)
+        self.register_buffer("mean", torch.tensor(mean, device=like.device).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std, device=like.device).view(shape), persistent=False)
+        self.image_size, self.channels_in = image_size, len(mean)
+        self.outputs = Outputs(outputs, output)
+        with self.frozen():
+            self._try_out()
+            probe = Probe(self.network, self._asked, self._normalised(self._pictures(_SHOWN)), prefix, grid)
+            self._choose(probe, layers)
 
     @classmethod
     def from_timm(
@@ -83,67 +90,83 @@ class Classifier(nn.Module):
         checkpoint: str | Path | None = None,
         layers: Sequence[str] | None = None,
         image_size: int | None = None,
+        **options: Any,
     ) -> Self:
         """Build a timm network with its own mean and std; transformers accept other sizes than their own.
 
+        name: of timm, or `hf-hub:OWNER/NAME` of a timm network on the Hub.
         checkpoint: a .safetensors or state-dict file; the number of classes is read from it where not given.
         layers: None reads five stages, shallow to deep (for a ResNet: maxpool, layer1 ... layer4).
-        Raises ValueError for unknown names and for weights that do not fit.
+        options: of `Classifier`. Raises ValueError for unknown names and for weights that do not fit.
         """
-        if not timm.is_model(name):
-            near = get_close_matches(name, timm.list_models(), 3)
-            raise ValueError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
-        weights = None if checkpoint is None else load_weights(checkpoint)
-        if weights is not None and num_classes is None:
-            num_classes = _classes_in(weights, name)
-        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        network = _flexible(name, pretrained=pretrained and weights is None, **options)
-        if weights is not None:
-            fit_weights(network, weights, f"{name} from {checkpoint}")
-        config = timm.data.resolve_model_data_config(network)
-        size = image_size or config["input_size"][-1]
-        build = partial(cls, network.eval(), mean=config["mean"], std=config["std"], image_size=size)
-        if layers is None and (described := _timm_layers(network)) is not None:
-            with suppress(ValueError):  # some are described by names of modules that they lack or never call
-                return build(layers=described)
-        return build(layers=layers)
+        named = timm_network(name, pretrained=pretrained, num_classes=num_classes, checkpoint=checkpoint)
+        return cls(named.network, layers=layers, **named.options(image_size), **options)
 
     def forward(self, images: Images) -> Logits:
         """Return the logits."""
         return self.logits(images)
 
     def logits(self, images: Images) -> Logits:
-        """Return the logits (B, K) of images in [0, 1], in float32."""
-        return _as_logits(self.network(self._normalised(images)))
+        """Return the logits (B, K) of images in [0, 1], in float32. Errors: ValueError for values outside."""
+        if images.device.type == "cpu" or images.ndim != 4:  # elsewhere a look at the values would stop the device
+            check_images(images, self.channels_in)
+        return self.unbounded(images)
+
+    def unbounded(self, images: Tensor) -> Logits:
+        """Return the logits of images whose values may leave [0, 1], as those of noisy or bicubic ones do."""
+        with held(self.network):
+            return self._asked(self._normalised(images))
+
+    def probabilities(self, logits: Logits) -> Tensor:
+        """Return the probabilities (..., K) that logits mean: softmax, or the sigmoid of independent labels."""
+        return self.outputs.probabilities(logits)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether each class is a label of its own, present or not."""
+        return self.outputs.kind == "multilabel"
 
     def features(self, images: Images) -> Features:
         """Return logits and one map (B, C, h, w) a layer, from one pass; differentiable, shallow to deep.
 
         Gradients of the logits with respect to the maps are right also where a network goes on in place.
         """
-        logits, taps, _ = self._run(images, clone=True)
+        logits, taps, _ = self._run(lambda: self.logits(images), clone=True)
         size = (images.shape[-2], images.shape[-1])
         return Features(logits, [rule(tap, size) for rule, tap in zip(self._to_map, taps, strict=True)])
 
     @contextmanager
     def frozen(self) -> Iterator[Self]:
         """Hold the network in eval mode with parameters that take no gradients; restore all of it after."""
-        modes = [(module, module.training) for module in self.network.modules()]
-        wanted = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
-        try:
-            self.network.eval()
-            for parameter, _ in wanted:
-                parameter.requires_grad_(False)
-            yield self
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for parameter, want in wanted:
-                parameter.requires_grad_(want)
+        with held(self.network):
+            modes = [(module, module.training) for module in self.network.modules()]
+            wanted = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
+            try:
+                self.network.eval()
+                for parameter, _ in wanted:
+                    parameter.requires_grad_(False)
+                yield self
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+                for parameter, want in wanted:
+                    parameter.requires_grad_(want)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits of a hash of all weights and statistics."""
-        return fingerprint(self.network)
+        """Return 16 hexadecimal digits of a hash of all weights and statistics; wrappers change nothing."""
+        return fingerprint(bare(self.network))
+
+    def describe(self) -> tuple[Layer, ...]:
+        """Return what is read: name, shape of the map and stride, at the classifier's own image size."""
+        side = self.image_size
+        return tuple(
+            Layer(name, (channels, *grid), (side / grid[0], side / grid[1]))
+            for name, channels, grid in zip(self.layers, self.channels, self._grids, strict=True)
+        )
+
+    def module_read(self, index: int) -> nn.Module:
+        """Return the module that is read as layer number `index`."""
+        return self._read[self.layers[index]]
 
     @property
     def device(self) -> torch.device:
@@ -151,38 +174,92 @@ class Classifier(nn.Module):
         return self.mean.device
 
     def _normalised(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images of shape (B, 3, H, W), came {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise ValueError(f"expected float images in [0, 1], came {images.dtype}: divide 8-bit pictures by 255")
         like = next(self.network.parameters(), self.mean)
         return ((images.to(self.device) - self.mean) / self.std).to(like.dtype)
 
-    def _run(self, images: Tensor, *, clone: bool) -> tuple[Tensor, list[Tensor], list[bool]]:
+    def _asked(self, normalised: Tensor) -> Logits:
+        return self.outputs.ask(self.network, normalised)
+
+    def _pictures(self, count: int) -> Tensor:
+        """Return grey, noise, its negative and a slope, as far as asked for: (count, C, S, S)."""
+        shape = (self.channels_in, self.image_size, self.image_size)
+        noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        slope = torch.linspace(0, 1, self.image_size).expand(shape)
+        return torch.stack([torch.full(shape, 0.5), noise, 1 - noise, slope][:count]).to(self.device)
+
+    def _try_out(self) -> None:
+        """Find out what comes out of the network, and whether gradients come back."""
+        pictures = self._normalised(self._pictures(_SURE))
+        try:
+            self.outputs = self.outputs.settled(self.network, pictures.split(_SHOWN))
+            with torch.inference_mode(False), torch.enable_grad():
+                logits = self._asked(pictures[:1].clone().requires_grad_())
+        except (ValueError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            first = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"the network fails on pictures {tuple(pictures.shape)} ({type(error).__name__}: {first}): if it takes "
+                "more than pictures, or other ones, wrap it in a module whose forward(pictures) returns logits (B, K)"
+            ) from error
+        self.num_classes, self.differentiable = logits.shape[1], logits.requires_grad
+
+    def _choose(self, probe: Probe, layers: Sequence[str] | None) -> None:
+        if layers is not None:
+            self._read_layers(probe, list(layers))
+            return
+        if (described := described_layers(self.network)) is not None:
+            try:
+                self._read_layers(probe, described)
+                return
+            except ValueError:  # some name modules that they lack or never call
+                pass
+        self._read_layers(probe, pick_layers(probe))
+
+    def _read_layers(self, probe: Probe, names: list[str]) -> None:
+        self._read = find_layers(self.network, names)
+        self.layers = tuple(self._read)
+        self._clone = [False] * len(self.layers)
+        with torch.no_grad():
+            _, taps, self._clone = self._run(lambda: self._asked(probe.pictures), clone=False)
+        maps: list[Tensor] = []
+        self._to_map: list[ToMap] = []
+        for name, tap in zip(self.layers, taps, strict=True):
+            rule = to_map_of(probe, name, tap, [(m.shape[2], m.shape[3]) for m in maps])
+            self._to_map.append(rule)
+            maps.append(rule(tap, probe.size))
+        self.channels = tuple(m.shape[1] for m in maps)
+        self._grids = tuple((m.shape[2], m.shape[3]) for m in maps)
+        self.strides = tuple(round(self.image_size / m.shape[2]) for m in maps)
+
+    def _run(self, ask: Callable[[], Tensor], *, clone: bool) -> tuple[Tensor, list[Tensor], list[bool]]:
         """Return logits, the raw outputs of the layers, and which of them the network changed in place."""
         taken: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
 
         def reader(name: str, index: int) -> Callable[..., Any]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-                tap = output if isinstance(output, Tensor) else output[0]
+                tap = tensor_of(output)
+                if tap is None:
+                    raise ValueError(f"layer {name!r} returns no tensor but {type(output).__name__}: name another one")
                 taken[name] = tap
                 if clone and self._clone[index]:  # the network goes on with a copy, so that the tap stays what it was
-                    return tap.clone() if tap is output else type(output)([tap.clone(), *output[1:]])
+                    return with_tensor(output, tap.clone())
                 versions[name] = 0 if tap.is_inference() else tap._version
                 return None
 
             return hook
 
-        hooks = [
-            module.register_forward_hook(reader(name, index))
-            for index, (name, module) in enumerate(zip(self.layers, self._modules_read, strict=True))
-        ]
-        try:
-            logits = self.logits(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        hooks = []
+        with held(self.network):
+            try:
+                for index, (name, module) in enumerate(self._read.items()):
+                    hooks.append(module.register_forward_hook(reader(name, index)))
+                with passed_through(self.network):
+                    logits = ask()
+            finally:
+                for hook in hooks:
+                    hook.remove()
         missing = [name for name in self.layers if name not in taken]
         if missing:
             raise ValueError(f"the network's forward pass never calls layer {missing[0]!r}: name another one")
@@ -190,33 +267,16 @@ class Classifier(nn.Module):
         return logits, [taken[name] for name in self.layers], modified
 
 
-def _flexible(name: str, **options: Any) -> nn.Module:
-    """Build a timm network that takes other image sizes than its own, where its family can."""
-    wishes: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
-    for extra in wishes:
-        try:
-            return timm.create_model(name, **options, **extra)
-        except TypeError:
-            continue
-    return timm.create_model(name, **options)
-
-
-def _as_logits(output: Any) -> Tensor:
-    if isinstance(output, dict) and "logits" in output:
-        output = output["logits"]
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise ValueError(f"expected logits (B, K) from the network, came {type(output).__name__}")
-    return output.float()
-
-
-def _classes_of(logits: Tensor) -> int:
-    if logits.ndim != 2 or logits.shape[1] < 2:
+def _check_readable(network: nn.Module, layers: Sequence[str] | None) -> None:
+    """Refuse to read layers of what has none: functions, ONNX sessions and scripted networks."""
+    if isinstance(network, torch.jit.ScriptModule):
+        what = "a scripted network cannot be read inside"
+    elif isinstance(network, Called):
+        what = "a function has no layers"
+    else:
+        return
+    if layers is None or len(layers):
         raise ValueError(
-            f"expected logits (B, K) with K >= 2 classes, the network returned {tuple(logits.shape)}; "
-            "wrap a network with one logit z so that it returns (0, z)"
+            f"{what}: give layers=[] for explainers that ask for logits alone, such as rise and occlusion, "
+            "or wrap the network itself, a torch.nn.Module, to have its layers read"
         )
-    return logits.shape[1]

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from salmask.classifier.hold import held
+from salmask.classifier.layers import tensor_of, with_tensor
 from salmask.classifier.network import Classifier
+from salmask.classifier.wrappers import passed_through
 from salmask.types import FeatureMap, Images, Logits
 
 __all__ = [
@@ -36,6 +39,11 @@ __all__ = [
 def layer_index(classifier: Classifier, layer: int | str) -> int:
     """Return which of `classifier.layers` is meant, by index (-1 is the deepest) or by name."""
     layers = classifier.layers
+    if not layers:
+        raise ValueError(
+            "this explainer reads a layer, and the classifier reads none (layers=[]): name layers in "
+            "Classifier(..., layers=...), or take one that asks for logits alone, such as rise or occlusion"
+        )
     if isinstance(layer, str):
         if layer not in layers:
             near = get_close_matches(layer, layers, 1)
@@ -57,21 +65,23 @@ def layer_output(
 
     call: which of its calls is changed, where a module is used several times; None changes all of them.
     """
-    module: nn.Module = classifier.network.get_submodule(classifier.layers[index])
+    module: nn.Module = classifier.module_read(index)
     calls = itertools.count()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         if next(calls) != call and call is not None:
             return None
-        if isinstance(output, Tensor):
-            return change(output)
-        return type(output)((change(output[0]), *output[1:]))
+        tensor = tensor_of(output)
+        assert tensor is not None  # the classifier has read one there
+        return with_tensor(output, change(tensor))
 
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with held(classifier.network):
+        handle = module.register_forward_hook(hook)
+        try:
+            with passed_through(classifier.network):
+                yield
+        finally:
+            handle.remove()
 
 
 @contextmanager
@@ -121,7 +131,7 @@ def read_gradients(
     score: logits -> one value an image. instead: index of an earlier layer, read as well if any image has no
     gradient at the first (as at the patch tokens after the last block of a transformer that reads its class
     token alone). One forward pass; one backward pass for each layer read.
-    Errors: ValueError where the logits depend on neither.
+    Errors: ValueError where the logits do not hang on a layer that is read, so that no gradient arrives.
     """
     taken: dict[int, Tensor] = {}
 
@@ -140,14 +150,22 @@ def read_gradients(
     size = (images.shape[-2], images.shape[-1])
     total = score(logits).sum()
     if not total.requires_grad:
-        told = " and ".join(repr(classifier.layers[at]) for at in wanted)
-        raise ValueError(f"the logits do not depend on layer {told}: choose a layer that leads to them")
+        raise ValueError(_unreached(classifier, wanted))
     taps = []
     for at in wanted:
         (slope,) = torch.autograd.grad(total, taken[at], retain_graph=at != wanted[-1], allow_unused=True)
-        slope = torch.zeros_like(taken[at]) if slope is None else slope
+        if slope is None:
+            raise ValueError(_unreached(classifier, [at]))
         maps, slopes = (to_map(classifier, at, value.detach(), size).float() for value in (taken[at], slope))
         taps.append(Tap(at, maps, slopes))
         if bool(slopes.flatten(1).any(1).all()):
             break
     return logits.detach(), taps
+
+
+def _unreached(classifier: Classifier, indices: list[int]) -> str:
+    names = " and ".join(repr(classifier.layers[at]) for at in indices)
+    return (
+        f"no gradient arrives at layer {names}: the logits do not depend on it, or what the network does after it lets "
+        "no gradient through; choose a layer that leads to the logits"
+    )

@@ -1,44 +1,193 @@
-"""Reading weights into a network."""
+"""Reading weights into a network.
+
+    {"model_state_dict": {"module._orig_mod.conv1.weight": ...}}  ->  {"conv1.weight": ...}
+
+Files of trainers hold the weights somewhere in them, under names with prefixes; both are found by what fits the
+network. No code of a file is run: what is not a tensor, a number or a container is read as an inert lump, also the
+modules of a network that was pickled whole, whose weights are then collected from them.
+"""
 
 import hashlib
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "load_weights"]
+__all__ = ["fingerprint", "fit_weights", "load_weights"]
+
+_CONTAINERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "ema_state_dict",
+)
+_PASSED_ON = ("_orig_mod.", "module.")
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a .safetensors or a state-dict file; a state dict may stand under "state_dict" or "model".
+    """Read the weights in a .safetensors file or a checkpoint of a trainer; names are as they stand there.
 
     Raises FileNotFoundError, and ValueError for a file that holds no weights.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: expected a .safetensors or a state-dict file")
+    content = load_file_of(path)
+    weights = _weights_in(content)
+    if weights is None:
+        held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{path} holds no state dict: expected names with tensors, got {held}")
+    return weights
+
+
+def load_file_of(path: Path) -> Any:
+    """Return what a file of weights holds, without running any code of it. Errors: ValueError."""
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        kind = type(error).__name__  # what torch says of it fills a page, and advises to trust the file
-        raise ValueError(f"{path} cannot be read as weights ({kind}): is it cut short, or another format?") from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict: expected names with tensors")
-    return {key.removeprefix("module."): value for key, value in found.items()}
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch says of it fills a page, and advises to trust the file
+        if _is_scripted(path):
+            raise ValueError(
+                f"{path} holds a scripted network, no weights: load it with torch.jit.load and give "
+                "Classifier(network, layers=[], ...)"
+            ) from error
+        kind = type(error).__name__
+        try:
+            if path.suffix == ".safetensors":
+                raise
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_inert())
+        except Exception:
+            raise ValueError(
+                f"{path} cannot be read as weights ({kind}): is it cut short, or another format?"
+            ) from error
 
 
-def fit_weights(network: nn.Module, weights: dict[str, Tensor], what: str) -> None:
-    """Load weights that must fit exactly; the error names the first that does not, and nothing is changed."""
+def _is_scripted(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[-1] == "constants.pkl" for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+class _Lump:
+    """What stands for an object of a class that is not read: it takes whatever it is given and does nothing."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        pass
+
+    def __new__(cls, *values: Any, **named: Any) -> "_Lump":
+        return super().__new__(cls)
+
+    def __call__(self, *values: Any, **named: Any) -> "_Lump":
+        return _Lump()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update((str(key), value) for key, value in state.items())
+
+    def append(self, value: Any) -> None:
+        """Take an entry of a list."""
+
+    def extend(self, values: Any) -> None:
+        """Take entries of a list."""
+
+    def add(self, value: Any) -> None:
+        """Take an entry of a set."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+_REAL = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+    ("torch.nn.parameter", "Parameter"): nn.Parameter,
+} | {
+    ("torch", name): getattr(torch, name)
+    for name in dir(torch)
+    if name.endswith("Storage") or isinstance(getattr(torch, name), torch.dtype)
+}
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Reads tensors and containers; everything else becomes a lump, and nothing is imported or called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _REAL.get((module, name), _Lump)
+
+
+def _inert() -> Any:
+    def load(file: Any, **options: Any) -> Any:
+        return _InertUnpickler(file, **options).load()
+
+    def loads(data: bytes, **options: Any) -> Any:
+        return load(io.BytesIO(data), **options)
+
+    return SimpleNamespace(__name__="pickle", Unpickler=_InertUnpickler, load=load, loads=loads)
+
+
+def _weights_in(content: Any) -> dict[str, Tensor] | None:
+    """Return the names with tensors that a file's content is, or holds under one of the usual names."""
+    if isinstance(content, _Lump):
+        return dict(_collected(content, "")) or None
+    if not isinstance(content, Mapping):
+        return None
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors and len(tensors) == len(content):
+        return tensors
+    for key in _CONTAINERS:
+        if key in content and (weights := _weights_in(content[key])) is not None:
+            return weights
+    return tensors if len(tensors) > len(content) / 2 else None
+
+
+def _collected(lump: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Collect the parameters and buffers of a module that was pickled whole, as its state dict would name them."""
+    own = vars(lump)
+    left_out = own.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers"):
+        entries = own.get(kind)
+        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+            if isinstance(value, Tensor) and name not in (left_out if isinstance(left_out, set) else ()):
+                yield f"{prefix}{name}", value
+    children = own.get("_modules")
+    for name, child in children.items() if isinstance(children, Mapping) else ():
+        if isinstance(child, _Lump):
+            yield from _collected(child, f"{prefix}{name}.")
+
+
+def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Load weights that must fit exactly; the error names the first that does not, and nothing is changed.
+
+    Names may have parts that only pass on (`_orig_mod.`, `module.`), and one prefix that all of the network's names
+    have there (Lightning's `model.`); what stands beside that prefix, as the weights of a loss, is left out.
+    """
     own = network.state_dict()
+    weights = _renamed(weights, own.keys(), what)
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
     if not (missing or unknown or wrong):
@@ -50,14 +199,23 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], what: str) -> No
     raise ValueError(f"the weights do not fit {what}: " + "; ".join(problems) + ": is it another network?")
 
 
-def _classes_in(weights: dict[str, Tensor], name: str) -> int:
-    config = timm.get_pretrained_cfg(name)
-    head = config.classifier if config is not None else None
-    head = head[0] if isinstance(head, tuple) else head
-    for key in (f"{head}.weight", f"{head}.bias"):
-        if key in weights:
-            return weights[key].shape[0]
-    raise ValueError(f"the weights hold no {head}.weight, the classifying layer of {name}: is it another network?")
+def _renamed(weights: Mapping[str, Tensor], own: Any, what: str) -> Mapping[str, Tensor]:
+    """Return the weights under the network's own names, where taking parts of names off brings all of them there."""
+    if not own or own <= weights.keys():
+        return weights
+    short = {}
+    for key, value in weights.items():
+        for part in _PASSED_ON:
+            key = key.removeprefix(part).replace(f".{part}", ".")
+        short[key] = value
+    if own <= short.keys():
+        return short
+    first = min(own)
+    prefixes = {key[: -len(first)] for key in short if key.endswith(f".{first}")}
+    fitting = [prefix for prefix in prefixes if all(prefix + name in short for name in own)]
+    if len(fitting) > 1:
+        raise ValueError(f"the weights fit {what} under {', '.join(sorted(fitting))}: keep one of them in the file")
+    return {name: short[fitting[0] + name] for name in own} if fitting else short
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -229,7 +229,7 @@ class _Question:
         self.classifier, self.targets = classifier, targets
 
     def __call__(self, entered: Colours) -> Tensor:
-        logits = self.classifier.logits(entered * self.classifier.std + self.classifier.mean)
+        logits = self.classifier.unbounded(entered * self.classifier.std + self.classifier.mean)
         given = self.targets
         if given is not None and len(given) == 1:
             given = given.expand(len(logits))

@@ -124,7 +124,7 @@ def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: A
     """Return the terms of SM for one box per image, scored by `classifier` (which normalises its input itself)."""
     height, width = images.shape[-2:]
     with torch.no_grad():
-        logits = classifier.logits(crop(images, boxes, classifier.mean.view(1, 3, 1, 1)))
+        logits = classifier.unbounded(crop(images, boxes, classifier.mean.view(1, 3, 1, 1)))
     share = areas(boxes).to(logits) / (height * width)
     targets = targets.to(logits.device)
     return SaliencyTerms(

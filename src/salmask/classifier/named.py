@@ -1,0 +1,235 @@
+"""Networks by name, with how they want their pictures: timm, torchvision, Hugging Face and functions of one's own.
+
+| SPEC | network | weights |
+|---|---|---|
+| `timm:NAME`, `timm:hf-hub:OWNER/NAME` | timm's | pretrained, or those of a file (`@FILE`) |
+| `torchvision:NAME` | torchvision's | pretrained, or those of a file (`@FILE`) |
+| `hf:NAME_OR_FOLDER` | transformers' image classifier | its own |
+| `module.py:function`, `package.module:function` | what the function returns | its own |
+"""
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from salmask.classifier.weights import fit_weights, load_weights
+
+__all__ = ["Named", "hugging_face_network", "own_network", "timm_network", "torchvision_network"]
+
+_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A network and how it wants its pictures.
+
+    colours: mean and std by name, empty where nobody says them. image_size: side of its square pictures. fit: "crop" or
+    "squash". crop_pct: share of the short side that is left after the centre crop.
+    """
+
+    network: Any
+    colours: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    image_size: int | None = None
+    interpolation: str = "bilinear"
+    fit: str = "crop"
+    crop_pct: float = 1.0
+    classes: tuple[str, ...] | None = None
+
+    def options(self, image_size: int | None = None) -> dict[str, Any]:
+        """Return what `Classifier` takes of it beside the network: mean, std and image_size, as far as known."""
+        size = image_size or self.image_size
+        return {**self.colours, **({} if size is None else {"image_size": size})}
+
+
+def timm_network(
+    name: str, *, pretrained: bool, num_classes: int | None = None, checkpoint: str | Path | None = None
+) -> Named:
+    """Build a timm network in eval mode. Errors: ValueError for unknown names and weights that do not fit."""
+    if not timm.is_model(name) and not name.startswith(_HUB):
+        near = get_close_matches(name, timm.list_models(), 3)
+        raise ValueError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    weights = None if checkpoint is None else load_weights(checkpoint)
+    if weights is not None and num_classes is None:
+        own: Any = timm.get_pretrained_cfg(name)
+        head = own.classifier if own is not None else None
+        num_classes = _classes_in(weights, head[0] if isinstance(head, tuple) else head, name)
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    network = _flexible(name, pretrained=pretrained and weights is None, **options).eval()
+    if weights is not None:
+        fit_weights(network, weights, f"{name} from {checkpoint}")
+    config = timm.data.resolve_model_data_config(network)
+    return Named(
+        network,
+        {"mean": tuple(config["mean"]), "std": tuple(config["std"])},
+        config["input_size"][-1],
+        config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bilinear",
+        "squash" if config.get("crop_mode") == "squash" else "crop",
+        float(config["crop_pct"]),
+    )
+
+
+def _flexible(name: str, **options: Any) -> nn.Module:
+    """Build a timm network that takes other image sizes than its own, where its family can."""
+    wishes: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+    for extra in wishes:
+        try:
+            return timm.create_model(name, **options, **extra)
+        except TypeError:
+            continue
+    return timm.create_model(name, **options)
+
+
+def _classes_in(weights: Mapping[str, Tensor], head: str | None, what: str) -> int:
+    """Return how many rows the weights of a network's classifying layer have."""
+    for key, value in weights.items():
+        if any(key == end or key.endswith(f".{end}") for end in (f"{head}.weight", f"{head}.bias")):
+            return value.shape[0]
+    raise ValueError(f"the weights hold no {head}.weight, the classifying layer of {what}: is it another network?")
+
+
+def _last_linear(network: nn.Module) -> str | None:
+    """Return the name of the last linear layer, or last convolution of a network without one."""
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    others = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    return next(reversed(linear or others), None)
+
+
+def torchvision_network(
+    name: str, *, pretrained: bool, num_classes: int | None = None, checkpoint: str | Path | None = None
+) -> Named:
+    """Build a classifier of torchvision in eval mode, with the pictures of its default weights.
+
+    Errors: ValueError for unknown names and weights that do not fit.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = get_close_matches(name, names, 3)
+        raise ValueError(f"torchvision has no classifier {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    weights = None if checkpoint is None else load_weights(checkpoint)
+    if weights is not None and num_classes is None:
+        with torch.device("meta"):
+            head = _last_linear(torchvision.models.get_model(name, weights=None))
+        num_classes = _classes_in(weights, head, name)
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    asked = default if pretrained and weights is None else None
+    network = torchvision.models.get_model(name, weights=asked, **options).eval()
+    if weights is not None:
+        fit_weights(network, weights, f"{name} from {checkpoint}")
+    seen: Any = default.transforms()
+    side = seen.crop_size[0]
+    return Named(
+        network,
+        {"mean": tuple(seen.mean), "std": tuple(seen.std)},
+        side,
+        seen.interpolation.value if seen.interpolation.value in ("bilinear", "bicubic") else "bilinear",
+        crop_pct=min(1.0, side / seen.resize_size[0]),
+    )
+
+
+def hugging_face_network(name: str) -> Named:
+    """Build an image classifier of transformers, by its name on the Hub or from a folder, with its own pictures.
+
+    Errors: ImportError without transformers; ValueError for names and folders that hold no such network.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError as error:
+        raise ImportError("networks of Hugging Face need transformers: pip install transformers") from error
+    try:
+        config = AutoConfig.from_pretrained(name)
+        network = AutoModelForImageClassification.from_pretrained(name, config=config).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"no image classifier of Hugging Face can be had from {name!r}: {reason}") from error
+    labels = [config.id2label[place] for place in sorted(config.id2label)]
+    return replace(_processed(name, config), network=network, classes=tuple(map(str, labels)))
+
+
+def _processed(name: str, config: Any) -> Named:
+    """Read how pictures are prepared from preprocessor_config.json."""
+    from transformers.utils import cached_file
+
+    path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    facts = json.loads(Path(path).read_text()) if path else {}
+    colours = {}
+    if facts.get("do_normalize", True) and {"image_mean", "image_std"} <= facts.keys():
+        colours = {"mean": tuple(facts["image_mean"]), "std": tuple(facts["image_std"])}
+    size: Any = (
+        facts.get("crop_size") if facts.get("do_center_crop") else facts.get("size", getattr(config, "image_size", 224))
+    )
+    side = size if isinstance(size, int) else max(size.get("height", 0), size.get("shortest_edge", 0)) or 224
+    crop = facts.get("do_center_crop") or "shortest_edge" in (facts.get("size") or {})
+    before = facts.get("size") or side
+    before = before if isinstance(before, int) else before.get("shortest_edge") or before.get("height") or side
+    share = facts.get("crop_pct") or min(1.0, side / before)
+    return Named(
+        None,
+        colours,
+        side,
+        "bicubic" if facts.get("resample") == 3 else "bilinear",
+        "crop" if crop else "squash",
+        float(share) if crop else 1.0,
+    )
+
+
+def own_network(spec: str) -> Named:
+    """Call the function that `module.py:function` or `package.module:function` names; it takes no arguments.
+
+    It returns a network, or a network and a dictionary with any of mean, std, image_size, interpolation, fit, crop_pct
+    and classes, or a `Classifier`. Errors: ValueError where it cannot be had or returns something else.
+    """
+    where, _, name = spec.rpartition(":")
+    try:
+        module = _module(where)
+    except Exception as error:
+        raise ValueError(
+            f"{where} cannot be imported for the network {spec!r} ({type(error).__name__}: {error})"
+        ) from error
+    if not callable(build := getattr(module, name, None)):
+        near = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ValueError(f"{where} has no function {name!r}: it has {', '.join(near[:8]) or 'none'}")
+    answer = build()
+    network, facts = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, {})
+    if not isinstance(network, nn.Module) and not callable(network):
+        raise ValueError(f"{spec} is to return a torch.nn.Module, or one and a dictionary, got {type(answer).__name__}")
+    facts = dict(facts)
+    colours = {key: tuple(facts.pop(key)) for key in ("mean", "std") if key in facts}
+    try:
+        return Named(network, colours, **facts)
+    except TypeError as error:
+        raise ValueError(
+            f"{spec} returns {sorted(facts)} beside its network: expected any of mean, std, image_size, interpolation, "
+            "fit, crop_pct, classes"
+        ) from error
+
+
+def _module(where: str) -> Any:
+    """Import a module by its name, or from a file beside which its own imports are found."""
+    if not where.endswith(".py"):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        return importlib.import_module(where)
+    path = Path(where).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    name = f"salmask_own_{path.stem}"
+    description = importlib.util.spec_from_file_location(name, path)
+    assert description is not None and description.loader is not None
+    module = importlib.util.module_from_spec(description)
+    sys.modules[name] = module
+    description.loader.exec_module(module)
+    return module

@@ -1,0 +1,215 @@
+"""What comes out of a network, as logits (B, K).
+
+| outputs | the network returns | logits | probabilities |
+|---|---|---|---|
+| "logits" | (B, K) unnormalised scores of one class of K | as they are | softmax |
+| "binary" | (B, 1) or (B,): one logit z, sigmoid(z) is class 1 | (-z/2, z/2) | softmax, that is sigmoid(z) |
+| "multilabel" | (B, K) logits of K labels, each present or not | as they are | sigmoid |
+| "probabilities" | (B, K) whose rows sum to 1 | what went into the softmax, else log p | softmax, that is p |
+
+"auto" is "logits", or "probabilities" where rows sum to 1 on several pictures, which is said once. A sigmoid at the
+end of a binary or a multi-label network is noticed and taken back in the same way. A class whose logit is a constant,
+as in (0, z), has no evidence of its own; the mean over classes is then taken off all logits, which changes no
+probability: (0, z) becomes (-z/2, z/2).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from salmask.types import Logits
+
+__all__ = ["KINDS", "Outputs"]
+
+KINDS = ("auto", "logits", "binary", "multilabel", "probabilities")
+_ENDINGS = {
+    "softmax": {torch.softmax, Tensor.softmax, F.softmax},
+    "sigmoid": {torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit},
+}
+_SEGMENTED = "torch.nn.Sequential(network, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """How a network's answer becomes logits. kind: of `KINDS`; entry: which one of a tuple's or a dictionary's.
+
+    ending: "softmax" or "sigmoid" that the network ends in, or "". centred: take the mean over classes off.
+    """
+
+    kind: str = "auto"
+    entry: str | int | None = None
+    ending: str = ""
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"expected outputs of {', '.join(KINDS)}, got {self.kind!r}")
+
+    def ask(self, network: Any, pictures: Tensor) -> Logits:
+        """Return the logits (B, K), in float32, of normalised pictures."""
+        last = _LastEnding(self.ending)
+        with last if self.ending else nullcontext():
+            values = _entry(network(pictures), self.entry, len(pictures))
+        scores = self._without_ending(values, last)
+        if self.kind == "binary":
+            half = _column(scores, len(pictures)) / 2
+            return torch.cat([-half, half], 1)
+        return scores - scores.mean(1, keepdim=True) if self.centred else scores
+
+    def probabilities(self, logits: Logits) -> Tensor:
+        """Return what the classifier holds likely: (B, K) in [0, 1]; rows sum to 1 unless labels are independent."""
+        return logits.sigmoid() if self.kind == "multilabel" else logits.softmax(-1)
+
+    def settled(self, network: Any, batches: Sequence[Tensor]) -> "Outputs":
+        """Find out, on several different pictures, what "auto" is and in what the network ends."""
+        last, answers = _LastEnding("sigmoid"), []
+        for pictures in batches:
+            with torch.no_grad(), last:
+                raw = _entry(network(pictures), self.entry, len(pictures))
+            if self.kind != "binary":
+                _check_shape(raw, len(pictures))
+            answers.append(_column(raw, len(pictures)) if self.kind == "binary" else raw.float())
+        values = torch.cat(answers)
+        within = bool(((values >= 0) & (values <= 1)).all()) and values.std() > 0
+        normalised = bool(within and (values.sum(1) - 1).abs().max() < 1e-2)
+        if self.kind in ("auto", "probabilities"):
+            return self._of_classes(values, squashed=raw is last.result, normalised=normalised)
+        if self.kind in ("binary", "multilabel") and within:
+            warnings.warn(f"the network ends in a sigmoid: {_TAKEN_BACK}", stacklevel=4)
+            return replace(self, ending="sigmoid")
+        return self
+
+    def _of_classes(self, values: Tensor, *, squashed: bool, normalised: bool) -> "Outputs":
+        if self.kind == "probabilities" and not normalised:
+            raise ValueError(
+                f"expected probabilities, rows that sum to 1, got values from {float(values.min()):.3g} to "
+                f"{float(values.max()):.3g} with sums from {float(values.sum(1).min()):.3g} to "
+                f"{float(values.sum(1).max()):.3g}: give outputs='logits', or 'multilabel' for a sigmoid at the end"
+            )
+        if normalised:
+            if self.kind == "auto":
+                warnings.warn(f"the network ends in a softmax, its rows sum to 1: {_TAKEN_BACK}", stacklevel=5)
+            return replace(self, kind="probabilities", ending="softmax")
+        if squashed:
+            warnings.warn(
+                "the network ends in a sigmoid, and its outputs are taken for logits: "
+                "give outputs='multilabel' if each is the probability of a label",
+                stacklevel=5,
+            )
+        constant = (values == values[:1]).all(0)
+        centred = bool(constant.any() and not constant.all())
+        if centred:
+            warnings.warn(
+                f"the logit of class {int(constant.nonzero()[0])} is a constant, for which there is no evidence: the "
+                "mean over classes is taken off all logits, which changes no probability; for one logit z give "
+                "outputs='binary' instead of (0, z)",
+                stacklevel=5,
+            )
+        return replace(self, kind="logits", centred=centred)
+
+    def _without_ending(self, values: Tensor, last: "_LastEnding") -> Tensor:
+        if not self.ending:
+            return values.float()
+        if last.result is values and last.entered is not None:
+            return last.entered.float()
+        small = torch.finfo(torch.float32).tiny
+        exact = values.float()
+        if self.ending == "softmax":
+            return exact.clamp_min(small).log()
+        return exact.clamp_min(small).log() - (1 - exact).clamp_min(torch.finfo(torch.float32).eps / 2).log()
+
+
+_TAKEN_BACK = "it is taken back, so that logits are explained; probabilities stay what the network says"
+
+
+class _LastEnding(TorchFunctionMode):
+    """Remember what went into the last softmax (over classes) or sigmoid, and what came of it.
+
+    A network that is sure returns 1 exactly, whose logarithm has no slope; what went in has.
+    """
+
+    def __init__(self, ending: str) -> None:
+        super().__init__()
+        self.functions = _ENDINGS.get(ending, set())
+        self.entered: Tensor | None = None
+        self.result: Tensor | None = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if function in self.functions:
+            self.entered, self.result = args[0] if args else kwargs["input"], result
+        return result
+
+
+def _entry(answer: Any, entry: str | int | None, count: int) -> Tensor:
+    """Return the tensor that holds the logits. Errors: ValueError that lists names and shapes."""
+    if entry is not None:
+        return _chosen(answer, entry)
+    if isinstance(answer, Tensor):
+        return answer
+    if (logits := _named(answer, "logits")) is not None:
+        return logits
+    parts = _parts(answer)
+    fitting = {name: part for name, part in parts.items() if part.ndim == 2 and len(part) == count}
+    if len(fitting) == 1 and _named(answer, "last_hidden_state") is None:
+        return next(iter(fitting.values()))
+    if not parts:
+        raise ValueError(
+            f"expected logits (B, K) from the network, got {type(answer).__name__}: wrap it in a module that "
+            "returns them"
+        )
+    listed = ", ".join(f"{name!r} {tuple(part.shape)}" for name, part in parts.items())
+    reason = "several entries could be the logits" if len(fitting) > 1 else "no entry is known to be the logits (B, K)"
+    raise ValueError(f"{reason} in what the network returns: choose one with output=..., of {listed}")
+
+
+def _named(answer: Any, name: str) -> Tensor | None:
+    value = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
+    return value if isinstance(value, Tensor) else None
+
+
+def _parts(answer: Any) -> dict[str | int, Tensor]:
+    if isinstance(answer, Mapping):
+        pairs: Any = answer.items()
+    elif isinstance(answer, tuple | list):
+        pairs = enumerate(answer)
+    else:
+        pairs = getattr(answer, "__dict__", {}).items()
+    return {name: value for name, value in pairs if isinstance(value, Tensor)}
+
+
+def _chosen(answer: Any, entry: str | int) -> Tensor:
+    parts: dict[str | int, Tensor] = {0: answer} if isinstance(answer, Tensor) else _parts(answer)
+    if entry not in parts:
+        listed = ", ".join(f"{name!r} {tuple(part.shape)}" for name, part in parts.items())
+        raise ValueError(f"the network returns no tensor under output={entry!r}: it returns {listed or 'none'}")
+    return parts[entry]
+
+
+def _check_shape(values: Tensor, count: int) -> None:
+    shape = tuple(values.shape)
+    if values.ndim == 2 and shape[0] == count and shape[1] >= 2:
+        return
+    expected = f"expected logits ({count}, K) with K >= 2 classes, the network returned {shape}"
+    if values.ndim == 4:
+        raise ValueError(f"{expected}, a map for each class as in segmentation: wrap it as {_SEGMENTED}")
+    if values.numel() == count:
+        raise ValueError(
+            f"{expected}: give outputs='binary' if it is one logit z of two classes; wrap a regression so that it "
+            "returns (t - r, r - t) for a value r and a threshold t that is asked about"
+        )
+    raise ValueError(f"{expected}: wrap it in a module that returns one row of logits a picture")
+
+
+def _column(values: Tensor, count: int) -> Tensor:
+    if values.numel() != count:
+        raise ValueError(f"expected one logit a picture for outputs='binary', ({count}, 1), got {tuple(values.shape)}")
+    return values.float().reshape(count, 1)
