@@ -345,7 +345,7 @@ class Aside(nn.Module):
 
 
 def test_a_layer_that_leads_nowhere_is_named(images):
-    with pytest.raises(ValueError, match="no gradient arrives at layer .aside.: the logits do not depend on it"):
+    with pytest.raises(ValueError, match=r"no gradient arrives at layer .aside.: the logits do not depend on it"):
         EXPLAINERS["gradcam"]()(wrapped(Aside(), layers=("aside",)), images)
     found = EXPLAINERS["gradcam"]()(wrapped(Aside(), layers=("way", "aside")), images)
     assert found.notes == ("way",)
