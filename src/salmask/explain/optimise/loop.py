@@ -291,9 +291,9 @@ def _check_start(start: Tensor, images: Images) -> None:
 
 def _check_moves(shown: Logits, clean: Logits, targets: Targets) -> None:
     """Refuse a class logit that stays to the bit what it was, though the masked picture has moved another one."""
-    moved = shown.detach() != clean
-    own = moved.gather(1, targets[:, None])[:, 0]
-    constant = ~own & moved.any(1)
+    change = (shown.detach() - clean).abs()
+    own = change.gather(1, targets[:, None])[:, 0] > 0
+    constant = ~own & (change > 1e-3 * (1 + clean.abs())).any(1)  # by more than rounding
     if bool(constant.all()):
         raise ValueError(
             f"the logit of class {int(targets[constant][0])} does not depend on the picture, so that no gradient "
