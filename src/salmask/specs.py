@@ -35,6 +35,7 @@ from salmask.training.run import (
     load_checkpoint,
     load_classifier,
     load_run,
+    load_shipped,
 )
 from salmask.training.train import LOG
 from salmask.types import Infill
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 REFINED, START = "refined", "start"
+SHIPPED = "imagenet"
+"""The masker for photographs that comes with the package."""
 
 
 @dataclass(frozen=True)
@@ -135,20 +138,21 @@ def load_explainer(
     of a NAME are those of its constructor (`knobs_of`): `rise:masks=500`, `extremal:areas=[0.05,0.2]`,
     `occlusion:score=logit`. Those of a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker
     that is conditioned on its area, `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
+    The NAME `imagenet` is the masker that comes with the package, for photographs and `timm:tf_efficientnet_lite0`.
     `refined:start=SPEC` improves the maps of a run or of another explainer; `start` comes last, as what follows it
     may have settings of its own: `refined:iterations=50,start=rise:masks=500`.
     seed: of an explainer that draws, unless its settings name one. bank: gives the pictures for `infill=bank`, as
     a classifier sees them.
     """
     spec = parse(name)
-    if spec.run:
+    if spec.run or spec.name == SHIPPED:
         return _of_run(spec)
     if spec.name == REFINED:
         return _refined(spec, loaded=loaded, seed=seed, bank=bank)
     if spec.name not in EXPLAINERS:
         raise ValueError(
             f"no explainer {spec.text!r}: expected the folder of a run, a released checkpoint (.chk), "
-            f"or one of {', '.join(sorted([*EXPLAINERS, REFINED]))}"
+            f"or one of {', '.join(sorted([*EXPLAINERS, REFINED, SHIPPED]))}"
         )
     if loaded is None:
         raise ValueError(f"{spec.name} explains a classifier: name one with --classifier")
@@ -202,11 +206,15 @@ def load_explainers(
 
 
 def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:
-    run = load_checkpoint(spec.name) if Path(spec.name).is_file() else load_run(spec.name)
+    if not spec.run:
+        run = load_shipped()
+    else:
+        run = load_checkpoint(spec.name) if Path(spec.name).is_file() else load_run(spec.name)
     settings = dict(spec.settings)
     reads = settings.pop("reads", None)
     values = _read_settings(f"the masker in {spec.name}", settings, knobs_of(Learned), also=("reads",))
-    title = spec.title or Path(spec.name).resolve().name + spec.text[len(spec.name) :]
+    name = Path(spec.name).resolve().name if spec.run else spec.name
+    title = spec.title or name + spec.text[len(spec.name) :]
     reader = run.reader if reads is None else load_classifier(reads, **asdict(run.loaded.view)).classifier
     return title, Learned(run.masker, **values).read_by(reader), run.loaded
 

@@ -23,6 +23,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from salmask.classifier.imagenet import packaged_weights
 from salmask.classifier.weights import fit_weights, load_weights
 
 __all__ = ["Named", "hugging_face_network", "own_network", "timm_network", "torchvision_network"]
@@ -60,6 +61,8 @@ def timm_network(
         near = get_close_matches(name, timm.list_models(), 3)
         raise ValueError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
     weights = None if checkpoint is None else load_weights(checkpoint)
+    if pretrained and weights is None and num_classes in (None, 1000):
+        weights = packaged_weights(name)  # the hub's, to the bit
     if weights is not None and num_classes is None:
         own: Any = timm.get_pretrained_cfg(name)
         head = own.classifier if own is not None else None
@@ -67,7 +70,7 @@ def timm_network(
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     network = _flexible(name, pretrained=pretrained and weights is None, **options).eval()
     if weights is not None:
-        fit_weights(network, weights, f"{name} from {checkpoint}")
+        fit_weights(network, weights, name if checkpoint is None else f"{name} from {checkpoint}")
     config = timm.data.resolve_model_data_config(network)
     return Named(
         network,

@@ -95,6 +95,7 @@ class Classifier(nn.Module):
         """Build a timm network with its own mean and std; transformers accept other sizes than their own.
 
         name: of timm, or `hf-hub:OWNER/NAME` of a timm network on the Hub.
+        pretrained: timm's weights, from an installed package where one holds them (`imagenet.PACKAGES`), or the hub.
         checkpoint: a .safetensors or state-dict file; the number of classes is read from it where not given.
         layers: None reads five stages, shallow to deep (for a ResNet: maxpool, layer1 ... layer4).
         options: of `Classifier`. Raises ValueError for unknown names and for weights that do not fit.

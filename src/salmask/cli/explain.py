@@ -18,7 +18,8 @@ class ExplainCommand(PictureOptions):
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Picture files, or folders of them."""
     explainer: str | None = None
-    """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500."""
+    """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500; where neither it nor
+    a classifier is given, the masker for photographs that comes with the package (`imagenet`)."""
     out: Path = Path("explained")
     """Folder for the pictures."""
     list: bool = False
@@ -35,16 +36,17 @@ class ExplainCommand(PictureOptions):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.cli.explain_files import Shown, explain_files
-        from salmask.specs import list_explainers, load_explainer
+        from salmask.specs import SHIPPED, list_explainers, load_explainer
         from salmask.training.run import load_classifier
 
         if self.list:
             say(list_explainers())
             return
-        if self.explainer is None:
+        explainer = self.explainer or (None if self.classifier else SHIPPED)
+        if explainer is None:
             raise ValueError("name an explainer with --explainer: a run's folder, or a name that --list shows")
         loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
-        name, method, own = load_explainer(self.explainer, loaded=loaded)
+        name, method, own = load_explainer(explainer, loaded=loaded)
         written = explain_files(
             self.images,
             name,

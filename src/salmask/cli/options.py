@@ -82,9 +82,11 @@ class DataOptions(PictureOptions):
         transform: "SampleTransform | None" = None,
         classes: "Sequence[str] | None" = None,
     ) -> "Labelled":
-        """Return a split of the data, decoded for a classifier."""
+        """Return a split of the data, decoded for a classifier. classes: the classifier's own, or another split's."""
         from salmask.data import Reader, open_data
 
+        if loaded is not None and classes == loaded.classes:
+            classes = loaded.folders(self.data, split)
         return open_data(
             self.data,
             split,

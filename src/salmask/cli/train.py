@@ -12,6 +12,8 @@ from salmask.cli.options import DataOptions
 from salmask.training.settings import Examples, Learns, Mask, Settings
 
 if TYPE_CHECKING:
+    from salmask.data import Labelled
+    from salmask.training.run import Loaded
     from salmask.training.variant import Variant
 
 __all__ = ["TrainCommand"]
@@ -60,11 +62,12 @@ class TrainCommand(DataOptions):
         variant, settings = self._variant(), self.settings
         recipe = build_recipe(variant.learns)
         loaded = load_classifier(self.classifier, **self.pictures())
-        pictures = self.read("train", loaded, classes=loaded.classes)
+        pictures = self._pictures(loaded)
         dataset = chosen_data(variant.data, pictures, settings.seed)
+        own = tuple(pictures.classes) if settings.target == "label" else None
         train_run(
             dataset,
-            replace(loaded, classes=loaded.classes or tuple(pictures.classes)),
+            replace(loaded, classes=loaded.classes or own),
             recipe=as_released(recipe) if self.as_released else recipe,
             settings=settings,
             masker_options=masker_options(variant.mask, loaded),
@@ -83,6 +86,23 @@ class TrainCommand(DataOptions):
             progress=progress_bar("training"),
         )
         say(f"run: {self.out}")
+
+    def _pictures(self, loaded: "Loaded") -> "Labelled":
+        """Return the training pictures; those of a flat folder, or of folders of any name, need no labels."""
+        from salmask.data import open_data
+        from salmask.data.flat import FlatFolder, is_flat
+
+        if is_flat(Path(self.data)):
+            return FlatFolder(self.data, skip_broken=self.skip_broken, read=loaded.reader(max_pixels=self.max_pixels))
+        if self.settings.target == "label":
+            return self.read("train", loaded, classes=loaded.classes)
+        return open_data(
+            self.data,
+            "train",
+            skip_broken=self.skip_broken,
+            download=self.download,
+            read=loaded.reader(max_pixels=self.max_pixels),
+        )
 
     def _variant(self) -> "Variant":
         """Return the masker that the options describe; --setting comes last."""

@@ -54,7 +54,7 @@ def open_data(
     download: fetch Oxford-IIIT Pet where it is not there. read: decodes a file, see `pictures.Reader`.
     Errors: as the readers; ValueError for another download.
     """
-    layout, root = _layout(spec)
+    layout, root = layout_of(spec)
     if layout == "pets":
         own = PETS_SPLITS.get(split, split)
         return OxfordPets(
@@ -77,17 +77,18 @@ def open_data(
 
 def has_split(spec: str, split: str) -> bool:
     """Return whether the data that `spec` names has a split."""
-    layout, root = _layout(spec)
+    layout, root = layout_of(spec)
     return layout == "pets" or (_pictures(root) / split).is_dir()
 
 
 def absolute(spec: str) -> str:
     """Return a spec that means the same in every working folder."""
-    layout, root = _layout(spec)
+    layout, root = layout_of(spec)
     return f"{layout}:{root.resolve()}"
 
 
-def _layout(spec: str) -> tuple[str, Path]:
+def layout_of(spec: str) -> tuple[str, Path]:
+    """Return the layout of the data that a spec names, folder, ilsvrc or pets, and its folder."""
     layout, colon, path = spec.partition(":")
     if colon and layout in ("folder", "ilsvrc", "pets"):
         return layout, Path(path)

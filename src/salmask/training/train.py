@@ -123,6 +123,11 @@ class _Run:
         if recipe.spares_classifier and not recipe.fixed:
             self.opponent = copy.deepcopy(self.classifier)
             self.opponent.network.requires_grad_(True)
+        # What the given classifier decides is explained, also while a training alongside changes it.
+        self.judge = self.classifier
+        if settings.target == "predicted" and not recipe.spares_classifier:
+            self.judge = copy.deepcopy(self.classifier).requires_grad_(False)
+            self.judge.network.eval()
         self.averaged = copy.deepcopy(self.masker) if settings.averaging else None
         self.parameters = list(masker.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -176,6 +181,9 @@ class _Run:
         """Take one step; return what is logged of it."""
         self._schedule(step)
         images, targets = self._placed(batch)
+        if self.settings.target == "predicted":
+            with torch.no_grad(), self.fabric.autocast():
+                targets = self.judge.logits(images).argmax(1)
         if self.pool is not None:
             self.pool.offer(step, self.opponent.network)
         clean, maps = self._read(images)
