@@ -17,6 +17,7 @@ from salmask import terms
 from salmask.boxes import boxes_of, iou, mask_boxes, paint
 from salmask.classifier import Classifier
 from salmask.data import Sample, Squash, collate, no_boxes
+from salmask.data.tensors import TensorPictures
 from salmask.explain import EXPLAINERS, Explanation
 from salmask.explain.base import NORMALISERS
 from salmask.explain.learned import Learned
@@ -25,6 +26,10 @@ from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, keep, r
 from salmask.metrics import METRICS, Case
 from salmask.objective import OBJECTIVES
 from salmask.outcome import Outcome, play
+from salmask.training.recipes import RECIPES
+from salmask.training.run import Loaded, Sight, load_run, train_run
+from salmask.training.settings import Settings
+from salmask.training.variant import stream_of
 
 SIZE = 32
 PLAIN = sorted(name for name in METRICS if ":" not in name)
@@ -60,7 +65,7 @@ def test_every_line_of_the_document_has_its_test() -> None:
     document = (Path(__file__).parents[1] / "docs" / "conventions.md").read_text()
     stated = {int(number) for number in re.findall(r"^(\d+)\. ", document, flags=re.M)}
     tested = {int(found[1]) for name in globals() if (found := re.match(r"test_convention_(\d+)_\w+", name))}
-    assert stated == tested == set(range(1, 11))
+    assert stated == tested == set(range(1, 13))
 
 
 # 1. Images
@@ -350,3 +355,52 @@ def test_convention_10_objectives_leave_no_gradient_behind(classifier) -> None:
     assert masks.grad is not None
     assert all(p.grad is None and p.requires_grad for p in classifier.network.parameters())
     assert terms.area(o).shape == (3,)
+
+
+# 11. The user's own classifier
+
+
+def test_convention_11_a_classifier_that_was_trained_alongside_never_speaks_for_the_user_s_own(tmp_path) -> None:
+    torch.manual_seed(0)
+    own = Classifier.from_timm("test_resnet", pretrained=False, num_classes=3, image_size=64).eval()
+    images = torch.rand(6, 3, 64, 64, generator=seeded())
+    with torch.no_grad():
+        said = own.logits(images)
+    dataset = TensorPictures(images, [0, 1, 2, 0, 1, 2])
+    settings = Settings(epochs=1, batch_size=3, classifier_lr=0.1, precision="32-true")
+    train_run(
+        dataset,
+        Loaded(own, "test_resnet", Sight(64), ("a", "b", "c")),
+        recipe=RECIPES["ca"],
+        settings=settings,
+        batches=stream_of(dataset, settings, None),
+        masker_options={"layers": (3, 4)},
+        out=tmp_path,
+        facts={},
+    )
+    run = load_run(tmp_path)
+    explanation = Learned(run.masker).read_by(run.reader)(run.loaded.classifier, images)
+    with torch.no_grad():
+        assert torch.equal(own.logits(images), said)  # the network that was handed in is as it was
+        assert not torch.allclose(run.reader.logits(images), said)  # the one that learned is another
+    assert torch.allclose(explanation.logits, said, atol=1e-6)
+
+
+# 12. Gradients
+
+
+class Cut(SmallNet):
+    """A network through which no gradient comes back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.middle(self.stem(x)))
+        x = self.relu(self.deep(x))
+        return self.head(x.mean((2, 3)).detach())
+
+
+@pytest.mark.parametrize("name", ["gradcam", "layercam", "gradient", "meaningful"])
+def test_convention_12_a_gradient_that_does_not_arrive_is_an_error(name) -> None:
+    classifier = Classifier(Cut(), mean=(0.5,) * 3, std=(0.2,) * 3, layers=("stem", "deep"), image_size=SIZE)
+    with pytest.raises(ValueError, match="gradient|do not depend on layer"):
+        EXPLAINERS[name]()(classifier, pictures())
+    EXPLAINERS["occlusion"](window=16, stride=16)(classifier, pictures())  # which needs none
