@@ -401,6 +401,6 @@ class Cut(SmallNet):
 @pytest.mark.parametrize("name", ["gradcam", "layercam", "gradient", "meaningful"])
 def test_convention_12_a_gradient_that_does_not_arrive_is_an_error(name) -> None:
     classifier = Classifier(Cut(), mean=(0.5,) * 3, std=(0.2,) * 3, layers=("stem", "deep"), image_size=SIZE)
-    with pytest.raises(ValueError, match="gradient|do not depend on layer"):
+    with pytest.raises(ValueError, match=r"gradient|do not depend on layer"):
         EXPLAINERS[name]()(classifier, pictures())
     EXPLAINERS["occlusion"](window=16, stride=16)(classifier, pictures())  # which needs none

@@ -76,13 +76,13 @@ def _version() -> str:
 class _Verb(ModuleType):
     """The package `salmask.explain`, which can be called: it is the noun of a folder and the verb of a user."""
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def __call__(self, *args: object, **options: object) -> object:
         """Explain images: see `salmask.api.explain`."""
         return import_module("salmask.api").explain(*args, **options)
 
 
 class _FrontDoor(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         # The import of any module of salmask.explain binds that package here, in place of a function of its name.
         if name == "explain" and isinstance(value, ModuleType):
             value.__class__ = _Verb

@@ -7,23 +7,25 @@
 They build nothing of their own: each puts together what the commands of the same name put together.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.data import Labelled, Subset, evaluation_batches, open_data
+from salmask.data.streams import Bar
 from salmask.data.tensors import TensorPictures
 from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
 from salmask.explain.base import Explainer, Explanation
 from salmask.explain.learned import Learned
+from salmask.files import Facts
 from salmask.masker import Masker
 from salmask.metrics import Metric
 from salmask.rows.read import ROWS, read_lines
@@ -39,7 +41,6 @@ __all__ = ["Scores", "evaluate", "explain", "train"]
 
 Pictures: TypeAlias = str | Path | Labelled | Tensor
 Explaining: TypeAlias = Explainer | Masker | str | Path
-Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def train(
@@ -53,8 +54,8 @@ def train(
     infill: str | Infill = "mean",
     out: str | Path | None = None,
     resume: bool = False,
-    progress: Progress = iter,
-    **settings: Any,
+    progress: Bar = iter,
+    **settings: object,
 ) -> Masker:
     """Train a masker for a classifier and return it.
 
@@ -127,20 +128,20 @@ def explain(
 
 
 @dataclass(frozen=True)
-class Scores(Mapping[str, Mapping[str, Mapping[str, Any]]]):
+class Scores(Mapping[str, Mapping[str, Facts]]):
     """What an evaluation has measured: explainer -> metric -> {"mean", "low", "high", "n"}; prints as a table.
 
     summary: the same as a dictionary. rows: one dictionary an image, explainer and metric. columns: metrics printed.
     """
 
-    summary: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    rows: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Mapping[str, Facts]]
+    rows: Sequence[Facts]
     columns: Sequence[str]
 
-    def __getitem__(self, explainer: str) -> Mapping[str, Mapping[str, Any]]:
+    def __getitem__(self, explainer: str) -> Mapping[str, Facts]:
         return self.summary[explainer]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self.summary)
 
     def __len__(self) -> int:
@@ -166,7 +167,7 @@ def evaluate(
     batch_size: int = 32,
     seed: int = 0,
     out: str | Path | None = None,
-    progress: Progress = iter,
+    progress: Bar = iter,
 ) -> Scores:
     """Measure explainers on pictures and return their scores.
 
@@ -205,7 +206,7 @@ def evaluate(
     return Scores(summary, rows, tuple(measured))
 
 
-def _settings(given: Mapping[str, Any]) -> tuple[Settings, Variant]:
+def _settings(given: Facts) -> tuple[Settings, Variant]:
     """Split keyword arguments into those of a training and those of a variant."""
     own = {field.name for field in fields(Settings)}
     training = Settings(**{name: value for name, value in given.items() if name in own})

@@ -8,13 +8,19 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
-__all__ = ["in_use", "replace_file", "writable_folder"]
+__all__ = ["JSON", "Facts", "in_use", "replace_file", "writable_folder"]
+
+# The one place where a value of any kind is meant: what a file of JSON holds, and keyword arguments on their way to it.
+# The kinds are checked where a file is read.
+JSON: TypeAlias = dict[str, Any]
+Facts: TypeAlias = Mapping[str, Any]
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -24,6 +23,7 @@ from salmask.explain.base import Explainer
 from salmask.explain.knobs import Knob, knobs_of, listing
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import refined
+from salmask.files import JSON, Facts
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remasked
 from salmask.metrics import METRICS, Metric
 from salmask.training.inpainter import load_inpainter
@@ -177,7 +177,7 @@ def load_explainers(
     *,
     loaded: Loaded | None,
     baselines: Sequence[str] = (),
-    sight: Mapping[str, Any] = MappingProxyType({}),
+    sight: Facts = MappingProxyType({}),
     seed: int = 0,
     bank: Callable[[Loaded], Tensor] | None = None,
 ) -> Chosen:
@@ -244,7 +244,7 @@ def _built(
 ) -> Explainer:
     """Call a constructor with the settings after its name."""
     knobs = knobs_of(build)
-    values: dict[str, Any] = {"seed": seed} if "seed" in knobs else {}
+    values: JSON = {"seed": seed} if "seed" in knobs else {}
     values |= _read_settings(f"explainer {name}", settings, knobs)
     if "infill" in settings and values["infill"] is not None:
         if values["infill"] == "bank" and bank is None:
@@ -261,7 +261,7 @@ def _built(
 
 def _read_settings(
     what: str, settings: Mapping[str, str], knobs: Mapping[str, Knob], *, also: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> JSON:
     """Return the values of settings by name. Errors: ValueError for an unknown one, or a value out of range."""
     for key, text in settings.items():
         if key not in knobs:

@@ -4,22 +4,22 @@ The pictures' evidence is known to the pixel (`synthetic`), so the report says w
 through the same functions as a user's own data.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from salmask.classifier import Classifier
 from salmask.data import Labelled, cached, training_batches
+from salmask.data.streams import Bar
 from salmask.data.synthetic import Synthetic
 from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
-from salmask.files import writable_folder
+from salmask.files import Facts, writable_folder
 from salmask.metrics import METRICS
 from salmask.report import add_training
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
@@ -30,7 +30,7 @@ from salmask.training.train import LOG
 
 __all__ = ["Sizes", "builtin_classifier", "run_demo"]
 
-Bar = Callable[[str], Callable[[Iterable[Any]], Iterable[Any]]]
+NamedBar = Callable[[str], Bar]
 
 NETWORK = "test_resnet"  # timm's small ResNet: 370,000 parameters, made for quick runs
 CONTROLS = ("gradcam", "full", "center", "gaussian", "random", "empty", "ground_truth")
@@ -53,8 +53,8 @@ QUICK = Sizes(pictures=120, measured=20, classifier_epochs=0.5, reader_epochs=0.
 
 
 def run_demo(
-    out: Path, *, seed: int, quick: bool, say: Callable[[str], None], progress: Bar
-) -> Mapping[str, Mapping[str, Any]]:
+    out: Path, *, seed: int, quick: bool, say: Callable[[str], None], progress: NamedBar
+) -> Mapping[str, Facts]:
     """Train a classifier, a default and a CA masker on built-in pictures, compare them, and return the summary.
 
     Errors: FileExistsError where a demo ran before, before anything is trained.
@@ -88,7 +88,7 @@ def run_demo(
     )
 
 
-def builtin_classifier(path: Path, *, progress: Bar) -> str:
+def builtin_classifier(path: Path, *, progress: NamedBar) -> str:
     """Return the SPEC of the classifier of the built-in pictures, trained and written to `path` if it is not there."""
     if not path.is_file():
         writable_folder(path.parent)
@@ -98,7 +98,7 @@ def builtin_classifier(path: Path, *, progress: Bar) -> str:
     return f"timm:{NETWORK}@{path}"
 
 
-def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: Bar) -> Loaded:
+def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: NamedBar) -> Loaded:
     torch.manual_seed(seed)  # timm draws the first weights from torch's global generator
     classifier = Classifier.from_timm(
         NETWORK, pretrained=False, num_classes=len(train_set.classes), image_size=sizes.side
@@ -114,7 +114,7 @@ def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: Bar) -> 
     return Loaded(classifier, NETWORK, view, tuple(train_set.classes))
 
 
-def _masker(train_set: Labelled, loaded: Loaded, epochs: float, out: Path, seed: int, progress: Bar) -> None:
+def _masker(train_set: Labelled, loaded: Loaded, epochs: float, out: Path, seed: int, progress: NamedBar) -> None:
     # float32, so that the numbers are the same on machines with and without bfloat16
     settings = Settings(epochs=epochs, batch_size=50, seed=seed, decay_at=(0.7, 0.9), precision="32-true")
     augment = replace(loaded.view.augmentation(), scale=(0.5, 1.0))

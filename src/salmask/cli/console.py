@@ -3,7 +3,9 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from salmask.files import Facts
 
 __all__ = ["print_table", "progress_bar", "say", "typed_command"]
 
@@ -42,7 +44,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_table(summary: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
+def print_table(summary: Mapping[str, Facts], names: Iterable[str]) -> None:
     """Print explainers against a few metrics."""
     from rich.console import Console
     from rich.table import Table

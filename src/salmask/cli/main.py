@@ -7,9 +7,8 @@ and says where its results are.
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import tyro
 
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
-            command: Any = tyro.extras.subcommand_cli_from_dict(
+            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
                 dict(COMMANDS), args=arguments, prog="salmask", description=_ABOUT
             )
             command()
@@ -65,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+def _one_line(message: Warning | str, *_: object, **__: object) -> None:
     sys.stderr.write(f"salmask: {' '.join(str(message).split())}\n")
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from salmask.data import Labelled, SampleTransform
     from salmask.training.run import Loaded
+
+from salmask.files import JSON
 
 __all__ = ["DataOptions", "Normalize", "PictureOptions", "SightOptions"]
 
@@ -49,7 +51,7 @@ class SightOptions:
     colours: tuple[int, int, int] | None = None
     """Which of the classifier's channels are shown as red, green and blue, counted from 0."""
 
-    def pictures(self) -> dict[str, Any]:
+    def pictures(self) -> JSON:
         """Return what `load_classifier` takes of pictures."""
         return {field.name: getattr(self, field.name) for field in fields(SightOptions)}
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -23,7 +23,7 @@ __all__ = ["TrainCommand"]
 class _LearnsOptions(Learns):
     """What the masker is asked for."""
 
-    changes: tyro.conf.Suppress[tuple[tuple[str, Any], ...]] = ()
+    changes: tyro.conf.Suppress[tuple[tuple[str, object], ...]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

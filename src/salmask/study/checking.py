@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from salmask.data import Labelled, collate
 from salmask.evaluation.checks import randomise
 from salmask.explain.base import Explainer, Explanation
 from salmask.explain.batching import joined
-from salmask.files import replace_file
+from salmask.files import JSON, Facts, replace_file
 from salmask.metrics.sanity import SanityCheck
 from salmask.metrics.sanity_figures import strip_figure
 from salmask.metrics.similarity import similarities_for
@@ -72,7 +71,7 @@ def write_checks(
     """
     out.mkdir(parents=True, exist_ok=True)
     bounded = _Bounded(explainer)
-    rows: list[dict[str, Any]] = []
+    rows: list[JSON] = []
     for what in ("classifier", "masker") if bounded.masker is not None else ("classifier",):
         found = randomise(bounded, loaded, dataset, masker=what == "masker", released=released, seed=seed)
         for check in found:
@@ -96,7 +95,7 @@ def gather(
     shutil.rmtree(out / "checks", ignore_errors=True)
     (out / CHECKS).unlink(missing_ok=True)
     maps = {name: _read_maps(one.maps / MAPS) for name, one in checked.items() if (one.maps / MAPS).is_file()}
-    rows: list[dict[str, Any]] = []
+    rows: list[JSON] = []
     images: list[str] = []
     for name, one in checked.items():
         if one.checks is None or not (one.checks / CHECKS).is_file():
@@ -138,7 +137,7 @@ class _Bounded(Explainer):
         return joined(parts)
 
 
-def _rows(check: str, found: SanityCheck) -> Iterator[dict[str, Any]]:
+def _rows(check: str, found: SanityCheck) -> Iterator[JSON]:
     """Yield one row a step and similarity; the values in the order of the pictures."""
     values: dict[tuple[str, str], list[float | None]] = {}
     for row in found.rows:
@@ -147,7 +146,7 @@ def _rows(check: str, found: SanityCheck) -> Iterator[dict[str, Any]]:
         yield {"check": check, "step": step, "similarity": similarity, "values": column}
 
 
-def _compared(first: str, second: str, maps: Mapping[str, tuple[list[str], Tensor]]) -> Iterator[dict[str, Any]]:
+def _compared(first: str, second: str, maps: Mapping[str, tuple[list[str], Tensor]]) -> Iterator[JSON]:
     """Yield the similarities of two explainers' maps, of one picture and of the next one."""
     one, other = maps[first][1], maps[second][1]
     steps = {} if first == second else {second: other}
@@ -167,6 +166,6 @@ def _plain(value: float) -> float | None:
     return round(float(value), 5) if value == value else None
 
 
-def _one_a_line(content: Mapping[str, Any]) -> str:
+def _one_a_line(content: Facts) -> str:
     rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in content["rows"])
     return f'{{"images": {json.dumps(content["images"], ensure_ascii=False)},\n"rows": [\n{rows}\n]}}\n'

@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from salmask.files import JSON
 from salmask.training.settings import ReadAs
 
 __all__ = ["Local", "Slurm", "Task"]
@@ -37,7 +38,7 @@ class Task:
     read: ReadAs = field(default_factory=ReadAs)
     pictures: int | None = None
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JSON:
         """Return the arguments of `work` beside folder and phase."""
         options = {**asdict(self.read), "pictures": self.pictures}
         return {name: value for name, value in options.items() if value is not None}

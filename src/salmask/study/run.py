@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from salmask.files import replace_file, writable_folder
+from salmask.files import JSON, Facts, replace_file, writable_folder
 from salmask.report import add_training, write_report
 from salmask.rows.read import COUNTS, ROWS, file_name, read_lines, read_meta, write_json
 from salmask.study.checking import Checked, gather
@@ -51,7 +51,7 @@ def run_study(
     jobs: Path,
     engine: Engine,
     say: Say,
-    about: Mapping[str, Any] | None = None,
+    about: Facts | None = None,
 ) -> StudyResult:
     """Do what is missing of a study and write its folder; call it again to retry what failed.
 
@@ -90,7 +90,7 @@ class _Desk:
     source: Source
     scale: Scale
     jobs: Path
-    fingerprint: dict[str, Any]
+    fingerprint: JSON
     engine: Engine
     say: Say
     job_of: dict[Path, Job] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class _Desk:
             for seed, name in enumerate(names)
         }
 
-    def tune(self, study: Study) -> tuple[dict[str, Variant], dict[str, list[dict[str, Any]]], dict[str, str]]:
+    def tune(self, study: Study) -> tuple[dict[str, Variant], dict[str, list[JSON]], dict[str, str]]:
         """Return the best candidate of every row that has some, what was compared, and what failed.
 
         Candidates are compared at the study's own length, with seed 0, also where the row trains for longer.
@@ -245,13 +245,13 @@ def _gather(
     members: Mapping[str, Mapping[str, Task]],
     scale: Scale,
     out: Path,
-    about: Mapping[str, Any],
+    about: Facts,
 ) -> None:
     """Bring the jobs' rows, counts, pictures and training curves together, under the names of the tables."""
     for name in (COUNTS, "pictures", "training"):
         shutil.rmtree(out / name, ignore_errors=True)
-    explainers: dict[str, Any] = {}
-    meta: dict[str, Any] = {}
+    explainers: JSON = {}
+    meta: JSON = {}
 
     def write(path: Path) -> None:
         with path.open("w", encoding="utf-8") as file:
@@ -297,10 +297,10 @@ def _description(
     rows: Sequence[Row],
     members: Mapping[str, Mapping[str, Task]],
     chosen: Mapping[str, Variant],
-    tuning: Mapping[str, Any],
+    tuning: Facts,
     scale: Scale,
     failed: Mapping[str, str],
-) -> dict[str, Any]:
+) -> JSON:
     """Return the description of a study that the report reads, as JSON has it."""
     names = {row.name for row in rows}
     described = []

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
+from salmask.files import JSON, Facts
 from salmask.study.settings import Axis, Claim, Row, Scale, Study
 from salmask.training.settings import ORIGINAL
 from salmask.training.variant import Variant
@@ -30,24 +31,24 @@ TV = 0.001  # once per active side
 CAREFUL = 1 / 3  # of the study's learning rate: a classifier that learns too moves the masker's target
 
 
-def both_sides(kept: str, removed: str, area_in: float, area_out: float, **changes: Any) -> Variant:
+def both_sides(kept: str, removed: str, area_in: float, area_out: float, **changes: object) -> Variant:
     """Return a variant with one term on each side and its conditional areas."""
     terms = ((kept, 1), (removed, 1), ("area_if_kept_right", area_in), ("area_if_removed_wrong", area_out))
     return _made((*terms, ("total_variation", 2 * TV)), changes)
 
 
-def one_sided(term: str, area: float, **changes: Any) -> Variant:
+def one_sided(term: str, area: float, **changes: object) -> Variant:
     """Return a variant with a term on one side alone, and the conditional area of that side."""
     conditional = "area_if_kept_right" if term.endswith("kept") else "area_if_removed_wrong"
     return _made(((term, 1), (conditional, area), ("total_variation", TV)), changes)
 
 
-def _made(terms: tuple[tuple[str, float], ...], changes: Mapping[str, Any]) -> Variant:
+def _made(terms: tuple[tuple[str, float], ...], changes: Facts) -> Variant:
     return Variant.of(**{"recipe": "fix", "terms": terms, **changes})
 
 
 def fix(
-    area_in: float = 0.3, area_out: float = 3.0, *, total_variation: float | None = None, **changes: Any
+    area_in: float = 0.3, area_out: float = 3.0, *, total_variation: float | None = None, **changes: object
 ) -> Variant:
     """Return the simple masker beside a fixed classifier, at these weights."""
     weights = [("area_if_kept_right", area_in), ("area_if_removed_wrong", area_out)]
@@ -55,9 +56,9 @@ def fix(
     return Variant.of(**{"recipe": "fix", "weights": weights, **changes})
 
 
-def ca(area_in: float = 1.0, area_out: float = 10.0, **changes: Any) -> Variant:
+def ca(area_in: float = 1.0, area_out: float = 10.0, **changes: object) -> Variant:
     """Return the simple masker beside a classifier that is trained alongside."""
-    return fix(area_in, area_out, recipe="ca", lr=CAREFUL, **changes)
+    return fix(area_in, area_out).changed(**{"recipe": "ca", "lr": CAREFUL, **changes})
 
 
 def objectives(scale: Scale) -> Study:
@@ -133,7 +134,7 @@ def layers(scale: Scale) -> Study:
 
 def masks(scale: Scale) -> Study:
     """Soft, binary, area-conditioned and class-conditioned masks, and masks cut at their top pixels."""
-    concrete: dict[str, Any] = {"head": "concrete"}
+    concrete: JSON = {"head": "concrete"}
     settings = {
         "sigmoid": fix(),
         "Gumbel, hard, 0.1": fix(**concrete),
@@ -287,7 +288,7 @@ def _naive() -> tuple[Row, ...]:
     return tuple(Row(name=name, explainer=name) for name in NAIVE)
 
 
-def _beside(kind: str) -> dict[str, Any]:
+def _beside(kind: str) -> JSON:
     return {} if kind == "FIX" else {"recipe": "ca", "lr": CAREFUL}
 
 

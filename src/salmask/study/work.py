@@ -17,15 +17,15 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from salmask.data import Labelled, Subset, cached, open_data, split_off
+from salmask.data import Labelled, SampleTransform, Subset, cached, open_data, split_off
 from salmask.data.streams import spread
 from salmask.data.synthetic import Synthetic
 from salmask.evaluation.evaluate import compare
@@ -33,7 +33,7 @@ from salmask.evaluation.explained import Rules
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
-from salmask.files import replace_file
+from salmask.files import JSON, replace_file
 from salmask.metrics import METRICS
 from salmask.specs import load_infills
 from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
@@ -67,7 +67,9 @@ class Source:
         loaded.classifier.network.to(memory_format=torch.channels_last)  # a third faster on a CPU
         return loaded
 
-    def folder(self, split: str, *, transform: Any, classes: Any = None) -> Labelled:
+    def folder(
+        self, split: str, *, transform: SampleTransform | None, classes: Sequence[str] | None = None
+    ) -> Labelled:
         """Return the pictures of a split."""
         if self.data is not None:
             return open_data(self.data, split, transform=transform, classes=classes)
@@ -78,7 +80,7 @@ class Source:
         """Return how many classes the pictures have."""
         return len(self.folder("train", transform=None).classes)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> JSON:
         """Return what tells data and classifier apart, wherever they lie."""
         train = self.folder("train", transform=None)
         digest = hashlib.sha256(json.dumps([list(train.ids), list(train.targets)]).encode()).hexdigest()[:16]
@@ -101,22 +103,22 @@ class Job:
     variant: Variant | None = None
     explainer: str | None = None
 
-    def content(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    def content(self, fingerprint: JSON) -> JSON:
         """Return what tells the job from others, as JSON has it."""
         used = {name: value for name, value in asdict(self.scale).items() if name not in _OF_THE_TABLE}
-        facts: dict[str, Any] = fingerprint | ({"as_released": True} if used.pop("as_released") else {})
+        facts: JSON = fingerprint | ({"as_released": True} if used.pop("as_released") else {})
         if self.variant is None:
             facts |= {"format": _EXPLAINER, "explainer": self.explainer}
         else:
             facts |= {"format": _MASKER, "variant": self.variant.trained().settings(), "scale": used, "seed": self.seed}
         return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
-    def folder(self, under: Path, fingerprint: dict[str, Any]) -> Path:
+    def folder(self, under: Path, fingerprint: JSON) -> Path:
         """Return the job's folder, named by its content."""
         text = json.dumps(self.content(fingerprint), sort_keys=True)
         return under / hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def write(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+    def write(self, folder: Path, fingerprint: JSON) -> None:
         """Make the job's folder, with the job.json that `work` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"content": self.content(fingerprint), "source": asdict(self.source), "scale": asdict(self.scale)}
@@ -191,7 +193,7 @@ def _work(folder: Path, on: str, read: ReadAs, pictures: int | None) -> None:
         )
 
 
-def _pictures(source: Source, on: str, count: int | None, scale: Scale, transform: Any) -> Labelled:
+def _pictures(source: Source, on: str, count: int | None, scale: Scale, transform: SampleTransform) -> Labelled:
     """Return the pictures of a phase: the held-out training images, or `count` images of val."""
     if on == "tuning":
         return Subset(_split(source, scale.held_out)[1], transform=transform)
@@ -262,7 +264,7 @@ def _split(source: Source, held_out: int) -> tuple[Labelled, Labelled]:
     return split_off(source.folder("train", transform=None), per_class=held_out, seed=0)
 
 
-def _scale(values: dict[str, Any]) -> Scale:
+def _scale(values: JSON) -> Scale:
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Scale(**{**values, **lists})
 

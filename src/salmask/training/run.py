@@ -25,7 +25,7 @@ from salmask.data.layouts import layout_of
 from salmask.data.naming import folder_names, listed_classes
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar
-from salmask.files import in_use, replace_file, writable_folder
+from salmask.files import JSON, Facts, in_use, replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.training.log import LOG, collapse
 from salmask.training.precision import chosen_precision
@@ -172,7 +172,7 @@ def _set_channels(name: str, values: Sequence[float], classifier: Classifier) ->
     buffer.copy_(torch.tensor(values, dtype=buffer.dtype).view_as(buffer))
 
 
-def _cropping(config: Mapping[str, Any]) -> dict[str, Any]:
+def _cropping(config: Facts) -> JSON:
     """Return fit and crop of a timm network: the share of the resized picture that it was tested on."""
     if config.get("crop_mode") == "squash":
         return {"fit": "squash"}
@@ -198,9 +198,7 @@ class Run:
     reader: Classifier | None = None
 
 
-def save_run(
-    folder: Path, masker: Masker, loaded: Loaded, facts: dict[str, Any], *, reader: Classifier | None = None
-) -> None:
+def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: JSON, *, reader: Classifier | None = None) -> None:
     """Write masker, classifier, reader and run.json, each file whole or not at all."""
     save_classifier(folder / CLASSIFIER, loaded)
     if reader is not None:
@@ -306,8 +304,8 @@ def train_run(
     settings: Settings,
     batches: Batches,
     out: Path,
-    masker_options: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    masker_options: Facts,
+    facts: Facts,
     infill: Infill | Mapping[str, Infill] | None = None,
     resume: bool = False,
     progress: Bar = iter,
@@ -349,6 +347,6 @@ def train_run(
     return masker
 
 
-def _seen(loaded: Loaded) -> dict[str, Any]:
+def _seen(loaded: Loaded) -> JSON:
     """Return how files reach the network, as JSON has it."""
     return asdict(loaded.view) | {name: getattr(loaded.classifier, name).flatten().tolist() for name in ("mean", "std")}

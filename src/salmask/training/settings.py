@@ -93,7 +93,7 @@ class Learns:
     """Terms by name and weight, instead of the recipe's objective."""
     weights: tuple[tuple[str, float], ...] = ()
     """Other weights of the recipe's terms, by name."""
-    changes: tuple[tuple[str, Any], ...] = ()
+    changes: tuple[tuple[str, object], ...] = ()
     """Other fields of the `Recipe`, such as history, pool_size or statistics."""
     area_power: float = 1.0
     """1 or 2: the power of abs(mean m - p) where the masker is told an area p."""
@@ -176,24 +176,24 @@ class ReadAs:
         return "".join(f"-{word}" for word in words)
 
 
-_WORDS: Mapping[Any, str] = MappingProxyType(
+_WORDS: Mapping[object, str] = MappingProxyType(
     {bool: "true or false", int: "a whole number", float: "a number", str: "a word", NoneType: "null"}
 )
 
 
-def check_kind(name: str, value: Any, kind: Any) -> None:
+def check_kind(name: str, value: object, kind: object) -> None:
     """Raise ValueError where a value is not of a field's type: bool, int, float, str, tuples, literals and unions."""
     if not _fits(value, kind):
         raise ValueError(f"{name} is {_in_words(kind)}, got {value!r}")
 
 
-def kinds_of(record: type) -> dict[str, Any]:
+def kinds_of(record: type) -> dict[str, object]:
     """Return the types of a dataclass's fields by name."""
     hints = get_type_hints(record)
     return {field.name: hints[field.name] for field in fields(record)}
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _fits(value: object, kind: object) -> bool:
     if kind is Any:
         return True
     origin, parts = get_origin(kind), get_args(kind)
@@ -208,10 +208,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return len(each) == len(value) and all(map(_fits, value, each))
     if kind in (int, float):
         return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
-def _in_words(kind: Any) -> str:
+def _in_words(kind: object) -> str:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return " or ".join(map(_in_words, parts))

@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from salmask import terms
 from salmask.data import Batch, Labelled, SampleTransform, Subset, shuffled_labels, subset, training_batches
+from salmask.files import JSON
 from salmask.masker import HEADS
 from salmask.objective import Objective
 from salmask.outcome import REMOVED, Outcome, Term, reads
@@ -83,7 +83,7 @@ class Variant:
         build_recipe(learns)  # a weight of a term that the recipe does not have is an error now, not in every job
 
     @classmethod
-    def of(cls, **settings: Any) -> "Variant":
+    def of(cls, **settings: object) -> "Variant":
         """Return the variant with these settings, whatever record each belongs to.
 
             Variant.of(recipe="ca", history="sample", head="concrete", per_class=10)
@@ -91,8 +91,8 @@ class Variant:
         Fields of a `Recipe` that no record has, such as `history`, are changed in the recipe.
         Errors: ValueError for a setting that does not exist, or a value of another type.
         """
-        own: dict[str, Any] = {}
-        parts: dict[str, dict[str, Any]] = {record: {} for record in _RECORDS}
+        own: JSON = {}
+        parts: dict[str, JSON] = {record: {} for record in _RECORDS}
         for name, value in settings.items():
             record, kind = _home(name)
             check_kind(name, value, kind)
@@ -104,7 +104,7 @@ class Variant:
                 parts[record][name] = value
         return cls(**own, **{record: _RECORDS[record](**given) for record, given in parts.items()})
 
-    def changed(self, **settings: Any) -> "Variant":
+    def changed(self, **settings: object) -> "Variant":
         """Return the variant with some settings set anew, as in `of`."""
         return Variant.of(**{**self.settings(), **settings})
 
@@ -112,21 +112,21 @@ class Variant:
         """Return the variant as it is trained: maskers that differ only in how they are read are one."""
         return replace(self, read=ReadAs())
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSON:
         """Return the recipe and all settings that are not at their default, flat, as `of` takes them."""
         records = (self.learns, self.mask, self.data, self.read)
-        flat: dict[str, Any] = {"recipe": self.learns.recipe}
+        flat: JSON = {"recipe": self.learns.recipe}
         for record in records:
             flat |= _changed(record)
         flat |= {name: getattr(self, name) for name in ("images", "lr") if getattr(self, name) != 1.0}
         return flat | dict(flat.pop("changes", ()))
 
 
-def _changed(record: Any) -> dict[str, Any]:
+def _changed(record: Learns | Mask | Examples | ReadAs) -> JSON:
     return {one.name: getattr(record, one.name) for one in fields(record) if getattr(record, one.name) != one.default}
 
 
-_HOMES: Mapping[str, tuple[str | None, Any]] = MappingProxyType(
+_HOMES: Mapping[str, tuple[str | None, object]] = MappingProxyType(
     {
         **{name: ("learns", kind) for name, kind in _RECIPE_FIELDS.items()},
         **{name: (part, kind) for part, record in _RECORDS.items() for name, kind in kinds_of(record).items()},
@@ -135,7 +135,7 @@ _HOMES: Mapping[str, tuple[str | None, Any]] = MappingProxyType(
 )
 
 
-def _home(name: str) -> tuple[str | None, Any]:
+def _home(name: str) -> tuple[str | None, object]:
     """Return the record that a setting belongs to, None for the variant itself, and its type."""
     if name not in _HOMES or name == "changes":
         known = ", ".join(name for name in _HOMES if name != "changes")
@@ -155,15 +155,16 @@ def build_recipe(learns: Learns) -> Recipe:
         recipe = replace(recipe, objective=_powered(recipe.objective, learns.area_power))
     if learns.tv_border != 0.3:
         recipe = replace(recipe, objective=_bordered(recipe.objective, learns.tv_border))
-    return replace(recipe, **dict(learns.changes))
+    changes: JSON = dict(learns.changes)
+    return replace(recipe, **changes)
 
 
-def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+def read_settings(texts: Sequence[str]) -> JSON:
     """Return keyword arguments of `Variant.of` of texts KEY=VALUE, whose values are JSON where they can be.
 
     terms.NAME=WEIGHT and weights.NAME=WEIGHT gather. Errors: ValueError for another key, form or type.
     """
-    given: dict[str, Any] = {}
+    given: JSON = {}
     for text in texts:
         key, equals, value = text.partition("=")
         name, dot, term = key.partition(".")
@@ -183,7 +184,7 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _powered(objective: Objective, power: float) -> Objective:
-    def raised(term: Callable[..., Any]) -> Term:
+    def raised(term: Callable[..., Values]) -> Term:
         @reads(*term.sides)  # type: ignore[attr-defined]
         def measured(outcome: Outcome) -> Values:
             return term(outcome, power=power)
@@ -212,9 +213,9 @@ def chosen_data(examples: Examples, train_set: Labelled, seed: int) -> Labelled:
     return Subset(dataset, chosen.indices)
 
 
-def masker_options(mask: Mask, loaded: Loaded) -> dict[str, Any]:
+def masker_options(mask: Mask, loaded: Loaded) -> JSON:
     """Return the options of a `Masker` that makes such masks for a classifier."""
-    head: dict[str, Any] = {}
+    head: JSON = {}
     if mask.head != "sigmoid":
         head = {"temperature": mask.temperature, "hard": mask.hard, "learnable": mask.learnable}
     return {
