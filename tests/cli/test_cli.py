@@ -419,7 +419,7 @@ def test_a_run_is_read_with_another_classifier(demo, data, tmp_path, capsys) -> 
         ("val/none/x.png,{label},1,1,9,9", ["val_boxes.csv line 12", "val/none/x.png"]),
         ("{image},{label},1,1,99,9", ["val_boxes.csv line 12", "outside of its picture", "64 wide"]),
         ("{image},{label},9,1,9,9", ["val_boxes.csv line 12", "no area"]),
-        ("{image},{label},a,1,9,9", ["val_boxes.csv line 12", "expected a number, came 'a'"]),
+        ("{image},{label},a,1,9,9", ["val_boxes.csv line 12", "expected a number, got 'a'"]),
         ("{image},unicorn,1,1,9,9", ["val_boxes.csv line 12", "unknown class 'unicorn'"]),
     ],
 )

@@ -79,8 +79,8 @@ def explain_files(
     sizes = readable(picture_files(paths), read, skip_broken=skip_broken)
     files = named_pictures(list(sizes), writable_folder(out))
     cut = {path: loaded.view.cut(*size) for path, size in sizes.items()}
-    if any(map(_worth_saying, cut.values())):
-        say(_said_of_cuts(cut))
+    if any(height != width for height, width in sizes.values()):
+        say(_told_of_fit(cut, loaded.view.fit))
     written, agnostic = [], False
     for stem, path in progress(list(files.items())):
         image = read(path)
@@ -190,12 +190,17 @@ def _worth_saying(share: float) -> bool:
     return share >= 0.005
 
 
-def _said_of_cuts(cut: Mapping[Path, float]) -> str:
+def _told_of_fit(cut: Mapping[Path, float], fit: str) -> str:
+    """Return one line on what becomes of pictures that are not square."""
+    files = "; maps at the size of the file: *.whole.png and *.whole.npy"
+    if fit != "crop":
+        how = "pressed to squares" if fit == "squash" else "shown whole, with grey beside them"
+        return f"pictures that are not square are {how} ({fit}), nothing is cut off{files}"
     most, count = max(cut, key=lambda path: cut[path]), sum(map(_worth_saying, cut.values()))
     return (
-        f"the classifier sees the middle of a picture: {cut[most]:.0%} of {most.name} is cut off"
+        f"the classifier sees the middle of a picture (crop): {cut[most]:.0%} of {most.name} is cut off"
         + (f", of {count - 1} more up to as much" if count > 1 else "")
-        + "; --fit pad or --fit squash show it the whole picture"
+        + f"; --fit pad or --fit squash show it the whole picture{files}"
     )
 
 
