@@ -4,6 +4,7 @@ The pictures' evidence is known to the pixel (`synthetic`), so the report says w
 through the same functions as a user's own data.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +20,13 @@ from salmask.evaluation.explained import Rules
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
-from salmask.files import Facts, writable_folder
+from salmask.files import Facts, replace_file, writable_folder
 from salmask.metrics import METRICS
 from salmask.report import add_training
+from salmask.schema import read_json
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES
-from salmask.training.run import Loaded, Sight, load_run, save_classifier, train_run
+from salmask.training.run import RUN, Loaded, Sight, load_classifier, load_run, save_classifier, train_run
 from salmask.training.settings import RECIPE, Settings
 from salmask.training.train import LOG
 
@@ -32,6 +34,7 @@ __all__ = ["Sizes", "builtin_classifier", "run_demo"]
 
 NamedBar = Callable[[str], Bar]
 
+_DEMO = "demo.json"
 NETWORK = "test_resnet"  # timm's small ResNet: 370,000 parameters, made for quick runs
 CONTROLS = ("gradcam", "full", "center", "gaussian", "random", "empty", "ground_truth")
 SCORES = ("le", "om", "f1", "f1_mean", "sm", "pxap", "mask_mean")
@@ -57,21 +60,22 @@ def run_demo(
 ) -> Mapping[str, Facts]:
     """Train a classifier, a default and a CA masker on built-in pictures, compare them, and return the summary.
 
-    Errors: FileExistsError where a demo ran before, before anything is trained.
+    One that was interrupted goes on where it was. Errors: FileExistsError where a demo, or another one, ran before,
+    before anything is trained.
     """
-    for name in ("classifier.safetensors", RECIPE, "ca"):
-        if (out / name).exists():
-            raise FileExistsError(f"{out} holds an earlier demo ({name}): delete it, or name another folder with --out")
+    _agree(out, {"seed": seed, "quick": quick})
     sizes = QUICK if quick else Sizes()
-    writable_folder(out)
     train_set = cached(Synthetic(sizes.pictures, seed=2 * seed, size=sizes.side))
     val_set = Synthetic(sizes.measured, seed=2 * seed + 1, size=sizes.side)
-    loaded = _classifier(train_set, sizes, seed, progress)
-    save_classifier(out / "classifier.safetensors", loaded)
+    weights = out / "classifier.safetensors"
+    if not weights.is_file():
+        save_classifier(weights, _classifier(train_set, sizes, seed, progress))
+    loaded = load_classifier(f"timm:{NETWORK}@{weights}")
     say(f"classifier: {accuracy(loaded.classifier, val_set):.3f} of the validation pictures right")
     runs: dict[str, tuple[Explainer, Loaded]] = {}
     for name, epochs in ((RECIPE, sizes.reader_epochs), ("ca", sizes.alongside_epochs)):
-        _masker(train_set, loaded, epochs, out / name, seed, progress)
+        if not (out / name / RUN).is_file():
+            _masker(train_set, loaded, epochs, out / name, seed, progress)
         run = load_run(out / name)
         add_training(out, name, out / name / LOG)
         runs[name] = (Learned(run.masker).read_by(run.reader), run.loaded)
@@ -86,6 +90,19 @@ def run_demo(
         batch_size=50,
         progress=progress("measuring"),
     )
+
+
+def _agree(out: Path, asked: Mapping[str, object]) -> None:
+    """Write down which demo a folder is for. Errors: FileExistsError for a finished one, or one asked for otherwise."""
+    path = out / _DEMO
+    earlier = None
+    if path.is_file():
+        earlier = read_json(path, {"seed": int, "quick": bool}, remedy="delete the folder to start anew")
+    unknown = earlier is None and any((out / name).exists() for name in ("classifier.safetensors", RECIPE, "ca"))
+    if unknown or (out / "index.html").exists() or (earlier is not None and earlier != asked):
+        raise FileExistsError(f"{out} holds an earlier demo: delete it, or name another folder with --out")
+    writable_folder(out)
+    replace_file(path, lambda at: at.write_text(json.dumps(asked) + "\n"))
 
 
 def builtin_classifier(path: Path, *, progress: NamedBar) -> str:
@@ -126,6 +143,7 @@ def _masker(train_set: Labelled, loaded: Loaded, epochs: float, out: Path, seed:
         masker_options={"layers": (1, 2, 3, 4)},
         batches=lambda start: training_batches(train_set, batch_size=50, seed=seed, start=start, augment=augment),
         out=out,
+        resume=True,
         facts={"data": "built-in pictures", "command": "salmask demo"},
         progress=progress(f"masker {out.name}"),
     )

@@ -46,7 +46,11 @@ class ClassifierCommand(DataOptions):
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out names a .safetensors file, came {self.out}")
+        if self.image_size is not None:
+            Sight(self.image_size)  # for its clear error, before anything of that size is made
         classes = tuple(self.read("train").classes)
+        if len(classes) < 2:
+            raise ValueError(f"a classifier tells at least two classes apart, {self.data} has {classes[0]} alone")
         name = self.network.removeprefix("timm:")
         torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
         if "@" in name:

@@ -5,6 +5,9 @@ imports stand inside the calls, so that `--help` answers at once. Every command 
 and says where its results are.
 """
 
+import contextlib
+import io
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -51,17 +54,46 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
-            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                dict(COMMANDS), args=arguments, prog="salmask", description=_ABOUT
-            )
+            command = _parsed(arguments)
             command()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"salmask: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("salmask: interrupted; what was finished is kept\n")
+        sys.stderr.write(f"salmask: interrupted; what was finished is kept{_GO_ON.get(_word(arguments), '')}\n")
         return 130
     return 0
+
+
+_GO_ON = {
+    "train": ": go on with the same command and --resume",
+    "study": ": the same command goes on",
+    "evaluate": ": the same command goes on",
+    "score": ": the same command goes on",
+    "demo": ": the same command goes on",
+    "explain": ": the same command explains all pictures again",
+}
+
+
+def _word(arguments: list[str] | None) -> str:
+    return next(iter(sys.argv[1:] if arguments is None else arguments), "")
+
+
+def _parsed(arguments: list[str] | None) -> Callable[[], None]:
+    """Return the command that was typed. A value that its record refuses is an error as any other, in one line."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+                dict(COMMANDS), args=arguments, prog="salmask", description=_ABOUT
+            )
+    except SystemExit:
+        words = " ".join(re.sub(r"[\u2500-\u257f]", " ", told.getvalue()).split())
+        if (refused := re.search(r"Error parsing \S+: (.*?) For full helptext", words)) is not None:
+            raise ValueError(refused[1]) from None
+        sys.stderr.write(told.getvalue())
+        raise
+    return command
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:

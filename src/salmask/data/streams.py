@@ -260,7 +260,9 @@ Bar = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def spread(dataset: Labelled, count: int | None) -> Labelled:
-    """Return `count` samples of a data set, evenly spread over it; all of them for None."""
+    """Return `count` samples of a data set, evenly spread over it; all of them for None. Errors: ValueError below 1."""
+    if count is not None and count < 1:
+        raise ValueError(f"expected at least one picture (limit, --limit), got {count}")
     if count is None or count >= len(dataset):
         return dataset
     return Subset(dataset, [int(place) for place in np.linspace(0, len(dataset) - 1, count)])

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torchvision.utils import save_image
 
 from salmask.data import CropFlip, Labelled, ShortSide, Subset, collate, training_batches
+from salmask.data.sight import Sight
 from salmask.data.streams import Bar, spread
 from salmask.files import replace_file
 from salmask.masking import IMAGENET_MEAN, Blur, MeanColour, keep
@@ -247,6 +248,9 @@ def train_inpainter(
     rest = Subset(dataset, [place for place, one in enumerate(dataset.ids) if one not in kept_back])
     torch.manual_seed(seed)
     inpainter = Inpainter()
+    if steps < 1 or not lr > 0:
+        raise ValueError(f"expected at least one step and a learning rate above 0, got {steps} and {lr}")
+    Sight(image_size)  # for its clear error
     crop = CropFlip(image_size, scale=(0.3, 1.0))
     stream = training_batches(rest, batch_size=batch_size, seed=seed, augment=crop, workers=workers)
     images = (batch.images for batch in stream)

@@ -64,6 +64,10 @@ class Recipe:
             raise ValueError(f"statistics is one of {', '.join(STATISTICS)}, got {self.statistics!r}")
         if not 0 <= self.historic <= 1:
             raise ValueError(f"historic is a probability, got {self.historic}")
+        if self.pool_size < 1 or self.pool_every < 1:
+            raise ValueError(
+                f"pool_size and pool_every are whole numbers of at least 1, got {self.pool_size} and {self.pool_every}"
+            )
         if self.reader not in READERS:
             raise ValueError(f"reader is one of {', '.join(READERS)}, got {self.reader!r}")
 

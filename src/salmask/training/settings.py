@@ -71,6 +71,8 @@ class Settings:
         for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"a seed is a whole number, 0 to {2**31 - 1}, got {self.seed}")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging is a share in [0, 1), got {self.averaging}")
 

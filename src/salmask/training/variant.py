@@ -206,6 +206,8 @@ def _bordered(objective: Objective, border: float) -> Objective:
 
 def chosen_data(examples: Examples, train_set: Labelled, seed: int) -> Labelled:
     """Return the part of a training set that a masker learns from; its classes keep their numbers."""
+    if examples.classes is not None and examples.classes < 2:
+        raise ValueError(f"expected at least two classes to tell apart (classes), got {examples.classes}")
     dataset = shuffled_labels(train_set, seed=seed) if examples.shuffled else train_set
     if examples.per_class is None and examples.classes is None:
         return dataset

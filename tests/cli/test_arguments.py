@@ -1,0 +1,96 @@
+"""Arguments that make no sense are refused in one line before anything is made, and an interrupted command goes on."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from salmask.cli import builtin
+from salmask.cli.main import main
+from salmask.data.synthetic import write_folder
+from salmask.training.recipes import RECIPES
+from salmask.training.settings import Examples
+
+
+def refused(capsys, arguments: list[object], *words: str) -> None:
+    assert main([str(argument) for argument in arguments]) == 1
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"salmask: [^\n]{10,600}\n", shown.err), shown.err
+    assert all(word in shown.err for word in words), shown.err
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_folder(root, train=20, val=10, seed=3, size=64)
+    return root
+
+
+@pytest.mark.parametrize("size", ["0", "-64", "100000"])
+@pytest.mark.parametrize("command", ["classifier", "explain", "inpainter"])
+def test_sizes_out_of_range_are_refused_before_anything_of_that_size_is_made(
+    command, size, data, tmp_path, capsys
+) -> None:
+    file = next(data.rglob("*.png"))
+    arguments = {
+        "classifier": ["--data", data, "--network", "timm:test_resnet", "--out", tmp_path / "c.safetensors"],
+        "explain": [file, "--explainer", "gradcam", "--classifier", "timm:test_resnet@x", "--out", tmp_path / "out"],
+        "inpainter": ["--data", data, "--out", tmp_path / "i.safetensors"],
+    }[command]
+    refused(capsys, [command, *arguments, "--image-size", size], "8 to 4096", size)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--epochs", "inf"], "epochs must be positive and finite, got inf"),
+        (["--epochs", "nan"], "epochs must be positive and finite, got nan"),
+        (["--batch-size", "-1"], "batch_size"),
+        (["--seed", "-1"], "seed"),
+        (["--setting", "classes=[1]"], "classes is a whole number"),
+        (["--setting", "historic=x"], "historic is a number"),
+        (["--setting", "colour=3"], "no setting 'colour'"),
+    ],
+)
+def test_settings_of_a_training_are_refused_in_one_line(more, words, data, tmp_path, capsys) -> None:
+    arguments = ["train", "--data", data, "--classifier", "timm:test_resnet@x", "--out", tmp_path / "run"]
+    refused(capsys, [*arguments, *more], words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pool_of_none_and_one_class_alone_are_refused() -> None:
+    from dataclasses import replace
+
+    from salmask.data.synthetic import Synthetic
+    from salmask.training.variant import chosen_data
+
+    for wrong in ({"pool_size": 0}, {"pool_every": 0}, {"historic": 7.0}):
+        with pytest.raises(ValueError, match="got"):
+            replace(RECIPES["ca"], **wrong)
+    with pytest.raises(ValueError, match="at least two classes"):
+        chosen_data(Examples(classes=1), Synthetic(20, seed=0, size=16), 0)
+
+
+def test_a_demo_that_was_interrupted_goes_on_with_the_same_command(tmp_path, monkeypatch, capsys) -> None:
+    arguments = ["demo", "--quick", "--out", str(tmp_path / "demo")]
+    train, calls = builtin.train_run, []
+
+    def interrupted(*given, out, **options):
+        calls.append(out.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*given, out=out, **options)
+
+    monkeypatch.setattr(builtin, "train_run", interrupted)
+    assert main(arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    before = (tmp_path / "demo" / calls[0] / "model.safetensors").stat().st_mtime_ns
+    refused(capsys, [*arguments, "--seed", 1], "holds an earlier demo")
+    assert main(arguments) == 0
+    assert calls == [calls[0], calls[1], calls[1]]
+    assert (tmp_path / "demo" / calls[0] / "model.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "demo" / "index.html").is_file()
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text()) == {"seed": 0, "quick": True}
+    refused(capsys, arguments, "holds an earlier demo")
