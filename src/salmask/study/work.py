@@ -150,7 +150,7 @@ def work(
     Errors: whatever goes wrong, after it was written to failed.txt; ValueError where another process is at it.
     """
     try:
-        with FileLock(folder / ".lock"):
+        with FileLock(folder / ".job.lock"):
             try:
                 _work(folder, on, ReadAs(top=top, area=area, reads=reads), pictures)
             except BaseException:
