@@ -7,6 +7,7 @@ a killed process has left under such a name is cleaned up when the next one star
 import os
 import re
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
-__all__ = ["JSON", "Facts", "in_use", "replace_file", "writable_folder"]
+__all__ = ["JSON", "Facts", "in_use", "regular_file", "replace_file", "writable_folder"]
 
 # The one place where a value of any kind is meant: what a file of JSON holds, and keyword arguments on their way to it.
 # The kinds are checked where a file is read.
@@ -55,6 +56,18 @@ def writable_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise ValueError(f"the output folder {folder} cannot be written: {error.strerror}") from error
     return folder
+
+
+def regular_file(path: Path, what: str) -> None:
+    """Raise ValueError for what is no regular file: a folder, or a pipe that would be waited for without end.
+
+    what: was expected, in words. Errors: FileNotFoundError.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder: expected {what}")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is no regular file but a pipe, a socket or a device: expected {what}")
 
 
 @contextmanager

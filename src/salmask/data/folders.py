@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from salmask.boxes import boxes_of
 from salmask.data.pictures import ignored_files, list_pictures, read_image, read_pixels, upright_size
 from salmask.data.sample import Sample, SampleTransform
+from salmask.files import regular_file
 from salmask.types import Boxes, Pixels
 
 __all__ = [
@@ -75,6 +76,7 @@ def read_table(path: Path, header: Sequence[str], *, more: str) -> list[tuple[in
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected a CSV table with the header {','.join(header)}")
+    regular_file(path, f"a CSV table with the header {','.join(header)}")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)

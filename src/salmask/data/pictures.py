@@ -8,7 +8,6 @@ caller (`depth`, `window` and `level`, `bands`); where neither says, the guess i
 """
 
 import importlib.util
-import stat
 import threading
 import warnings
 from collections import Counter
@@ -36,6 +35,7 @@ from salmask.data.rasters import (
     tiff_size,
     upright,
 )
+from salmask.files import regular_file
 from salmask.types import IGNORED, Pixels
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "list_pictures",
     "read_image",
     "read_pixels",
+    "stored_size",
     "upright_size",
 ]
 
@@ -111,7 +112,7 @@ class Reader:
     def __call__(self, path: Path) -> UInt8[Tensor, "channels height width"]:
         """Return the picture."""
         path = Path(path)
-        regular(path)
+        regular_file(path, "a picture file")
         try:
             self._check_size(path)
             array = self._to_bytes(self._channels(self._decode(path)))
@@ -224,7 +225,7 @@ def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP))
     codes: the ways to write (background, object, ignored), of which the first that has all values of the file is
     taken: (0, 255, 128), and the trimap (2, 1, 3). Errors: ValueError; TooLargeError, before it is decoded.
     """
-    regular(path)
+    regular_file(path, "a picture file")
     try:
         Reader()._check_size(path)
         with opened(path) as picture:
@@ -247,15 +248,6 @@ def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP))
     return torch.from_numpy(table[array])
 
 
-def regular(path: Path) -> None:
-    """Raise ValueError for what is no regular file: a folder, or a pipe that would be waited for without end."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is a folder: expected a picture file")
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is no regular file but a pipe, a socket or a device: expected a picture file")
-
-
 def stored_size(path: Path) -> tuple[int, int]:
     """Return (width, height) as stored, from the header alone."""
     if is_dicom(path):
@@ -269,7 +261,7 @@ def stored_size(path: Path) -> tuple[int, int]:
 def upright_size(path: Path) -> tuple[int, int] | None:
     """Return (width, height) of the upright picture from the head of the file, or None where that cannot be read."""
     try:
-        regular(path)
+        regular_file(path, "a picture file")
         width, height = stored_size(path)
         if is_dicom(path):
             return width, height

@@ -4,6 +4,7 @@ Bigolin Lanfredi et al. 2021 take off what a look at the middle of any picture w
 images is what a viewer does who has not seen this one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
+
+from salmask.data.pictures import MAX_PIXELS, stored_size
+from salmask.files import regular_file
 
 __all__ = ["Gaze", "read_gaze"]
 
@@ -82,7 +86,14 @@ def _density(folder: Path, name: str, size: tuple[int, int]) -> Float[np.ndarray
 
 def _read(path: Path) -> Float[np.ndarray, "..."]:
     """Return the numbers of a file, double precision. Errors: ValueError for what cannot be read."""
+    regular_file(path, "a gaze map, .npy or .png")
     try:
+        if path.suffix == ".npy":
+            size = int(np.prod(np.load(path, mmap_mode="r", allow_pickle=False).shape))
+        else:
+            size = math.prod(stored_size(path))
+        if size > MAX_PIXELS:
+            raise ValueError(f"it has {size} pixels, more than the limit of {MAX_PIXELS}")
         found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else cv2.imread(str(path), -1)
         if found is None or not found.size:
             raise ValueError("nothing could be decoded")

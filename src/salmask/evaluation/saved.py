@@ -14,6 +14,8 @@ from typing import IO
 import numpy as np
 from jaxtyping import Float
 
+from salmask.files import regular_file
+
 __all__ = ["Piece", "SavedMaps", "open_maps"]
 
 Block = Float[np.ndarray, "chunk height width"]
@@ -104,6 +106,7 @@ def open_maps(path: str | Path) -> SavedMaps:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected MAPS.npz (ids, maps) or MAPS.npy")
+    regular_file(path, "MAPS.npz (ids, maps) or MAPS.npy")
     try:
         found = _open_npz(path) if zipfile.is_zipfile(path) else _open_npy(path)
     except (zipfile.BadZipFile, EOFError, KeyError) as error:
@@ -171,6 +174,13 @@ def _header(stream: IO[bytes], path: Path) -> tuple[tuple[int, int, int], np.dty
 
 def _names(stream: IO[bytes], path: Path) -> list[str]:
     try:
+        start = stream.tell()
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(stream)
+        if kind.itemsize > 4 * _LONGEST or int(np.prod(shape)) * kind.itemsize > 2**31:
+            raise ValueError(f"{shape} of {kind}, of more than {_LONGEST} characters or 2 GiB")
+        stream.seek(start)
         ids = np.lib.format.read_array(stream, allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{path}: expected ids as an array of strings, came something else ({error})") from error
@@ -179,7 +189,17 @@ def _names(stream: IO[bytes], path: Path) -> list[str]:
     return [str(name) for name in (np.char.decode(ids) if ids.dtype.kind == "S" else ids)]
 
 
+_LARGEST = 2**26  # pixels of a map: a file of a few megabytes may promise one that fills the memory
+_LONGEST = 4096  # characters of an id
+
+
 def _check(found: SavedMaps) -> None:
+    height, width = found.shape[1:]
+    if height * width > _LARGEST:
+        raise ValueError(
+            f"{found.path}: expected maps of at most {_LARGEST} pixels, got {width}x{height}; write them smaller, as "
+            "scores bring boxes and pixel truth to the size of the maps"
+        )
     if len(found.ids) != len(found):
         raise ValueError(f"{found.path}: expected one id per map, came {len(found.ids)} ids and {len(found)} maps")
     seen: set[str] = set()
