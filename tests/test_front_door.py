@@ -71,9 +71,9 @@ def test_training_needs_no_labels_and_is_a_function_of_the_seed(classifier, imag
     before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
     options = {"recipe": "fix", "steps": 2, "batch_size": 4}
     masker = salmask.train(classifier, images, **options)
-    decisions = classifier.eval().logits(images).argmax(1)
-    assert _equal(masker, salmask.train(classifier, images, targets=decisions, **options))
-    assert not _equal(masker, salmask.train(classifier, images, targets=(decisions + 1) % 5, **options))
+    labelled = TensorPictures(images, [0, 1, 2, 3, 4, 0])
+    assert _equal(masker, salmask.train(classifier, labelled, **options))  # which has labels, and they are not read
+    assert not _equal(masker, salmask.train(classifier, images, targets=[0, 1, 2, 3, 4, 0], **options))
     assert not _equal(masker, salmask.train(classifier, images, seed=1, **options))
     assert all(torch.equal(value, before[name]) for name, value in classifier.network.state_dict().items())
 
@@ -100,6 +100,13 @@ def test_pictures_are_a_folder_a_data_set_or_a_tensor(classifier, images, tmp_pa
     write_folder(tmp_path, train=12, val=5, seed=0, size=64)
     folder = salmask.train(classifier, tmp_path, **options)
     assert _equal(folder, salmask.train(classifier, salmask.open_data(str(tmp_path), "train"), **options))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for index, file in enumerate(sorted((tmp_path / "train").rglob("*.png"))):
+        file.rename(flat / f"{index:03d}.png")
+    assert isinstance(salmask.train(classifier, flat, **options), salmask.Masker)
+    scores = salmask.evaluate(classifier, ["full"], flat, metrics=("mask_mean",))
+    assert scores["full"]["acc_whole"]["mean"] == 1  # decisions are explained where there are no labels
 
 
 def test_images_are_explained_by_name_by_masker_and_by_any_explainer(classifier, images) -> None:
@@ -110,6 +117,14 @@ def test_images_are_explained_by_name_by_masker_and_by_any_explainer(classifier,
         salmask.explain(classifier, images).masks, salmask.explain(classifier, images, explainer="gradcam").masks
     )
     assert torch.equal(by_name.targets, classifier.logits(images).argmax(1))
+
+    def bare(classifier, images, targets=None):
+        return salmask.EXPLAINERS["full"]()(classifier, images, targets)
+
+    assert salmask.explain(classifier, images, explainer=bare).masks.eq(1).all()
+    assert (
+        salmask.evaluate(classifier, {"bare": bare}, images, metrics=("mask_mean",))["bare"]["mask_mean"]["mean"] == 1
+    )
 
 
 def test_explainers_are_measured_side_by_side(classifier, images, tmp_path) -> None:

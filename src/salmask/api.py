@@ -7,7 +7,7 @@
 They build nothing of their own: each puts together what the commands of the same name put together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.data import Labelled, Subset, evaluation_batches, open_data
+from salmask.data.flat import UNLABELLED, FlatFolder, is_flat
 from salmask.data.streams import Bar
 from salmask.data.tensors import TensorPictures
 from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
-from salmask.explain.base import Explainer, Explanation
+from salmask.explain.base import Explainer, Explanation, explainer_of
 from salmask.explain.learned import Learned
 from salmask.files import Facts
 from salmask.masker import Masker
@@ -31,7 +32,7 @@ from salmask.metrics import Metric
 from salmask.rows.read import ROWS, read_lines
 from salmask.specs import load_explainer, load_infills, load_metrics
 from salmask.training.recipes import Recipe
-from salmask.training.run import Loaded, Sight, check_classes
+from salmask.training.run import Loaded, Sight
 from salmask.training.settings import RECIPE, Settings
 from salmask.training.train import train as train_masker
 from salmask.training.variant import Variant, build_recipe, chosen_data, masker_options, stream_of
@@ -40,7 +41,7 @@ from salmask.types import Images, Infill, Targets
 __all__ = ["Scores", "evaluate", "explain", "train"]
 
 Pictures: TypeAlias = str | Path | Labelled | Tensor
-Explaining: TypeAlias = Explainer | Masker | str | Path
+Explaining: TypeAlias = Explainer | Callable[..., Explanation] | Masker | str | Path
 
 
 def train(
@@ -59,7 +60,8 @@ def train(
 ) -> Masker:
     """Train a masker for a classifier and return it.
 
-    pictures: a folder (with `train/<class>/*`), a data set of `salmask.data`, or a tensor (N, C, H, W) in [0, 1].
+    pictures: a folder of pictures, or with `train/<class>/*`; a data set of `salmask.data`; a tensor (N, C, H, W) in
+        [0, 1].
     targets: the class of each picture that is explained in training; the classifier's own decisions where not given,
         so that no label is needed.
     image_size: side of the training crops; the classifier's own where not given. steps: batches, instead of epochs.
@@ -71,8 +73,13 @@ def train(
     """
     own_recipe = recipe if isinstance(recipe, Recipe) else None
     named = {"infill": infill} if isinstance(infill, str) else {}
-    training, variant = _settings({"recipe": recipe if isinstance(recipe, str) else RECIPE, **named, **settings})
-    dataset = chosen_data(variant.data, _labelled(classifier, pictures, targets), training.seed)
+    target = {"target": "predicted" if targets is None else "label"}
+    name = recipe if isinstance(recipe, str) else RECIPE
+    training, variant = _settings({"recipe": name, **named, **target, **settings})
+    dataset = _data_set(pictures, "train")
+    if targets is not None:
+        dataset = _under(classifier, dataset, targets)
+    dataset = chosen_data(variant.data, dataset, training.seed)
     training = replace(training, batch_size=min(training.batch_size, len(dataset)))
     if steps is not None:
         if steps < 1:
@@ -179,13 +186,12 @@ def evaluate(
     """
     table = explainers if isinstance(explainers, Mapping) else {name: name for name in explainers}
     sight = Sight(image_size or classifier.image_size)
-    if isinstance(pictures, str | Path):
-        pictures = open_data(str(pictures), "val")
-    labelled = isinstance(pictures, Tensor) or targets is not None
-    dataset = _labelled(classifier, pictures, targets) if labelled else pictures
-    assert isinstance(dataset, Labelled)
+    dataset = _data_set(pictures, "val")
+    if targets is None:
+        unlabelled = isinstance(pictures, Tensor) or UNLABELLED in dataset.targets
+        targets = _decisions(classifier, dataset, sight) if unlabelled else dataset.targets
+    dataset = _under(classifier, dataset, targets)
     loaded = Loaded(classifier, "", sight, tuple(dataset.classes))
-    check_classes(dataset, loaded)
     measured: dict[str, Metric] = {}
     for metric in metrics:
         measured |= {metric.name: metric} if isinstance(metric, Metric) else load_metrics([metric])
@@ -216,30 +222,33 @@ def _settings(given: Facts) -> tuple[Settings, Variant]:
     return training, Variant.of(**{name: value for name, value in given.items() if name not in own})
 
 
-def _labelled(classifier: Classifier, pictures: Pictures, targets: Sequence[int] | Tensor | None) -> Labelled:
-    """Return pictures under given targets, or under the classifier's own decisions."""
+def _data_set(pictures: Pictures, split: str) -> Labelled:
     if isinstance(pictures, Tensor):
-        pictures = TensorPictures(pictures)
-    elif isinstance(pictures, str | Path):
-        pictures = open_data(str(pictures), "train")
+        return TensorPictures(pictures)
+    if isinstance(pictures, str | Path):
+        return FlatFolder(pictures) if is_flat(Path(pictures)) else open_data(str(pictures), split)
+    return pictures
+
+
+def _under(classifier: Classifier, dataset: Labelled, targets: Sequence[int] | Tensor) -> Labelled:
+    """Return a data set under given targets, which are classes of the classifier."""
     classes = [str(index) for index in range(classifier.num_classes)]
-    if len(pictures.classes) == classifier.num_classes:
-        classes = list(pictures.classes)
-    chosen = _decisions(classifier, pictures) if targets is None else [int(target) for target in targets]
+    if len(dataset.classes) == classifier.num_classes:
+        classes = list(dataset.classes)
+    chosen = [int(target) for target in targets]
     if chosen and not 0 <= min(chosen) <= max(chosen) < classifier.num_classes:
         raise ValueError(
             f"expected targets from 0 to {classifier.num_classes - 1}, the classes of the classifier, got "
             f"{min(chosen)} to {max(chosen)}"
         )
-    return Subset(pictures, targets=chosen, classes=classes)
+    return Subset(dataset, targets=chosen, classes=classes)
 
 
-def _decisions(classifier: Classifier, pictures: Labelled) -> list[int]:
+def _decisions(classifier: Classifier, dataset: Labelled, sight: Sight) -> list[int]:
     """Return the class that the classifier decides for, of every picture."""
-    seen = Subset(pictures, transform=Sight(classifier.image_size).transform())
     decisions: list[int] = []
     with classifier.frozen(), torch.no_grad():
-        for batch in evaluation_batches(seen, batch_size=32):
+        for batch in evaluation_batches(Subset(dataset, transform=sight.transform()), batch_size=32):
             decisions += classifier.logits(batch.images.to(classifier.device)).argmax(1).tolist()
     return decisions
 
@@ -250,4 +259,4 @@ def _explainer(explainer: Explaining, classifier: Classifier, *, seed: int) -> E
     if isinstance(explainer, str | Path):
         loaded = Loaded(classifier, "", Sight(classifier.image_size))
         return load_explainer(str(explainer), loaded=loaded, seed=seed)[1]
-    return explainer
+    return explainer_of(explainer)

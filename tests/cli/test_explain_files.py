@@ -12,7 +12,7 @@ from PIL import Image
 from salmask.classifier import Classifier
 from salmask.cli.explain_files import Shown, explain_files, named_pictures, picture_files
 from salmask.data.sight import Sight
-from salmask.explain import EXPLAINERS, Explanation, Passes
+from salmask.explain import EXPLAINERS, Explainer, Explanation, Passes
 from salmask.training.run import Loaded
 
 
@@ -22,7 +22,7 @@ def loaded(small_net) -> Loaded:
     return Loaded(classifier, "own", Sight(32, "squash"))
 
 
-class Ramp:
+class Ramp(Explainer):
     """A map that rises from 0 at the left edge to 1 at the right edge of what the classifier sees."""
 
     def __call__(self, classifier, images, targets=None) -> Explanation:
