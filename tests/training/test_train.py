@@ -685,7 +685,7 @@ def test_pictures_that_are_no_numbers_stop_the_run_and_leave_no_poisoned_checkpo
             yield batch if k < 2 else batch._replace(images=batch.images * torch.nan)
 
     settings = replace(SETTINGS, log_every=log_every, save_every=save_every)
-    with pytest.raises(ValueError, match="the loss is not a number at step 4: are there NaNs in the images"):
+    with pytest.raises(ValueError, match="got NaN in them"):
         run(tmp_path, recipe, settings, batches=broken)
     if save_every == 2:
         state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

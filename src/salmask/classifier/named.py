@@ -11,6 +11,7 @@
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,10 +26,23 @@ from torch import Tensor, nn
 
 from salmask.classifier.imagenet import packaged_weights
 from salmask.classifier.weights import fit_weights, load_weights
+from salmask.classifier.wrappers import as_module, unwrapped
 
-__all__ = ["Named", "hugging_face_network", "own_network", "timm_network", "torchvision_network"]
+__all__ = [
+    "Named",
+    "full_spec",
+    "hugging_face_network",
+    "named_network",
+    "own_network",
+    "split_spec",
+    "timm_network",
+    "torchvision_network",
+]
 
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+_FACTS = ("image_size", "interpolation", "fit", "crop_pct", "classes")
+_MORE = ("outputs", "output", "prefix", "grid")
+_OWN = re.compile(r"(?:.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Named:
     """A network and how it wants its pictures.
 
     colours: mean and std by name, empty where nobody says them. image_size: side of its square pictures. fit: "crop" or
-    "squash". crop_pct: share of the short side that is left after the centre crop.
+    "squash". crop_pct: share of the short side that is left after the centre crop. more: options of `Classifier`.
     """
 
     network: Any
@@ -46,11 +60,65 @@ class Named:
     fit: str = "crop"
     crop_pct: float = 1.0
     classes: tuple[str, ...] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self, image_size: int | None = None) -> dict[str, Any]:
         """Return what `Classifier` takes of it beside the network: mean, std and image_size, as far as known."""
         size = image_size or self.image_size
         return {**self.colours, **({} if size is None else {"image_size": size})}
+
+
+def split_spec(spec: str) -> tuple[str, str, str]:
+    """Split a SPEC into what builds it ("timm", "torchvision", "hf", or "" for a function), its name and its file.
+
+    The file of a function's module becomes an absolute path, so that a run is built again from any folder.
+    Errors: ValueError for what is no SPEC.
+    """
+    whole, _, file = spec.partition("@")
+    kind, colon, name = whole.partition(":")
+    if colon and name and kind in ("timm", "torchvision", "hf"):
+        return kind, name, file
+    if _OWN.fullmatch(whole):
+        where, _, function = whole.rpartition(":")
+        return "", f"{Path(where).resolve()}:{function}" if where.endswith(".py") else whole, file
+    raise ValueError(
+        f"{spec!r} is no classifier: expected timm:NAME, torchvision:NAME (either with @FILE for weights of a file), "
+        "hf:NAME_OR_FOLDER, module.py:function, package.module:function, or the folder of a run"
+    )
+
+
+def full_spec(network: str) -> str:
+    """Return the SPEC that a run means by its network: a plain name is timm's."""
+    plain = network.startswith(_HUB) or ":" not in network
+    return f"timm:{network}" if plain else network
+
+
+def named_network(
+    kind: str, name: str, *, file: str = "", num_classes: int | None = None, network: Any = None
+) -> Named:
+    """Build what a SPEC names (`split_spec`), with the weights of a file where one is given.
+
+    network: stands in for what would be built. Errors: ValueError for what cannot be had or does not fit.
+    """
+    if network is None and kind in ("timm", "torchvision"):
+        build = timm_network if kind == "timm" else torchvision_network
+        try:
+            return build(name, pretrained=not file, num_classes=None if file else num_classes, checkpoint=file or None)
+        except (OSError, RuntimeError) as error:
+            if file:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the pretrained weights of {name} cannot be had ({reason}): give {kind}:{name}@FILE"
+            ) from error
+    if network is not None:
+        named = Named(network)
+    else:
+        named = hugging_face_network(name) if kind == "hf" else own_network(name)
+    if file:
+        inner = unwrapped(as_module(named.network))
+        fit_weights(inner, load_weights(file), f"{name} from {file}")
+    return named
 
 
 def timm_network(
@@ -190,8 +258,8 @@ def _processed(name: str, config: Any) -> Named:
 def own_network(spec: str) -> Named:
     """Call the function that `module.py:function` or `package.module:function` names; it takes no arguments.
 
-    It returns a network, or a network and a dictionary with any of mean, std, image_size, interpolation, fit, crop_pct
-    and classes, or a `Classifier`. Errors: ValueError where it cannot be had or returns something else.
+    It returns a network, or a network and a dictionary with any of mean, std, image_size, interpolation, fit, crop_pct,
+    classes, outputs, output, prefix and grid. Errors: ValueError where it cannot be had or returns something else.
     """
     where, _, name = spec.rpartition(":")
     try:
@@ -209,13 +277,11 @@ def own_network(spec: str) -> Named:
         raise ValueError(f"{spec} is to return a torch.nn.Module, or one and a dictionary, got {type(answer).__name__}")
     facts = dict(facts)
     colours = {key: tuple(facts.pop(key)) for key in ("mean", "std") if key in facts}
-    try:
-        return Named(network, colours, **facts)
-    except TypeError as error:
-        raise ValueError(
-            f"{spec} returns {sorted(facts)} beside its network: expected any of mean, std, image_size, interpolation, "
-            "fit, crop_pct, classes"
-        ) from error
+    more = {key: facts.pop(key) for key in _MORE if key in facts}
+    if unknown := sorted(facts.keys() - _FACTS):
+        expected = ", ".join(("mean", "std", *_FACTS, *_MORE))
+        raise ValueError(f"{spec} returns {unknown[0]!r} beside its network: expected any of {expected}")
+    return Named(network, colours, more=more, **facts)
 
 
 def _module(where: str) -> Any:

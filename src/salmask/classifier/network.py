@@ -74,7 +74,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, device=like.device).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=like.device).view(shape), persistent=False)
         self.image_size, self.channels_in = image_size, len(mean)
-        self.outputs = Outputs(outputs, output)
+        self.outputs, self._prefix, self._grid = Outputs(outputs, output), prefix, grid
         with self.frozen():
             self._try_out()
             probe = Probe(self.network, self._asked, self._normalised(self._pictures(_SHOWN)), prefix, grid)
@@ -164,6 +164,11 @@ class Classifier(nn.Module):
             Layer(name, (channels, *grid), (side / grid[0], side / grid[1]))
             for name, channels, grid in zip(self.layers, self.channels, self._grids, strict=True)
         )
+
+    def options(self) -> dict[str, Any]:
+        """Return what the constructor was told, or found out, of outputs and tokens, where it is not the usual."""
+        kinds = {"outputs": self.outputs.kind, "output": self.outputs.entry, "prefix": self._prefix, "grid": self._grid}
+        return {name: value for name, value in kinds.items() if value is not None and value != "logits"}
 
     def module_read(self, index: int) -> nn.Module:
         """Return the module that is read as layer number `index`."""

@@ -21,6 +21,7 @@ from salmask.cli.demo import DemoCommand
 from salmask.cli.evaluate import EvaluateCommand
 from salmask.cli.explain import ExplainCommand
 from salmask.cli.inpainter import InpainterCommand
+from salmask.cli.layers import LayersCommand
 from salmask.cli.report import ReportCommand
 from salmask.cli.sanity import SanityCommand
 from salmask.cli.score import ScoreCommand
@@ -41,6 +42,7 @@ COMMANDS: Mapping[str, type] = MappingProxyType(
         "study": StudyCommand,
         "sanity": SanityCommand,
         "report": ReportCommand,
+        "layers": LayersCommand,
         "convert": ConvertCommand,
     }
 )

@@ -10,14 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import save_file
 
 from salmask.classifier import Classifier
 from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
+from salmask.classifier.named import full_spec, named_network, split_spec
+from salmask.classifier.wrappers import unwrapped
 from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
 from salmask.data.folders import class_folders
@@ -124,42 +126,41 @@ def load_classifier(
     image_size: int | None = None,
     layers: Sequence[str] | None = None,
     num_classes: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    network: Any = None,
     **seen: Any,
 ) -> Loaded:
     """Build the classifier that a SPEC names; what is not given comes from the file, the run or the network.
 
-    seen: as of `Loaded.seen`.
+    spec: see `salmask.classifier.named`. options: of `Classifier`, beside mean, std, layers and image_size.
+    network: stands in for the one that the SPEC would build. seen: as of `Loaded.seen`.
     """
-    if not spec.startswith("timm:"):
-        if not (Path(spec) / RUN).is_file():
-            raise ValueError(f"{spec!r} is no classifier: expected timm:NAME, timm:NAME@FILE or the folder of a run")
+    if (Path(spec) / RUN).is_file():
         return load_run(spec).loaded.seen(image_size=image_size, **seen)
-    name, _, file = spec.removeprefix("timm:").partition("@")
-    known = read_metadata(Path(file)) if file else {}
-    if known.get("network", name) != name:
-        raise ValueError(f"{file} holds the weights of {known['network']}, asked for is {name}")
-    size = known.get("image_size") if image_size is None else Sight(image_size).image_size
-    try:
-        classifier = Classifier.from_timm(
-            name,
-            pretrained=not file,
-            checkpoint=file or None,
-            layers=layers,
-            image_size=size,
-            num_classes=num_classes if not file else None,
-        )
-    except (OSError, RuntimeError) as error:
-        if file:
-            raise
-        raise ValueError(f"the pretrained weights of {name} cannot be had ({error}): give timm:{name}@FILE") from error
-    config = timm.data.resolve_model_data_config(classifier.network)
-    own = known if known else {"interpolation": _interpolation(config["interpolation"]), **_cropping(config)}
+    kind, name, file = split_spec(spec)
+    facts = read_metadata(Path(file)) if file else {}
+    network_name = name if kind == "timm" else f"{kind}:{name}" if kind else name
+    if facts.get("network", network_name) != network_name and network is None:
+        raise ValueError(f"{file} holds the weights of {facts['network']}, asked for is {network_name}")
+    named = named_network(kind, name, file=file, num_classes=num_classes, network=network)
+    size = facts.get("image_size") if image_size is None else Sight(image_size).image_size
+    given: dict[str, Any] = {**named.options(size), **named.more, **facts.get("options", {}), **options}
+    for key in ("mean", "std"):
+        given[key] = given.get(key) or facts.get(key) or seen.get(key)
+        if given[key] is None:
+            raise ValueError(
+                f"{spec} does not say how its pictures are normalised: give mean and std (--mean, --std), one number a "
+                "channel; 0 and 1 if it takes pictures in [0, 1]"
+            )
+    classifier = Classifier(named.network, layers=layers, **given)
+    own = facts or {"interpolation": named.interpolation, "fit": named.fit, "crop": named.crop_pct}
     view = Sight(classifier.image_size, **{field: own[field] for field in _SIGHT if field in own})
-    classes = known.get("classes")
-    if not file and knows_imagenet(name, classifier.num_classes):
+    classes = facts.get("classes") or named.classes
+    imagenet = kind == "torchvision" and classifier.num_classes == 1000
+    if not file and (imagenet or (kind == "timm" and knows_imagenet(name, classifier.num_classes))):
         classes = class_names()
-    loaded = Loaded(classifier, name, view, tuple(classes) if classes else None)
-    return loaded.seen(mean=known.get("mean"), std=known.get("std")).seen(**seen)
+    loaded = Loaded(classifier, network_name, view, tuple(classes) if classes else None)
+    return loaded.seen(mean=facts.get("mean"), std=facts.get("std")).seen(**seen)
 
 
 def _set_channels(name: str, values: Sequence[float], classifier: Classifier) -> None:
@@ -172,19 +173,14 @@ def _set_channels(name: str, values: Sequence[float], classifier: Classifier) ->
     buffer.copy_(torch.tensor(values, dtype=buffer.dtype).view_as(buffer))
 
 
-def _cropping(config: Facts) -> JSON:
-    """Return fit and crop of a timm network: the share of the resized picture that it was tested on."""
-    if config.get("crop_mode") == "squash":
-        return {"fit": "squash"}
-    return {"fit": "crop", "crop": float(config.get("crop_pct") or 1.0)}
-
-
 def save_classifier(path: Path, loaded: Loaded) -> None:
     """Write a classifier's weights with what `load_classifier` needs to build it again."""
-    facts = {"network": loaded.network, "classes": loaded.classes, **asdict(loaded.view)}
+    facts: dict[str, Any] = {"network": loaded.network, "classes": loaded.classes, **asdict(loaded.view)}
+    facts["options"] = loaded.classifier.options()
     facts |= {name: buffer.flatten().tolist() for name, buffer in loaded.classifier.named_buffers(recurse=False)}
     weights = {
-        name: value.detach().cpu().contiguous() for name, value in loaded.classifier.network.state_dict().items()
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in unwrapped(loaded.classifier.network).state_dict().items()
     }
     replace_file(path, lambda at: save_file(weights, at, metadata={"format": "pt", "salmask": json.dumps(facts)}))
 
@@ -208,6 +204,7 @@ def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: JSON, *, reade
         "format": "salmask run 1",
         "network": loaded.network,
         "taps": loaded.classifier.layers,
+        "maps": [layer._asdict() for layer in loaded.classifier.describe()],
         "view": asdict(loaded.view),
         "classes": loaded.classes,
         "reader": None if reader is None else READER,
@@ -216,9 +213,11 @@ def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: JSON, *, reade
     replace_file(folder / RUN, lambda at: at.write_text(json.dumps(content, indent=2) + "\n"))
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, *, network: Any = None) -> Run:
     """Load a finished run. Errors: FileNotFoundError, ValueError for something else.
 
+    network: one like that of the run, for a run that was made in Python of a network without a SPEC; it takes the run's
+    weights.
     A run of a training alongside that was made before runs kept the user's own classifier is refused: what it holds is
     the retrained one, which would speak in its place.
     """
@@ -228,7 +227,7 @@ def load_run(folder: str | Path) -> Run:
         hint = "it is unfinished, go on with `salmask train --resume`" if unfinished else "expected run.json there"
         raise FileNotFoundError(f"no run in {folder}: {hint}")
     facts = read_run(folder / RUN)
-    network, taps, view = facts["network"], facts["taps"], Sight(**facts["view"])
+    taps, view = facts["taps"], Sight(**facts["view"])
     own = "reader" in facts or facts.get("recipe", {}).get("fixed", True)
     if not own:
         raise ValueError(
@@ -238,10 +237,13 @@ def load_run(folder: str | Path) -> Run:
     for name in (CLASSIFIER, facts.get("reader")):
         if name is not None and not (folder / name).is_file():
             raise FileNotFoundError(f"the run in {folder} is not whole: {name} is missing; copy the whole folder")
-    loaded = load_classifier(f"timm:{network}@{folder / CLASSIFIER}", layers=taps, **asdict(view))
+    spec = full_spec(facts["network"])
+    loaded = load_classifier(f"{spec}@{folder / CLASSIFIER}", layers=taps, network=network, **asdict(view))
     masker, reader = Masker.from_pretrained(folder), None
     if facts.get("reader") is not None:
-        reader = load_classifier(f"timm:{network}@{folder / facts['reader']}", layers=taps, **asdict(view)).classifier
+        own_copy = copy.deepcopy(network)
+        at = f"{spec}@{folder / facts['reader']}"
+        reader = load_classifier(at, layers=taps, network=own_copy, **asdict(view)).classifier
     masker.fits(reader or loaded.classifier)
     return Run(masker, loaded, reader)
 
@@ -267,10 +269,6 @@ def load_checkpoint(path: str | Path) -> Run:
     """Load masker and classifier of a checkpoint of the paper's released code. Errors: as `load_released`."""
     masker, classifier, network = load_released(path)
     return Run(masker, Loaded(classifier, network, Sight(224)))
-
-
-def _interpolation(name: str) -> str:
-    return name if name in ("bilinear", "bicubic") else "bilinear"
 
 
 def check_classes(dataset: Labelled, loaded: Loaded) -> None:

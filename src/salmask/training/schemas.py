@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from salmask.classifier.outputs import KINDS
 from salmask.data.sight import FITS, INTERPOLATIONS, LARGEST, SMALLEST, Sight
 from salmask.schema import ANYTHING, Maybe, Several, Within, Word, check_shape, parse_json, read_json
 
@@ -44,6 +45,7 @@ _METADATA = {
     "network?": str,
     "classes?": Maybe(Several(str, 1, _CLASSES)),
     "mean?": Several(_VALUE, 1, _CHANNELS),
+    "options?": {"outputs?": Word(*KINDS), str: ANYTHING},
     "std?": Several(Within(1e-9, 1e9, whole=False), 1, _CHANNELS),
     **{f"{key.rstrip('?')}?": shape for key, shape in _SIGHT.items()},
 }

@@ -1,0 +1,40 @@
+"""`salmask layers`: what would be read of a network."""
+
+from dataclasses import dataclass
+
+import tyro
+
+from salmask.cli.console import say
+from salmask.cli.options import SightOptions
+
+__all__ = ["LayersCommand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersCommand(SightOptions):
+    """Print the layers that are read of a network, shallow to deep: name, shape (C, h, w) and stride in pixels."""
+
+    spec: tyro.conf.Positional[str]
+    """timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, module.py:function, or a run's folder."""
+    layers: tuple[str, ...] | None = None
+    """Names of modules to read instead of those that would be chosen."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        from salmask.training.run import load_classifier
+
+        loaded = load_classifier(self.spec, layers=self.layers, **self.pictures())
+        classifier = loaded.classifier
+        for layer in classifier.describe():
+            shape = "x".join(map(str, layer.shape))
+            strides = " by ".join(f"{stride:g}" for stride in dict.fromkeys(layer.stride))
+            say(f"{layer.name}\t{shape}\tstride {strides}")
+        kind = "labels" if classifier.multilabel else "classes"
+        say(
+            f"{classifier.num_classes} {kind}, pictures of {classifier.channels_in} channels and "
+            f"{classifier.image_size}x{classifier.image_size} pixels, outputs: {classifier.outputs.kind}"
+        )
+        if not classifier.layers:
+            say("no layer is read: explainers that ask for logits alone can be used, such as rise and occlusion")
+        if not classifier.differentiable:
+            say("no gradients come back from the network: explainers that need them refuse it")
