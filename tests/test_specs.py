@@ -17,7 +17,7 @@ from salmask.cli.main import main
 from salmask.data import ShortSide, Squash
 from salmask.explain import EXPLAINERS
 from salmask.explain.gradient import SUM_OF_MAGNITUDES, TOTAL
-from salmask.explain.knobs import knobs_of, markdown
+from salmask.explain.knobs import knob_table, knobs_of
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import refined
 from salmask.explain.perturb import Rise
@@ -389,7 +389,7 @@ def test_every_setting_of_every_explainer_can_be_typed(name) -> None:
 
 def test_the_documented_settings_are_those_of_the_constructors() -> None:
     page = (Path(__file__).parents[1] / "docs" / "explainers.md").read_text()
-    assert markdown(EXPLAINERS | {"refined": refined}) in page
+    assert knob_table(EXPLAINERS | {"refined": refined}) in page
 
 
 def test_explain_lists_what_can_be_set(capsys) -> None:

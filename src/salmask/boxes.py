@@ -18,8 +18,8 @@ from torch import Tensor
 from salmask.types import Boxes, Masks, Pixels
 
 __all__ = [
+    "BoxRule",
     "BoxSets",
-    "Rule",
     "above_mean",
     "area_matched",
     "areas",
@@ -40,7 +40,7 @@ __all__ = [
 BoxSets = Sequence[Float[Tensor, "_ 4"]]
 """The boxes of several images: any number for each."""
 
-Rule = Callable[[Masks], Bool[Tensor, "batch 1 height width"]]
+BoxRule = Callable[[Masks], Bool[Tensor, "batch 1 height width"]]
 
 FLOODS = 3
 """Components that are tried one by one; beyond, labelling all of them at once is faster (see largest_component)."""
@@ -92,7 +92,7 @@ def area_matched(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
     return ((flat > level) | (off == 0)[:, None]).reshape(masks.shape)
 
 
-def fixed(threshold: float | int) -> Rule:
+def fixed(threshold: float | int) -> BoxRule:
     """Return the rule m > threshold, strictly."""
 
     def rule(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
@@ -101,7 +101,7 @@ def fixed(threshold: float | int) -> Rule:
     return rule
 
 
-def top(fraction: float | int) -> Rule:
+def top(fraction: float | int) -> BoxRule:
     """Return the rule that selects the highest `fraction` of the pixels, exactly; ties in raster order."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"top: fraction must lie in [0, 1]; came {fraction}")
@@ -117,7 +117,7 @@ def top(fraction: float | int) -> Rule:
 # --- mask -> box ---------------------------------------------------------------------------------------------------
 
 
-def mask_boxes(masks: Masks, *, rule: Rule = above_mean, legacy_box: bool = False) -> Boxes:
+def mask_boxes(masks: Masks, *, rule: BoxRule = above_mean, legacy_box: bool = False) -> Boxes:
     """Return the box of the largest 4-connected component of each mask's selected pixels, (B, 4).
 
     Equal components: the first in raster order. Nothing selected: (0, 0, 0, 0).

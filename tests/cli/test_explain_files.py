@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from salmask.classifier import Classifier
-from salmask.cli.explain_files import Shown, explain_files, named_pictures, picture_files
+from salmask.cli.explain_files import Shown, explain_files, named_pictures, pictures_in
 from salmask.data.sight import Sight
 from salmask.explain import EXPLAINERS, Explainer, Explanation, Passes
 from salmask.training.run import Loaded
@@ -53,10 +53,10 @@ def test_a_folder_stands_for_the_pictures_in_it(loaded, tmp_path) -> None:
     assert [path.name for path in written] == ["a.png", "b.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty has no pictures"):
-        picture_files([tmp_path / "empty"])
+        pictures_in([tmp_path / "empty"])
     (tmp_path / "in" / "drawing.svg").write_text("")
     with pytest.warns(UserWarning, match=r"1 \.svg"):
-        assert len(picture_files([tmp_path / "in"])) == 2
+        assert len(pictures_in([tmp_path / "in"])) == 2
 
 
 def test_a_pipe_is_refused_and_left_out_where_broken_files_are(loaded, tmp_path) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from salmask.classifier import Classifier
-from salmask.classifier.hold import as_released, layers_to_randomise, randomised, reset
-from salmask.metrics.sanity import Row, compare, curve, randomisation
+from salmask.classifier.hold import layers_to_randomise, randomised, redraw_as_released, reset
+from salmask.metrics.sanity import Step, compare_maps, curve, randomisation
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.metrics.similarity import (
     SIMILARITIES,
@@ -97,9 +97,9 @@ def test_constant_and_broken_maps_are_nan_not_poison():
     assert [math.isnan(value) for value in ssim(maps, other).tolist()] == [False, True, False]
     flat = torch.full((1, 1, 48, 48), 0.4)
     assert ssim(flat, flat).item() == 1
-    points = curve([Row("a", str(i), "spearman", v) for i, v in enumerate(spearman(maps, other).tolist())])
+    points = curve([Step("a", str(i), "spearman", v) for i, v in enumerate(spearman(maps, other).tolist())])
     assert (points[0].defined, points[0].undefined) == (1, 2) and math.isfinite(points[0].mean)
-    assert math.isnan(curve([Row("a", "1", "hog", float("nan"))])[0].mean)
+    assert math.isnan(curve([Step("a", "1", "hog", float("nan"))])[0].mean)
 
 
 def test_data_range_of_ssim_is_said():
@@ -159,7 +159,7 @@ def test_layers_of_a_resnet50_are_the_papers():
     assert len(parameters) == len(list(network.parameters()))
 
 
-@pytest.mark.parametrize("rule", [reset, as_released])
+@pytest.mark.parametrize("rule", [reset, redraw_as_released])
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
 def test_every_group_changes_comes_back_and_stays_finite(rule, name):
     torch.manual_seed(0)
@@ -184,7 +184,7 @@ def test_every_group_changes_comes_back_and_stays_finite(rule, name):
 
 
 def test_reset_forgets_batch_statistics_and_the_released_rule_keeps_them():
-    for rule, kept in ((reset, False), (as_released, True)):
+    for rule, kept in ((reset, False), (redraw_as_released, True)):
         norm = nn.BatchNorm2d(6)
         norm.running_mean.fill_(3)
         rule(norm)
@@ -194,8 +194,8 @@ def test_reset_forgets_batch_statistics_and_the_released_rule_keeps_them():
 def test_released_rule_has_its_moments():
     torch.manual_seed(0)
     conv, norm = nn.Conv2d(64, 128, (3, 5)), nn.BatchNorm1d(400)
-    as_released(conv)
-    as_released(norm)
+    redraw_as_released(conv)
+    redraw_as_released(norm)
     assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (128 * 64 * 5)), rel=0.02)
     assert norm.weight.abs().max() <= 1 / 20 and norm.weight.mean().abs() < 0.01  # gains around 0, as published
 
@@ -282,7 +282,7 @@ def test_modules_that_share_or_hide_their_weights_are_redrawn_and_come_back():
     before = weights(network)
     groups = layers_to_randomise(network, depth=1)
     assert list(groups) == ["recurrent", "attention", "slope", "normed", "tied", "first"]
-    for rule in (reset, as_released):
+    for rule in (reset, redraw_as_released):
         with randomised(network) as redraw:
             redrawn = set()
             for name, modules in groups.items():
@@ -365,11 +365,11 @@ def test_degenerate_maps_are_counted(classifier, images):
 
 def test_labels_compares_two_explainers(images):
     first, second = torch.rand(3, 1, 48, 48), torch.rand(3, 1, 48, 48)
-    found = compare(first, second, images, ids=["a", "b", "c"])
+    found = compare_maps(first, second, images, ids=["a", "b", "c"])
     assert found.kind == "labels" and len(found.rows) == 3 * len(SIMILARITIES)
     assert [r.value for r in found.rows if r.similarity == "spearman"] == spearman(first, second).tolist()
     with pytest.raises(ValueError, match="one id per map"):
-        compare(first, second, images, ids=["a"])
+        compare_maps(first, second, images, ids=["a"])
 
 
 def test_figures(classifier, images, tmp_path):

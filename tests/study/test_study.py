@@ -29,7 +29,7 @@ from salmask.study import STUDIES, Axis, Claim, Local, Row, Scale, Slurm, Source
 from salmask.study.engine import Task
 from salmask.study.run import _apart
 from salmask.study.studies import few_classes, fix, infilling
-from salmask.study.work import Job, layers_read, work
+from salmask.study.work import StudyJob, layers_read, work
 from salmask.terms import divergence_from_prior
 from salmask.training.settings import RECIPE, ReadAs, Settings
 from salmask.training.train import _Run
@@ -433,8 +433,8 @@ def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(sour
 
 def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(source, tmp_path) -> None:
     told = {"data": "d", "classifier": "c"}
-    masker = Job(source=source, scale=Scale(), seed=1, variant=fix(top=0.5))
-    naive = Job(source=source, scale=Scale(), explainer="center")
+    masker = StudyJob(source=source, scale=Scale(), seed=1, variant=fix(top=0.5))
+    naive = StudyJob(source=source, scale=Scale(), explainer="center")
     assert masker.folder(tmp_path, told).name == "27dd0a99bba6"  # a new setting at its default changes no job
     for of_the_table in ({"candidates": 1}, {"measured": 5}, {"seeds": 9}, {"final": 1.0}):
         same = dataclasses.replace(masker, scale=Scale(**of_the_table))

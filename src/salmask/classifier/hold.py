@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from salmask.classifier.network import Classifier
 
 __all__ = [
-    "as_released",
     "at_once",
     "at_rest",
     "check_limit",
@@ -28,6 +27,7 @@ __all__ = [
     "out_of_memory",
     "pieces",
     "randomised",
+    "redraw_as_released",
     "reset",
     "still_statistics",
 ]
@@ -70,7 +70,7 @@ def at_once(images: Images, most: int) -> int:
     return min(most, max(1, _CACHED // (images.shape[-2] * images.shape[-1])))
 
 
-Rule = Callable[[nn.Module], None]
+ResetRule = Callable[[nn.Module], None]
 
 
 def reset(module: nn.Module) -> None:
@@ -88,7 +88,7 @@ def reset(module: nn.Module) -> None:
         _permute(parameter)
 
 
-def as_released(module: nn.Module) -> None:
+def redraw_as_released(module: nn.Module) -> None:
     """Redraw as the paper's released code does (Phang et al., 2020).
 
     4-D N(0, 2 / (out * in * kw)), one kernel side short of He's; 2-D Kaiming uniform with a = sqrt 5; 1-D, batch
@@ -129,14 +129,14 @@ def layers_to_randomise(network: nn.Module, *, depth: int = 2) -> dict[str, list
 
 
 @contextmanager
-def randomised(network: nn.Module) -> Iterator[Callable[[Sequence[nn.Module], Rule, str, int], None]]:
+def randomised(network: nn.Module) -> Iterator[Callable[[Sequence[nn.Module], ResetRule, str, int], None]]:
     """Give a function (modules, rule, name, seed) that redraws modules; all weights come back on exit.
 
     The same seed and name give the same weights, whatever else was redrawn. The global generators stay as they are.
     """
     kept = {name: value.detach().clone() for name, value in _all_values(network)}
 
-    def redraw(modules: Sequence[nn.Module], rule: Rule, name: str, seed: int) -> None:
+    def redraw(modules: Sequence[nn.Module], rule: ResetRule, name: str, seed: int) -> None:
         devices = sorted({p.device.index or 0 for m in modules for p in m.parameters() if p.device.type == "cuda"})
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             torch.manual_seed(generator_for(seed, name, "weights").initial_seed())

@@ -31,7 +31,7 @@ from salmask.report.pictures import overlay, picture
 from salmask.training.run import Loaded
 from salmask.types import in_colour
 
-__all__ = ["Shown", "explain_files", "named_pictures", "picture_files"]
+__all__ = ["Shown", "explain_files", "named_pictures", "pictures_in"]
 
 _ENDINGS = (".png", ".npy", ".whole.png", ".whole.npy")
 _LONGEST = 200  # bytes of a file name without its ending; file systems take 255, and the writer adds a few
@@ -76,7 +76,7 @@ def explain_files(
     if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
     read = loaded.reader(max_pixels=max_pixels)
-    sizes = readable(picture_files(paths), read, skip_broken=skip_broken)
+    sizes = readable(pictures_in(paths), read, skip_broken=skip_broken)
     files = named_pictures(list(sizes), writable_folder(out))
     cut = {path: loaded.view.cut(*size) for path, size in sizes.items()}
     if any(height != width for height, width in sizes.values()):
@@ -100,7 +100,7 @@ def explain_files(
     return written
 
 
-def picture_files(paths: Iterable[Path]) -> list[Path]:
+def pictures_in(paths: Iterable[Path]) -> list[Path]:
     """Return the picture files named, each once; those in a folder, sorted, where a folder is named.
 
     Errors: ValueError for none, or a folder without pictures.

@@ -34,8 +34,8 @@ __all__ = [
     "collate",
     "move",
     "no_boxes",
-    "pack",
-    "unpack",
+    "pack_samples",
+    "unpack_samples",
 ]
 
 
@@ -99,7 +99,7 @@ def no_boxes() -> Boxes:
     return torch.zeros(0, 4)
 
 
-def pack(samples: Sequence[Sample]) -> _Packed:
+def pack_samples(samples: Sequence[Sample]) -> _Packed:
     """Gather samples of one size. Errors: ValueError naming two samples whose sizes differ."""
     first = samples[0]
     for sample in samples:
@@ -118,7 +118,7 @@ def pack(samples: Sequence[Sample]) -> _Packed:
     )
 
 
-def unpack(packed: _Packed) -> Batch:
+def unpack_samples(packed: _Packed) -> Batch:
     """Turn gathered samples into a batch: bytes become floats in [0, 1]."""
     return Batch(
         ids=packed.ids,
@@ -131,7 +131,7 @@ def unpack(packed: _Packed) -> Batch:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size into a `Batch`; fits `DataLoader(collate_fn=collate)`."""
-    return unpack(pack(samples))
+    return unpack_samples(pack_samples(samples))
 
 
 def clip_boxes(boxes: Boxes, *, width: int, height: int) -> Float[Tensor, "left 4"]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_boxes, pack, unpack
+from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_boxes, pack_samples, unpack_samples
 from salmask.draws import drawing
 
 __all__ = [
@@ -248,12 +248,12 @@ def _loaded(dataset: Any, keys: Iterable[list[Any]], *, workers: int) -> Iterato
     loader = DataLoader(
         dataset,
         batch_sampler=keys,
-        collate_fn=pack,
+        collate_fn=pack_samples,
         num_workers=workers,
         # A generator of its own: the loader draws a seed, which must not come out of the caller's stream.
         generator=torch.Generator().manual_seed(0),
     )
-    return map(unpack, iter(loader))
+    return map(unpack_samples, iter(loader))
 
 
 Bar = Callable[[Iterable[Any]], Iterable[Any]]

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from salmask.classifier.hold import as_released, reset
+from salmask.classifier.hold import redraw_as_released, reset
 from salmask.data import Labelled, collate
 from salmask.data.streams import Bar
 from salmask.explain.base import Explainer
 from salmask.files import replace_file, writable_folder
-from salmask.metrics.sanity import Row, SanityCheck, randomisation
+from salmask.metrics.sanity import SanityCheck, Step, randomisation
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.metrics.similarity import Similarity
 from salmask.training.run import Loaded
@@ -39,7 +39,7 @@ def randomise(
     if masker and network is None:
         raise ValueError("only a learned masker has weights of its own: name the folder of a run")
     batch = collate([dataset[index] for index in range(len(dataset))])
-    options: dict[str, Any] = {"rule": as_released if released else reset, "network": network, "seed": seed}
+    options: dict[str, Any] = {"rule": redraw_as_released if released else reset, "network": network, "seed": seed}
     return [
         randomisation(
             explainer,
@@ -68,7 +68,7 @@ def check_sanity(
     """Write the rows, curve and picture strips of `randomise` into a folder; return the files."""
     writable_folder(out)
     checks = randomise(explainer, loaded, dataset, masker=masker, released=released, seed=seed, progress=progress)
-    lines = [",".join(("check", *Row._fields))]
+    lines = [",".join(("check", *Step._fields))]
     lines += [",".join(map(str, (check.kind, *row))) for check in checks for row in check.rows]
     replace_file(out / "sanity.csv", lambda at: at.write_text("\n".join(lines) + "\n"))
     replace_file(out / "curve.png", curve_figure(checks).savefig)

@@ -23,7 +23,7 @@ from salmask.evaluation.explained import COLUMNS, Block, Job, Rules, measure, ta
 from salmask.explain.base import Explainer, explainer_of
 from salmask.files import writable_folder
 from salmask.report import write_report
-from salmask.report.pictures import spread, strip
+from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Failures, Writer
 from salmask.training.run import Loaded, check_classes
@@ -124,7 +124,7 @@ def _picture_ids(pictures: int | Collection[str], batches: Iterable[Any]) -> Cal
         return set(pictures).__contains__
     ids = getattr(getattr(batches, "dataset", None), "ids", None)
     if ids is not None:
-        return set(spread(ids, pictures)).__contains__
+        return set(spread_ids(ids, pictures)).__contains__
     seen: dict[str, None] = {}
 
     def among_first(image: str) -> bool:

@@ -29,7 +29,7 @@ from salmask.masking import MeanColour, keep, remove
 from salmask.metrics import METRICS, Metric
 from salmask.metrics.case import check_maps
 from salmask.report import write_report
-from salmask.report.pictures import spread, strip
+from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Writer
 from salmask.training.run import Loaded
@@ -222,7 +222,7 @@ def _results(run: _Run, folder: Path, *, skip: Callable[[str, str], bool]) -> It
     """Yield (explainer, ids, results) of one chunk after the other, from one or several processes."""
     jobs = _jobs(run, skip)
     if run.work.processes == 1 or run.scoring is not None:
-        shown = set(spread(run.maps.ids, PICTURES))
+        shown = set(spread_ids(run.maps.ids, PICTURES))
         for name, job in jobs:
             if run.scoring is not None:
                 _draw(folder / "pictures" / file_name(name), job, run.scoring, shown)

@@ -64,7 +64,7 @@ __all__ = [
     "xgrad_cam",
 ]
 
-Rule = Callable[[FeatureMap, FeatureMap], Tensor]
+WeightRule = Callable[[FeatureMap, FeatureMap], Tensor]
 """(maps, gradients) -> weights that broadcast to the maps."""
 
 POSITIVE = (0.0, math.inf)
@@ -107,7 +107,7 @@ class GradientCAM(Explainer):
     layer: index or name; None takes the deepest, and the one before it where an image has no gradient there.
     """
 
-    rule: Rule
+    rule: WeightRule
     layer: int | str | None = None
     max_batch: Batch = 32
 

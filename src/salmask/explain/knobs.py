@@ -30,9 +30,9 @@ __all__ = [
     "Score",
     "Seed",
     "Share",
+    "knob_table",
     "knobs_of",
     "listing",
-    "markdown",
 ]
 
 
@@ -208,7 +208,7 @@ def listing(explainers: Mapping[str, Callable[..., Any]]) -> str:
     return "\n".join(lines)
 
 
-def markdown(explainers: Mapping[str, Callable[..., Any]]) -> str:
+def knob_table(explainers: Mapping[str, Callable[..., Any]]) -> str:
     """Return the table of all settings: explainer, setting, values, default."""
     lines = ["| explainer | setting | values | default |", "|---|---|---|---|"]
     for name, constructor in explainers.items():

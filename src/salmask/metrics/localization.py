@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from salmask.boxes import (
+    BoxRule,
     BoxSets,
-    Rule,
     above_mean,
     area_matched,
     areas,
@@ -183,12 +183,12 @@ def _near(inside: np.ndarray, tolerance: float) -> np.ndarray:
 # --- what a case shares --------------------------------------------------------------------------------------------
 
 
-def _boxes(case: Case, rule: Rule, legacy: bool) -> Boxes:
-    known: Rule = partial(above_mean, mass=case.looked.mass) if rule is above_mean else rule
+def _boxes(case: Case, rule: BoxRule, legacy: bool) -> Boxes:
+    known: BoxRule = partial(above_mean, mass=case.looked.mass) if rule is above_mean else rule
     return case.once(("mask_boxes", rule, legacy), lambda: mask_boxes(case.masks, rule=known, legacy_box=legacy))
 
 
-def _overlap(case: Case, rule: Rule, legacy: bool) -> Values:
+def _overlap(case: Case, rule: BoxRule, legacy: bool) -> Values:
     return case.once(("best_iou", rule, legacy), lambda: best_iou(_boxes(case, rule, legacy), case.boxes or ()))
 
 
@@ -221,7 +221,7 @@ def _f1_of_pixels(case: Case) -> Values:
     return _known(2 * precision * recall / (precision + recall + EPS), case, "pixels")
 
 
-def _hit(case: Case, rule: Rule, legacy: bool) -> Values:
+def _hit(case: Case, rule: BoxRule, legacy: bool) -> Values:
     def hit() -> Values:
         overlap = _overlap(case, rule, legacy).to(case.masks)
         return torch.where(overlap.isnan(), overlap, (overlap > 0.5).to(overlap))
@@ -229,11 +229,11 @@ def _hit(case: Case, rule: Rule, legacy: bool) -> Values:
     return case.once(("hit", rule, legacy), hit)
 
 
-def _le(rule: Rule = above_mean, legacy: bool = False) -> Callable[[Case], Values]:
+def _le(rule: BoxRule = above_mean, legacy: bool = False) -> Callable[[Case], Values]:
     return lambda case: 1 - _hit(case, rule, legacy)
 
 
-def _om(rule: Rule = above_mean, legacy: bool = False) -> Callable[[Case], Values]:
+def _om(rule: BoxRule = above_mean, legacy: bool = False) -> Callable[[Case], Values]:
     return lambda case: 1 - _hit(case, rule, legacy) * _correct(case)
 
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier.hold import Rule, layers_to_randomise, randomised, reset
+from salmask.classifier.hold import ResetRule, layers_to_randomise, randomised, reset
 from salmask.metrics.similarity import SIMILARITIES, Similarity, similarities_for
 from salmask.types import Images, Masks, Targets, constant
 
-__all__ = ["Point", "Row", "SanityCheck", "compare", "curve", "randomisation"]
+__all__ = ["Point", "SanityCheck", "Step", "compare_maps", "curve", "randomisation"]
 
 
 # Randomising
@@ -30,7 +30,7 @@ __all__ = ["Point", "Row", "SanityCheck", "compare", "curve", "randomisation"]
 # The checks
 
 
-class Row(NamedTuple):
+class Step(NamedTuple):
     """One similarity of one image's map after one step; NaN where the measure does not exist."""
 
     step: str
@@ -49,7 +49,7 @@ class SanityCheck:
 
     kind: str
     steps: tuple[str, ...]
-    rows: list[Row]
+    rows: list[Step]
     images: Images = field(repr=False)
     maps: Tensor = field(repr=False)
     degenerate: dict[str, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ def randomisation(
     ids: Sequence[str] | None = None,
     cascading: bool = True,
     network: nn.Module | None = None,
-    rule: Rule = reset,
+    rule: ResetRule = reset,
     similarities: Mapping[str, Similarity] | None = None,
     seed: int = 0,
     keep: int = 8,
@@ -103,7 +103,7 @@ def randomisation(
     return check.done()
 
 
-def compare(
+def compare_maps(
     first: Masks,
     second: Masks,
     images: Images,
@@ -129,7 +129,7 @@ class Point(NamedTuple):
     undefined: int
 
 
-def curve(rows: Sequence[Row]) -> list[Point]:
+def curve(rows: Sequence[Step]) -> list[Point]:
     """Average rows by step and similarity, in the order of their appearance; NaN are counted, not averaged."""
     groups: dict[tuple[str, str], list[float]] = {}
     for row in rows:
@@ -152,7 +152,7 @@ class _Check:
     images: Tensor
     similarities: Mapping[str, Similarity]
     steps: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Step] = field(default_factory=list)
     strip: list[Tensor] = field(default_factory=list)
     degenerate: dict[str, int] = field(default_factory=dict)
 
@@ -167,7 +167,7 @@ class _Check:
         self.degenerate[step] = int(constant(maps).sum())
         for name, similarity in self.similarities.items():
             values = similarity(self.before, maps).tolist()
-            self.rows += [Row(step, image, name, value) for image, value in zip(self.ids, values, strict=True)]
+            self.rows += [Step(step, image, name, value) for image, value in zip(self.ids, values, strict=True)]
 
     def done(self) -> SanityCheck:
         maps = torch.stack(self.strip)

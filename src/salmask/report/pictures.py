@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 from PIL import Image
 
-__all__ = ["overlay", "picture", "spread", "strip", "to_uint8"]
+__all__ = ["overlay", "picture", "spread_ids", "strip", "to_uint8"]
 
 Probabilities = Sequence[tuple[str, float]]
 
@@ -81,7 +81,7 @@ def _outline(picture: ndarray, values: ndarray, threshold: float) -> ndarray:
     return np.asarray(cv2.drawContours(drawn, outlines, -1, (64, 224, 208), width))
 
 
-def spread(ids: Sequence[str], count: int) -> list[str]:
+def spread_ids(ids: Sequence[str], count: int) -> list[str]:
     """Return `count` of the ids at even distances: pictures of every class where the data is sorted by class."""
     return [ids[i] for i in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
 

@@ -16,7 +16,7 @@ from salmask.rows.read import COUNTS, ROWS, file_name, read_lines, read_meta, wr
 from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task
 from salmask.study.settings import Row, Scale, Study
-from salmask.study.work import Job, Source, finished, results
+from salmask.study.work import Source, StudyJob, finished, results
 from salmask.training.variant import Variant
 
 __all__ = ["Engine", "StudyResult", "run_study"]
@@ -93,13 +93,13 @@ class _Desk:
     fingerprint: JSON
     engine: Engine
     say: Say
-    job_of: dict[Path, Job] = field(default_factory=dict)
+    job_of: dict[Path, StudyJob] = field(default_factory=dict)
     count: int = 0
     spent: float = 0.0
     start: float = field(default_factory=lambda: time.perf_counter())
 
     def task(self, on: str, name: str, *, variant: Variant | None, explainer: str | None, seed: int) -> Task:
-        job = Job(source=self.source, scale=self.scale, seed=seed, variant=variant, explainer=explainer)
+        job = StudyJob(source=self.source, scale=self.scale, seed=seed, variant=variant, explainer=explainer)
         folder = job.folder(self.jobs, self.fingerprint)
         self.job_of[folder] = job
         if variant is None:

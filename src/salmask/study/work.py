@@ -42,7 +42,7 @@ from salmask.training.run import Loaded, load_classifier, load_run, train_run
 from salmask.training.settings import ORIGINAL, ReadAs, Settings
 from salmask.training.variant import Variant, chosen_data, masker_options, stream_of
 
-__all__ = ["METRICS_OF", "Job", "Source", "finished", "layers_read", "results", "work"]
+__all__ = ["METRICS_OF", "Source", "StudyJob", "finished", "layers_read", "results", "work"]
 
 METRICS_OF = {
     "tuning": ("le", "f1", "mask_mean"),
@@ -94,7 +94,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StudyJob:
     """A variant with a seed, or an explainer by name, at a scale, on the data and classifier of a source."""
 
     source: Source

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["Adam", "Momentum", "Schedule", "Shift", "View", "constant", "flip_every_other", "linear"]
+__all__ = ["Adam", "Momentum", "Schedule", "Shift", "View", "constant_rate", "flip_every_other", "linear"]
 
 View = Callable[[Tensor, int, Generator], Tensor]
 """Jitter: pictures, step and generator -> the pictures that the classifier sees."""
@@ -36,7 +36,7 @@ class Momentum:
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, dampening=self.dampening)
 
 
-def constant(progress: float) -> float:
+def constant_rate(progress: float) -> float:
     """Keep the learning rate."""
     return 1.0
 
@@ -59,7 +59,7 @@ class Schedule:
     iterations: int = 100
     optimiser: Callable[[list[Tensor]], torch.optim.Optimizer] = field(default_factory=Adam)
     tolerance: float = 0.0
-    rate: Callable[[float], float] = constant
+    rate: Callable[[float], float] = constant_rate
     best: bool = False
 
     def __post_init__(self) -> None:
