@@ -264,7 +264,35 @@ def test_a_bank_gives_its_own_pictures_and_resizes_them() -> None:
     assert small.shape == x.shape and small.allclose(torch.tensor(0.25))
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8), (0, 3, 8, 8)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (0, 3, 8, 8)])
 def test_what_is_no_bank_is_refused(shape) -> None:
-    with pytest.raises(ValueError, match=r"a bank holds images \(N, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"a bank holds images \(N, C, H, W\)"):
         Bank(torch.zeros(shape), seeded())
+
+
+# Any number of channels
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_infills_and_sides_take_any_number_of_channels(channels) -> None:
+    x, m = torch.rand(2, channels, *SIZE, generator=seeded(3)), masks(2)
+    colour = tuple(k / channels for k in range(channels))
+    infills = [
+        MeanColour(colour),
+        MeanColour((0.0,)),
+        Blur(),
+        Blur(border=colour),
+        Noise(seeded()),
+        RandomColour(seeded()),
+        Bank(torch.rand(3, channels, 5, 5), seeded()),
+        BlurPyramid(3.0, at=14),
+        WindowBlur(5, 5, colour),
+        Remasked(Noise(seeded()), colour),
+    ]
+    for infill in infills:
+        assert keep(x, m, infill).shape == remove(x, m, infill).shape == x.shape
+        torch.testing.assert_close(keep(x, torch.ones_like(m), infill), x)
+    with pytest.raises(ValueError, match=rf"a colour of 3 values does not fit pictures of {channels} channels"):
+        keep(x, m, MeanColour())
+    with pytest.raises(ValueError, match="a bank of 3 channels does not fit"):
+        keep(x, m, Bank(pictures(), seeded()))

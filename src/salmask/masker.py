@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -152,7 +152,7 @@ class Masker(nn.Module):
         self._initialise(generator)
 
     @classmethod
-    def for_classifier(cls, classifier: Any, layers: Sequence[int] | None = None, **options: Any) -> Self:
+    def for_classifier(cls, classifier: Any, layers: Sequence[int] | None = None, **options: Any) -> "Masker":
         """Build a masker sized from a classifier's channels and strides; `options` as in the constructor."""
         return cls(
             classifier.channels,
@@ -257,7 +257,7 @@ class Masker(nn.Module):
         replace_file(folder / CONFIG, lambda at: at.write_text(content))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "Masker":
         """Load a masker from a folder or a hub id ("owner/name"), in eval mode.
 
         Raises FileNotFoundError for a folder without its two files, ValueError for files of something else.

@@ -13,7 +13,7 @@ Where the same pictures are hidden many times over, `prepare` does once what nee
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,19 +51,19 @@ __all__ = [
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
-def keep(images: Images, masks: Masks, infill: Infill) -> Images:
+def keep(images: Images, masks: Tensor, infill: Infill) -> Images:
     """Return the kept picture m * x + (1 - m) * g(x, 1 - m); gradients flow to the mask and, if asked, to x."""
     _check(images, masks)
     return torch.lerp(infill(images, 1 - masks).to(images.dtype).expand_as(images), images, masks)
 
 
-def remove(images: Images, masks: Masks, infill: Infill) -> Images:
+def remove(images: Images, masks: Tensor, infill: Infill) -> Images:
     """Return the removed picture, keep(x, 1 - m)."""
     _check(images, masks)
     return keep(images, 1 - masks, infill)
 
 
-def _check(images: Tensor, masks: Tensor) -> None:
+def _check(images: Tensor, masks: Tensor) -> None:  # by name and with a remedy: so masks are not typed above
     if masks.shape != (images.shape[0], 1, *images.shape[-2:]):
         raise ValueError(
             f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: "
@@ -89,6 +89,7 @@ class Draws(Protocol):
         ...
 
 
+@runtime_checkable
 class Prepared(Protocol):
     """An infill for certain pictures. Called with n pictures for each of them, it takes them as n rounds of all."""
 
@@ -142,7 +143,7 @@ class _Plain:
 
     infill: Infill
 
-    def take(self, index: Tensor) -> Self:
+    def take(self, index: Tensor) -> "_Plain":
         return self
 
     def __call__(self, images: Images, holes: Masks) -> Tensor:
@@ -174,7 +175,7 @@ class _Shared:
     infill: Infill
     draws: int | None
 
-    def take(self, index: Tensor) -> Self:
+    def take(self, index: Tensor) -> "_Shared":
         return self
 
     def __call__(self, images: Images, holes: Masks) -> Tensor:
@@ -188,20 +189,19 @@ class _Shared:
 class MeanColour:
     """One constant colour; with the classifier's mean this is the paper's zero fill (Phang et al., 2020).
 
-    colour: red, green, blue in [0, 1]; (0, 0, 0) is black, as in Opti-CAM's scores.
+    colour: one value a channel, in [0, 1], or one for all of them; (0,) is black, as in Opti-CAM's scores.
     """
 
-    colour: tuple[float, float, float] = IMAGENET_MEAN
+    colour: tuple[float, ...] = IMAGENET_MEAN
 
     @classmethod
     def of(cls, classifier: Classifier) -> "MeanColour":
         """Return the mean colour of a classifier, which is zero in its normalised space."""
-        red, green, blue = classifier.mean.flatten().tolist()
-        return cls((red, green, blue))
+        return cls(tuple(classifier.mean.flatten().tolist()))
 
-    def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "1 3 1 1"]:
+    def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "1 _ 1 1"]:
         """Return the colour."""
-        return images.new_tensor(self.colour).view(1, 3, 1, 1)
+        return _colour(self.colour, images)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Blur:
 
     sigma: float = 20.0
     at: int = 224
-    border: tuple[float, float, float] | None = None
+    border: tuple[float, ...] | None = None
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return the blurred pictures; the holes are not looked at."""
@@ -223,7 +223,7 @@ class Blur:
         down, along = (_gaussian_matrix(side, sigma, images, mirror=self.border is None) for side in images.shape[-2:])
         if self.border is None:
             return down @ images @ along.T
-        colour = images.new_tensor(self.border).view(1, 3, 1, 1)
+        colour = _colour(self.border, images)
         return down @ (images - colour) @ along.T + colour
 
     def prepare(self, images: Images) -> Prepared:
@@ -267,9 +267,9 @@ class RandomColour:
 
     generator: Generator
 
-    def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "batch 3 1 1"]:
+    def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "batch channels 1 1"]:
         """Return a colour for each image."""
-        return _draw(self.generator, (len(images), 3, 1, 1), images)
+        return _draw(self.generator, (*images.shape[:2], 1, 1), images)
 
     def reseeded(self, seed: int) -> "RandomColour":
         """Return colours of a fresh generator."""
@@ -280,19 +280,21 @@ class RandomColour:
 class Bank:
     """Other images stand in the holes: one drawn uniformly from a bank for each image (Gupta et al., 2022).
 
-    bank: (N, 3, h, w) in [0, 1]; resized to the images at hand (bilinear) where they differ.
+    bank: (N, C, h, w) in [0, 1]; resized to the images at hand (bilinear) where they differ.
     """
 
-    bank: Float[Tensor, "bank 3 rows columns"] = field(repr=False)
+    bank: Tensor = field(repr=False)  # its shape is checked below, with a remedy
     generator: Generator
 
     def __post_init__(self) -> None:
-        if self.bank.ndim != 4 or self.bank.shape[1] != 3 or not len(self.bank):
-            raise ValueError(f"a bank holds images (N, 3, H, W) with N >= 1, came {tuple(self.bank.shape)}")
+        if self.bank.ndim != 4 or not len(self.bank):
+            raise ValueError(f"a bank holds images (N, C, H, W) with N >= 1, got {tuple(self.bank.shape)}")
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return one picture of the bank for each image."""
         chosen = torch.randint(len(self.bank), (len(images),), generator=self.generator, device=self.generator.device)
+        if images.shape[1] != self.bank.shape[1]:
+            raise ValueError(f"a bank of {self.bank.shape[1]} channels does not fit pictures of {images.shape[1]}")
         drawn = self.bank[chosen.to(self.bank.device)].to(images)
         if drawn.shape[-2:] != images.shape[-2:]:
             drawn = F.interpolate(drawn, images.shape[-2:], mode="bilinear", align_corners=False)
@@ -317,7 +319,7 @@ class Remasked:
     """
 
     infill: Infill
-    colour: tuple[float, float, float] = IMAGENET_MEAN
+    colour: tuple[float, ...] = IMAGENET_MEAN
 
     @property
     def generator(self) -> Generator | None:
@@ -330,8 +332,17 @@ class Remasked:
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return g + (1 - h) (c - x); gradients flow to the holes."""
-        colour = images.new_tensor(self.colour).view(1, 3, 1, 1)
+        colour = _colour(self.colour, images)
         return self.infill(images, holes) + (1 - holes) * (colour - images)
+
+
+def _colour(colour: tuple[float, ...], images: Images) -> Tensor:
+    if len(colour) not in (1, images.shape[1]):
+        raise ValueError(
+            f"a colour of {len(colour)} values does not fit pictures of {images.shape[1]} channels: give one value a "
+            "channel, or one for all; MeanColour.of(classifier) is the classifier's own"
+        )
+    return images.new_tensor(colour).view(1, -1, 1, 1)
 
 
 def _draw(generator: Generator, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -349,7 +360,7 @@ class WindowBlur:
 
     side: int
     sigma: float
-    border: tuple[float, float, float]
+    border: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.side % 2 == 0:
@@ -360,7 +371,7 @@ class WindowBlur:
         single = np.zeros(self.side)
         single[self.side // 2] = 1
         line = torch.from_numpy(gaussian_filter1d(single, self.sigma)).to(images)
-        colour = images.new_tensor(self.border).view(1, 3, 1, 1)
+        colour = _colour(self.border, images)
         planes = F.pad(images - colour, [self.side // 2] * 4).flatten(0, 1)[:, None]
         planes = F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
         return planes.view_as(images) + colour
@@ -399,7 +410,7 @@ class BlurPyramid:
 
 @dataclass(frozen=True)
 class _Levels:
-    """The pyramid of some images, (B, levels, 3, H, W)."""
+    """The pyramid of some images, (B, levels, C, H, W)."""
 
     levels: Tensor
 
@@ -413,7 +424,7 @@ class _Levels:
         rest = levels.shape[1] - 1
         depth = holes.clamp(0, 1) * rest
         below = depth.detach().floor().clamp_max(rest - 1)
-        index = below.long()[:, None].expand(-1, -1, 3, -1, -1)
+        index = below.long()[:, None].expand(-1, -1, levels.shape[2], -1, -1)
         low, high = levels.gather(1, index)[:, 0], levels.gather(1, index + 1)[:, 0]
         picture = torch.lerp(low, high, depth - below)
         # Solved for g = (picture - (1 - h) x) / h; within the first level the division cancels.
@@ -434,7 +445,7 @@ class Fill:
 
 
 def _black(classifier: Classifier) -> MeanColour:
-    return MeanColour((0.0, 0.0, 0.0))
+    return MeanColour((0.0,))
 
 
 def window_blur(side: int, sigma: float) -> Fill:

@@ -32,18 +32,21 @@ __all__ = [
     "Pixels",
     "Targets",
     "Values",
+    "constant",
+    "constant_span",
     "in_colour",
     "normalise",
+    "size_of",
 ]
 
-Images = Float[Tensor, "batch 3 height width"]
+Images = Float[Tensor, "batch channels height width"]
 Masks = Float[Tensor, "batch 1 height width"]
 Targets = Int[Tensor, " batch"]
 Logits = Float[Tensor, "batch classes"]
 Values = Float[Tensor, " batch"]
 Boxes = Float[Tensor, "boxes 4"]
 Pixels = UInt8[Tensor, "height width"]
-FeatureMap = Float[Tensor, "batch channels rows columns"]
+FeatureMap = Float[Tensor, "batch features rows columns"]
 
 IGNORED = 255
 """Value of `Pixels` that no score may count, neither for nor against a map."""
@@ -98,7 +101,7 @@ ROUNDING = 1e-6
 """Relative span below which the values of a map differ by rounding alone: some eight steps of float32."""
 
 
-def constant_span(low: Tensor, high: Tensor) -> Bool[Tensor, " batch"]:
+def constant_span(low: Tensor, high: Tensor) -> Bool[Tensor, "..."]:
     """Return which maps are constant up to rounding, from their least and largest values: they order no pixels."""
     return high - low <= ROUNDING * torch.maximum(low.abs(), high.abs())
 

@@ -11,9 +11,10 @@ on one network wait for each other.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from salmask.classifier.grids import Grid, ToMap
@@ -27,6 +28,9 @@ from salmask.classifier.wrappers import Called, as_module, bare, find_layers, pa
 from salmask.types import Features, Images, Logits
 
 __all__ = ["Classifier"]
+
+Answers = Float[Tensor, "answers classes"]
+"""Logits, a row for each image, unless a hook of the caller's has multiplied the batch."""
 
 _SHOWN, _SURE = 2, 4  # pictures with which layers are tried, and outputs
 
@@ -91,7 +95,7 @@ class Classifier(nn.Module):
         layers: Sequence[str] | None = None,
         image_size: int | None = None,
         **options: Any,
-    ) -> Self:
+    ) -> "Classifier":
         """Build a timm network with its own mean and std; transformers accept other sizes than their own.
 
         name: of timm, or `hf-hub:OWNER/NAME` of a timm network on the Hub.
@@ -103,17 +107,17 @@ class Classifier(nn.Module):
         named = timm_network(name, pretrained=pretrained, num_classes=num_classes, checkpoint=checkpoint)
         return cls(named.network, layers=layers, **named.options(image_size), **options)
 
-    def forward(self, images: Images) -> Logits:
+    def forward(self, images: Tensor) -> Answers:
         """Return the logits."""
         return self.logits(images)
 
-    def logits(self, images: Images) -> Logits:
+    def logits(self, images: Tensor) -> Answers:
         """Return the logits (B, K) of images in [0, 1], in float32. Errors: ValueError for values outside."""
         if images.device.type == "cpu" or images.ndim != 4:  # elsewhere a look at the values would stop the device
             check_images(images, self.channels_in)
         return self.unbounded(images)
 
-    def unbounded(self, images: Tensor) -> Logits:
+    def unbounded(self, images: Tensor) -> Answers:
         """Return the logits of images whose values may leave [0, 1], as those of noisy or bicubic ones do."""
         with held(self.network):
             return self._asked(self._normalised(images))
@@ -137,7 +141,7 @@ class Classifier(nn.Module):
         return Features(logits, [rule(tap, size) for rule, tap in zip(self._to_map, taps, strict=True)])
 
     @contextmanager
-    def frozen(self) -> Iterator[Self]:
+    def frozen(self) -> Iterator["Classifier"]:
         """Hold the network in eval mode with parameters that take no gradients; restore all of it after."""
         with held(self.network):
             modes = [(module, module.training) for module in self.network.modules()]

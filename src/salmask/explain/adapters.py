@@ -26,7 +26,7 @@ __all__ = ["Attributions", "CamLike", "unnormalised"]
 Target = int | Sequence[int] | Tensor | None
 
 
-def unnormalised(classifier: Classifier, inputs: Float[Tensor, "batch 3 height width"]) -> Images:
+def unnormalised(classifier: Classifier, inputs: Float[Tensor, "batch channels height width"]) -> Images:
     """Return x = z * std + mean, the images in [0, 1] of inputs that are normalised for the classifier's network."""
     return inputs.detach().to(classifier.device) * classifier.std + classifier.mean
 
@@ -38,7 +38,7 @@ class Attributions:
     explainer: Explainer
     classifier: Classifier
 
-    def attribute(self, inputs: Float[Tensor, "batch 3 height width"], target: Target = None) -> Masks:
+    def attribute(self, inputs: Float[Tensor, "batch channels height width"], target: Target = None) -> Masks:
         """Return raw maps (B, 1, H, W), which broadcast to the inputs.
 
         target: one class for all images, one an image, or None for the predicted classes. Differs from Captum:
@@ -57,7 +57,7 @@ class CamLike:
 
     def __call__(
         self,
-        input_tensor: Float[Tensor, "batch 3 height width"],
+        input_tensor: Float[Tensor, "batch channels height width"],
         targets: Sequence[int | Callable[[Tensor], Tensor]] | None = None,
     ) -> Float[np.ndarray, "batch height width"]:
         """Return maps (B, H, W) in [0, 1] on the CPU: negative values cut off, then min-max per image.

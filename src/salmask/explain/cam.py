@@ -70,12 +70,12 @@ WeightRule = Callable[[FeatureMap, FeatureMap], Tensor]
 POSITIVE = (0.0, math.inf)
 
 
-def grad_cam(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch channels 1 1"]:
+def grad_cam(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch features 1 1"]:
     """Return the mean gradient of each channel."""
     return gradients.mean((2, 3), keepdim=True)
 
 
-def grad_cam_pp(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch channels 1 1"]:
+def grad_cam_pp(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch features 1 1"]:
     """Return sum relu(g) * g^2 / (2 g^2 + g^3 sum A), the closed form for an exponential score."""
     squares = gradients.square()
     below = 2 * squares + maps.sum((2, 3), keepdim=True) * squares * gradients + 1e-6
@@ -83,7 +83,7 @@ def grad_cam_pp(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch
     return (gradients.relu() * shares).sum((2, 3), keepdim=True)
 
 
-def xgrad_cam(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch channels 1 1"]:
+def xgrad_cam(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch features 1 1"]:
     """Return sum g * A / sum A; a channel whose values cancel to zero gets weight zero."""
     total = maps.sum((2, 3), keepdim=True)
     weights = (gradients * maps).sum((2, 3), keepdim=True) / (total + 1e-7)

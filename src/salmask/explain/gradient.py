@@ -48,12 +48,12 @@ __all__ = [
     "SmoothGrad",
 ]
 
-Colours = Float[Tensor, "batch 3 height width"]
+Colours = Float[Tensor, "batch channels height width"]
 
 
 @dataclass(frozen=True)
 class Channels:
-    """How three channels become one map, and the range of what comes."""
+    """How the channels of a picture become one map, and the range of what comes."""
 
     name: str
     rule: Callable[[Colours], Masks]

@@ -1,7 +1,6 @@
 """The learned masker as an explainer: logits and mask from one pass of the classifier, two after a CA training."""
 
 import copy
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ class Learned(Explainer):
         self.masker, self.area, self.top, self.max_batch = masker, area, top, max_batch
         self.reader: Classifier | None = None
 
-    def read_by(self, reader: Classifier | None) -> Self:
+    def read_by(self, reader: Classifier | None) -> "Learned":
         """Return the explainer with a masker that reads the maps of another classifier than the explained one.
 
         After a training alongside (CA), that is the trained one: it never speaks in place of the explained classifier,

@@ -39,16 +39,16 @@ __all__ = [
     "recursive_mask",
 ]
 
-ColourMasks = Float[Tensor, "batch channels height width"]
-Attribution = Callable[[Classifier, Images, Targets], Float[Tensor, "batch 3 height width"]]
+ColourMasks = Float[Tensor, "batch parts height width"]
+Attribution = Callable[[Classifier, Images, Targets], Images]
 
 
-def gxsi(classifier: Classifier, images: Images, targets: Targets) -> Float[Tensor, "batch 3 height width"]:
+def gxsi(classifier: Classifier, images: Images, targets: Targets) -> Images:
     """Return gradient * sign(z), z the normalised image."""
     return _slope(classifier, images, targets) * (images - classifier.mean).sign()
 
 
-def gradient_x_input(classifier: Classifier, images: Images, targets: Targets) -> Float[Tensor, "batch 3 height width"]:
+def gradient_x_input(classifier: Classifier, images: Images, targets: Targets) -> Images:
     """Return gradient * z, z the normalised image."""
     return _slope(classifier, images, targets) * (images - classifier.mean) / classifier.std
 

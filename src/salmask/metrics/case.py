@@ -102,7 +102,7 @@ class Case:
     seed: int = 0
     boxes: BoxSets | None = None
     pixels: Sequence[UInt8[Tensor, "_ _"] | None] | None = None
-    images: Float[Tensor, "_ 3 _ _"] | None = None
+    images: Float[Tensor, "_ _ _ _"] | None = None
     classifier: Classifier | None = None
     clean: Float[Tensor, "_ _"] | None = None
     correct: Bool[Tensor, " _"] | None = None

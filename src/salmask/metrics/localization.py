@@ -103,7 +103,7 @@ class SaliencyTerms:
     right: Values
 
 
-def crop(images: Images, boxes: Boxes, background: Float[Tensor, "1 3 1 1"]) -> Images:
+def crop(images: Images, boxes: Boxes, background: Float[Tensor, "1 channels 1 1"]) -> Images:
     """Return each image's box, stretched to the whole picture by bicubic interpolation (OpenCV's, a = -.75).
 
     Bicubic overshoot is not clamped: the published crop is taken of the normalised image, and interpolation

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ Say = Callable[[str], None]
 _READ = 0.1  # cost of reading a masker that is trained, beside that of training one
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Whatever carries out tasks."""
 

@@ -14,7 +14,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -87,7 +87,7 @@ class Inpainter(nn.Module):
         """Return what is needed to build it again."""
         return {"width": self.width, "depth": self.depth, "colour": list(self.colour)}
 
-    def frozen(self) -> Self:
+    def frozen(self) -> "Inpainter":
         """Return it ready for use: eval mode, no gradients."""
         return self.eval().requires_grad_(False)
 

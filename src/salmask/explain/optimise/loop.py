@@ -26,7 +26,7 @@ from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import check_reached, entered
 from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
 from salmask.explain.optimise.schedule import Schedule, View
-from salmask.masking import Prepared, prepare
+from salmask.masking import MeanColour, Prepared, prepare
 from salmask.objective import Objective
 from salmask.outcome import Outcome, play
 from salmask.types import Images, Infill, Logits, Masks, Targets, Values
@@ -89,13 +89,13 @@ class Optimised(Explainer):
 
     draws: random masks or infills an image and step. pool: (draws, B, K) logits -> (B, K) that the objective
     sees; None takes the mean of the objective over the draws. view: jitter of the pictures at a step.
-    max_batch: pictures in one pass, at least one image's.
+    max_batch: pictures in one pass, at least one image's. infill: None is the classifier's mean colour.
     Deterministic by `seed`; a batch gives what single images give.
     """
 
     parametrisation: Parametrisation
     objective: Objective
-    infill: Infill
+    infill: Infill | None = None
     schedule: Schedule = field(default_factory=Schedule)
     draws: int = 1
     pool: Pool | None = None
@@ -165,7 +165,7 @@ class Optimised(Explainer):
         scene = Scene(images, check_targets(targets, features.logits), features, classifier.layers, start)
         begun = self.parametrisation.begin(scene)
         items, copies = len(begun.parameters), self.parametrisation.copies
-        backdrop = prepare(self.infill, images, seed=self.seed, draws=self.draws)
+        backdrop = prepare(self.infill or MeanColour.of(classifier), images, seed=self.seed, draws=self.draws)
         stage = _Stage.build(scene, backdrop, begun.fixed, items)
         parameters, steps, history = self._descend(twin, stage, begun.parameters)
         with torch.no_grad():

@@ -71,8 +71,7 @@ __all__ = [
 ]
 
 _Value = TypeVar("_Value")
-_BLACK = MeanColour((0.0, 0.0, 0.0))
-_MEAN = MeanColour()
+_BLACK = MeanColour((0.0,))
 _BLUR_10, _BLUR_20, _PYRAMID = Blur(10.0), Blur(20.0), BlurPyramid(20.0)
 
 
@@ -352,7 +351,7 @@ def refined(
     explainer: Explainer,
     *,
     objective: Annotated[Objective | None, OneOf(OBJECTIVES)] = None,
-    infill: Infill = _MEAN,
+    infill: Infill | None = None,
     stride: Cells = 4,
     iterations: Count = 30,
     lr: Rate = 0.1,
