@@ -354,16 +354,16 @@ def test_tuning_sees_no_picture_of_val(source, tmp_path) -> None:
 def test_a_job_that_was_killed_goes_on_from_its_checkpoint(source, tmp_path, monkeypatch) -> None:
     study = Study(name="s", title="S", rows=(Row(name="one", variant=fix()),))
     run(study, source, tmp_path / "whole", tmp_path / "whole_jobs")
-    made, step, steps = Settings, _Run.fixed_step, []
+    made, step, steps = Settings, _Run.step, []
 
-    def fixed_step(self, number, batch):
+    def one_step(self, number, batch):
         steps.append(number)
         if len(steps) == 2:
             raise RuntimeError("killed")
         return step(self, number, batch)
 
     monkeypatch.setattr("salmask.study.work.Settings", lambda **given: made(**{**given, "save_every": 1}))
-    monkeypatch.setattr(_Run, "fixed_step", fixed_step)
+    monkeypatch.setattr(_Run, "step", one_step)
     with pytest.raises(ValueError, match="killed"):
         run(study, source, tmp_path / "out", tmp_path / "jobs", Trying())
     assert run(study, source, tmp_path / "out", tmp_path / "jobs").failed == {}

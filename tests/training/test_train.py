@@ -477,6 +477,7 @@ RUNS = {
     "averaged": {"recipe": RECIPES["reader"], "settings": replace(SETTINGS, averaging=0.8)},
     "ca": {"recipe": RECIPES["ca"]},
     "sample": {"recipe": SAMPLE},
+    "sizes": {"recipe": RECIPES["reader"], "settings": replace(SETTINGS, sizes=(16, 24))},
     "concrete": {"head": lambda: Concrete(0.5, learnable=True)},
     "areas and classes": {"area_condition": True, "classes": 4},
     "noise": {"infill": lambda: Noise(seeded(5))},
@@ -708,6 +709,31 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
 
 
 # Other maskers and settings
+
+
+def test_batches_of_several_sizes_are_drawn_and_the_masker_keeps_one_set_of_statistics(tmp_path, monkeypatch) -> None:
+    seen: list[tuple[int, bool, Tensor]] = []
+    small = Masker.small
+
+    def spy(self, maps, size, **conditions):
+        layer = self.projections["2"][1]
+        seen.append((size[0], layer.training, layer.running_mean.clone()))
+        return small(self, maps, size, **conditions)
+
+    monkeypatch.setattr(Masker, "small", spy)
+    masker, _ = run(tmp_path, settings=replace(SETTINGS, epochs=12, sizes=(16, 24, 32)))
+    assert {size for size, _, _ in seen} == {16, 24, 32}
+    assert [training for _, training, _ in seen] == [True] * 8 + [False] * 16  # a third of the run
+    assert not torch.equal(seen[0][2], seen[8][2])
+    assert all(torch.equal(mean, masker.projections["2"][1].running_mean) for _, _, mean in seen[8:])
+
+
+def test_pictures_of_one_size_leave_the_masker_s_statistics_moving(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"sizes are numbers of pixels, at least 1, got \(0, 16\)"):
+        replace(SETTINGS, sizes=(0, 16))
+    one, _ = run(tmp_path / "one", settings=replace(SETTINGS, sizes=(16,)))
+    plain, _ = run(tmp_path / "plain")
+    assert equal(one, plain)  # the size that they have already
 
 
 @pytest.mark.parametrize("size", [16, 18, 23])

@@ -62,6 +62,9 @@ class Settings:
     """Steps between checkpoints."""
     areas: tuple[float, float] = (0.25, 0.75)
     """Range of the target areas that a masker with --area-condition is trained with."""
+    sizes: tuple[int, ...] = ()
+    """Sides that the pictures of a batch are brought to, one drawn a batch, for a masker that meets pictures of several
+    sizes; as they are where not given."""
     target: Literal["label", "predicted"] = "label"
     """What is explained in training: the label of each picture, or the classifier's decision on it, without labels."""
     averaging: float = 0.0
@@ -75,6 +78,8 @@ class Settings:
             raise ValueError(f"a seed is a whole number, 0 to {2**31 - 1}, got {self.seed}")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging is a share in [0, 1), got {self.averaging}")
+        if any(size < 1 for size in self.sizes):
+            raise ValueError(f"sizes are numbers of pixels, at least 1, got {self.sizes}")
 
     def steps(self, images: int) -> int:
         """Return the number of batches that `epochs` passes over so many images take, at least one."""

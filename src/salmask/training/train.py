@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.classifier.hold import _learning, still_statistics
 from salmask.data import Batch
-from salmask.draws import drawing
+from salmask.draws import drawing, generator_for
 from salmask.files import writable_folder
 from salmask.masker import Masker
 from salmask.masking import Draws, MeanColour
@@ -180,7 +180,8 @@ class _Run:
     def step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Take one step; return what is logged of it."""
         self._schedule(step)
-        images, targets = self._placed(batch)
+        images, targets = self._placed(batch, step)
+        self._hold_masker(step)
         if self.settings.target == "predicted":
             with torch.no_grad(), self.fabric.autocast():
                 targets = self.judge.logits(images).argmax(1)
@@ -260,10 +261,27 @@ class _Run:
     def _statistics(self, opponent: Classifier) -> AbstractContextManager[None]:
         return still_statistics(opponent.network) if self.recipe.statistics == "clean" else ExitStack()  # type: ignore[return-value]
 
-    def _placed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _placed(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        images = batch.images.to(self.fabric.device, non_blocking=True).contiguous(memory_format=layout)
+        images = batch.images.to(self.fabric.device, non_blocking=True)
+        if sizes := self.settings.sizes:
+            size = sizes[
+                int(torch.randint(len(sizes), (), generator=generator_for(self.settings.seed, str(step), "size")))
+            ]
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+        images = images.contiguous(memory_format=layout)
         return images, batch.targets.to(self.fabric.device, non_blocking=True)
+
+    def _hold_masker(self, step: int) -> None:
+        """Hold the masker's normalisation at what it remembers of all sizes, once the rates begin to fall.
+
+        In use it has one set of statistics for every size; in training each batch, of one size, has its own, and masks
+        that are right with those shrink as pictures grow with the others.
+        """
+        if len(self.settings.sizes) > 1 and self.settings.rate(step, self.steps) < 1:
+            for module in self.masker.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
 
     def _draw_areas(self, count: int) -> Tensor:
         low, high = self.settings.areas
