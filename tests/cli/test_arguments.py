@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from salmask.cli import builtin
 from salmask.cli.main import main
@@ -94,3 +97,17 @@ def test_a_demo_that_was_interrupted_goes_on_with_the_same_command(tmp_path, mon
     assert (tmp_path / "demo" / "index.html").is_file()
     assert json.loads((tmp_path / "demo" / "demo.json").read_text()) == {"seed": 0, "quick": True}
     refused(capsys, arguments, "holds an earlier demo")
+
+
+def test_a_file_names_the_classes_of_a_network_that_does_not(data, tmp_path, capsys) -> None:
+    folders = sorted(path.name for path in (data / "val").iterdir())
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=12).state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "names.txt").write_text("\n".join(["one more", *reversed(folders), "another"]) + "\n")
+    spec = ["--classifier", f"timm:test_resnet@{tmp_path / 'w.safetensors'}", "--image-size", "64"]
+    arguments = ["evaluate", "--data", data, *spec, "--explainer", "center", "--metric", "le", "--limit", "3"]
+    refused(capsys, [*arguments, "--out", tmp_path / "out"], "10", "12")
+    arguments += ["--class-names", tmp_path / "names.txt", "--out", tmp_path / "out"]
+    assert main([str(argument) for argument in arguments]) == 0
+    (tmp_path / "names.txt").write_text("one\n")
+    refused(capsys, arguments, "lists 1 classes, the network has 12")

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -73,6 +73,9 @@ class DataOptions(PictureOptions):
     data: str
     """Folder with train/<class>/*, val/<class>/* and, for localization, box tables; or an ILSVRC tree, or pets:DIR
     (docs/data.md)."""
+    class_names: Path | None = None
+    """File that lists the classifier's classes, one a line in the order of its outputs, where it does not name them
+    itself: folders go by these names. Else classes.txt beside the folders."""
     download: bool = False
     """Fetch Oxford-IIIT Pet into the DIR of pets:DIR, if it is not there."""
 
@@ -86,8 +89,11 @@ class DataOptions(PictureOptions):
     ) -> "Labelled":
         """Return a split of the data, decoded for a classifier. classes: the classifier's own, or another split's."""
         from salmask.data import Reader, open_data
+        from salmask.data.naming import read_classes
 
         if loaded is not None and classes == loaded.classes:
+            if self.class_names is not None:
+                loaded = replace(loaded, classes=tuple(read_classes(self.class_names, loaded.classifier.num_classes)))
             classes = loaded.folders(self.data, split)
         return open_data(
             self.data,

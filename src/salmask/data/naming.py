@@ -7,7 +7,9 @@ the network calls it, one of several names that are set apart by commas, its syn
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["CLASSES", "folder_names", "listed_classes"]
+from salmask.files import regular_file
+
+__all__ = ["CLASSES", "folder_names", "listed_classes", "read_classes"]
 
 CLASSES = "classes.txt"
 
@@ -48,9 +50,16 @@ def listed_classes(root: Path, count: int) -> list[str] | None:
 
     Errors: ValueError for another number of lines than the network has classes, and for a name that stands twice.
     """
-    path = root / CLASSES
-    if not path.is_file():
-        return None
+    return read_classes(root / CLASSES, count) if (root / CLASSES).is_file() else None
+
+
+def read_classes(path: Path, count: int) -> list[str]:
+    """Return the classes that a file lists, one a line in the order of the network's outputs.
+
+    Errors: FileNotFoundError; ValueError for another number of lines than the network has classes, and for a name that
+    stands twice.
+    """
+    regular_file(path, "a list of classes, one a line")
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(names) != count:
         raise ValueError(f"{path} lists {len(names)} classes, the network has {count}: line k is the network's class k")
