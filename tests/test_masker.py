@@ -176,9 +176,9 @@ def test_layers_that_do_not_exist_are_refused(layers) -> None:
 
 
 def test_unknown_upsampling_and_maps_of_another_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="'nearest' or 'bilinear', came 'cubic'"):
+    with pytest.raises(ValueError, match="'nearest' or 'bilinear', got 'cubic'"):
         tiny(upsample="cubic")
-    with pytest.raises(ValueError, match=r"channels \(6, 8, 10, 12, 14\), came \(12, 14\)"):
+    with pytest.raises(ValueError, match=r"channels \(6, 8, 10, 12, 14\), got \(12, 14\)"):
         tiny()(maps_of((64, 64))[3:], (64, 64))
 
 

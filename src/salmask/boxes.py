@@ -104,7 +104,7 @@ def fixed(threshold: float | int) -> BoxRule:
 def top(fraction: float | int) -> BoxRule:
     """Return the rule that selects the highest `fraction` of the pixels, exactly; ties in raster order."""
     if not 0 <= fraction <= 1:
-        raise ValueError(f"top: fraction must lie in [0, 1]; came {fraction}")
+        raise ValueError(f"top: fraction must lie in [0, 1]; got {fraction}")
 
     def rule(masks: Masks) -> Bool[Tensor, "batch 1 height width"]:
         flat = masks.flatten(1)

@@ -72,7 +72,7 @@ class Concrete(nn.Module):
     ) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"expected a temperature > 0, came {temperature}")
+            raise ValueError(f"expected a temperature > 0, got {temperature}")
         self.hard, self.learnable, self.start, self.generator = hard, learnable, temperature, generator
         log_temperature = torch.tensor(math.log(temperature))
         if learnable:
@@ -131,7 +131,7 @@ class Masker(nn.Module):
         self.channels, self.strides = tuple(channels), tuple(strides)
         self.layers = _resolve(layers, len(self.channels))
         if upsample not in ("nearest", "bilinear"):
-            raise ValueError(f"upsample is 'nearest' or 'bilinear', came {upsample!r}")
+            raise ValueError(f"upsample is 'nearest' or 'bilinear', got {upsample!r}")
         self.width, self.stride, self.upsample_mode = width, stride, upsample
         self.area_condition, self.classes, self.classifier = area_condition, classes, classifier
         extra = int(area_condition) + (CLASS_CHANNELS if classes else 0)
@@ -221,10 +221,10 @@ class Masker(nn.Module):
     def fits(self, classifier: Any) -> None:
         """Raise ValueError where a classifier's maps are not those that this masker reads."""
         for what in ("channels", "strides"):
-            own, came = getattr(self, what), tuple(getattr(classifier, what))
-            if own != came:
+            own, given = getattr(self, what), tuple(getattr(classifier, what))
+            if own != given:
                 raise ValueError(
-                    f"the masker reads maps with {what} {own}, the classifier gives {came}: "
+                    f"the masker reads maps with {what} {own}, the classifier gives {given}: "
                     "use the classifier that it was trained beside, or train a masker for this one"
                 )
 
@@ -297,10 +297,10 @@ class Masker(nn.Module):
         return torch.cat(parts, 1)[:, :, None, None] if parts else None
 
     def _check(self, maps: Sequence[Tensor], areas: Tensor | None, targets: Tensor | None) -> None:
-        came = tuple(m.shape[1] for m in maps)
-        if came != self.channels:
+        given = tuple(m.shape[1] for m in maps)
+        if given != self.channels:
             raise ValueError(
-                f"the masker reads maps with channels {self.channels}, came {came}: "
+                f"the masker reads maps with channels {self.channels}, got {given}: "
                 "hand over all maps of the classifier that it was made for"
             )
         if self.area_condition != (areas is not None):

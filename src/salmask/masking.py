@@ -364,7 +364,7 @@ class WindowBlur:
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.side % 2 == 0:
-            raise ValueError(f"the side of a blurring window must be odd and positive, came {self.side}")
+            raise ValueError(f"the side of a blurring window must be odd and positive, got {self.side}")
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return the blurred pictures; the holes are not looked at."""
@@ -395,7 +395,7 @@ class BlurPyramid:
 
     def __post_init__(self) -> None:
         if self.levels < 2:
-            raise ValueError(f"a pyramid has at least 2 levels, came {self.levels}")
+            raise ValueError(f"a pyramid has at least 2 levels, got {self.levels}")
 
     def __call__(self, images: Images, holes: Float[Tensor, "batch 1 height width"]) -> Images:
         """Return the colours g for which m * x + (1 - m) * g is the pyramid's picture."""

@@ -128,7 +128,7 @@ def divergence_from_prior(
     prior: (K,) positive, sums to one; uniform with the forward divergence it ranks like max_entropy_removed.
     """
     if prior.ndim != 1 or bool((prior <= 0).any()) or abs(float(prior.sum()) - 1) > 1e-4:
-        raise ValueError(f"a prior is (K,) positive probabilities that sum to 1, came sum {float(prior.sum()):.4g}")
+        raise ValueError(f"a prior is (K,) positive probabilities that sum to 1, got sum {float(prior.sum()):.4g}")
 
     @reads(side)
     def term(outcome: Outcome) -> Values:

@@ -103,7 +103,8 @@ ROUNDING = 1e-6
 
 def constant_span(low: Tensor, high: Tensor) -> Bool[Tensor, "..."]:
     """Return which maps are constant up to rounding, from their least and largest values: they order no pixels."""
-    return high - low <= ROUNDING * torch.maximum(low.abs(), high.abs())
+    span = high - low
+    return (span <= ROUNDING * torch.maximum(low.abs(), high.abs())) & span.isfinite()
 
 
 def constant(maps: Tensor) -> Bool[Tensor, " batch"]:

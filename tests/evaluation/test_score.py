@@ -289,7 +289,7 @@ def test_the_predicted_class_can_be_explained(saved, tmp_path: Path) -> None:
         assert [found[image, "om"] for image in case.ids][1] == 1  # classified wrong, whatever is explained
         assert json.loads((out / "meta.json").read_text())["target"] == target
         assert f"<dd>{target}</dd>" in (out / "index.html").read_text()
-    with pytest.raises(ValueError, match="target must be label or predicted; came 'best'"):
+    with pytest.raises(ValueError, match="target must be label or predicted; got 'best'"):
         replace(scoring, target="best")
     labels.write_text("\n".join(["image,label,predicted", *(f"{n},0,9" for n in case.ids)]) + "\n")
     with pytest.raises(ValueError, match=r"predicted class of 'a/0' must be a class index in \[0, 2\]"):

@@ -1,4 +1,4 @@
-"""Bad input of `salmask score` at its front door: one line that says what came and what is needed, nothing written."""
+"""Bad input of `salmask score`: one line that says what was got and what is needed, and nothing written."""
 
 import json
 import re
@@ -221,7 +221,7 @@ def test_labels_and_pictures_that_cannot_be_are_refused(
     files.labels("image,label", *(f"{name},-1" for name in IDS))
     assert "labels.csv line 2: expected a class index" in refused(capsys, files, *shown)
     files.labels("image,label", *(f"{name},3" for name in IDS))
-    assert "class index in [0, 2] of the scoring classifier; came 3" in refused(capsys, files, *shown)
+    assert "class index in [0, 2] of the scoring classifier; got 3" in refused(capsys, files, *shown)
     files.labels("image,label", *(f"{name},2" for name in IDS))
     assert "no picture for 3 of 3 ids" in refused(capsys, files, *shown)
     files.pictures()

@@ -398,7 +398,7 @@ def test_maps_outside_the_range_are_refused_with_the_remedy(change: float) -> No
 def test_cases_that_do_not_fit_are_refused() -> None:
     case = random_case()
     for change, words in (
-        ({"targets": torch.tensor([0, 1])}, "targets.*expected 5, came 2"),
+        ({"targets": torch.tensor([0, 1])}, "targets.*expected 5, got 2"),
         ({"targets": torch.tensor([0, 1, 2, 3, 0])}, r"class indices in \[0, 2\]"),
         ({"targets": torch.tensor([0, 1, 2, -1, 0])}, "class indices"),
         ({"boxes": case.boxes[:2]}, "boxes"),

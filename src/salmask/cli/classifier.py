@@ -45,7 +45,7 @@ class ClassifierCommand(DataOptions):
 
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
-            raise ValueError(f"--out names a .safetensors file, came {self.out}")
+            raise ValueError(f"--out names a .safetensors file, got {self.out}")
         if self.image_size is not None:
             Sight(self.image_size)  # for its clear error, before anything of that size is made
         classes = tuple(self.read("train").classes)

@@ -41,7 +41,7 @@ class InpainterCommand:
         from salmask.training.inpainter import train_inpainter
 
         if self.out.suffix != ".safetensors":
-            raise ValueError(f"--out names a .safetensors file, came {self.out}")
+            raise ValueError(f"--out names a .safetensors file, got {self.out}")
         writable_folder(self.out.parent)
         pictures = open_data(self.data, "train", skip_broken=self.skip_broken)
         errors = train_inpainter(

@@ -46,7 +46,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         if self.target not in ("label", "predicted"):
-            raise ValueError(f"target must be label or predicted; came {self.target!r}")
+            raise ValueError(f"target must be label or predicted; got {self.target!r}")
 
     def check(self, ids: Sequence[str], size: tuple[int, int]) -> None:
         """Read every picture once. Errors: ValueError where one is missing, broken or not of the maps' size (H, W)."""

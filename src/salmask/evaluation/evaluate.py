@@ -100,7 +100,7 @@ def _peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
         first = next(batches, None)
         again = itertools.chain([first], batches)
     if first is None:
-        raise ValueError("expected at least one batch of images, came none: look at the data's folder and split")
+        raise ValueError("expected at least one batch of images, got none: look at the data's folder and split")
     return first, again
 
 

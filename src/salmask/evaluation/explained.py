@@ -76,7 +76,7 @@ class Rules:
         if not callable(self.target) and self.target not in _TARGETS:
             raise ValueError(
                 f"target must be one of {sorted(_TARGETS)} or a callable (batch, logits) -> targets, "
-                f"came {self.target!r}"
+                f"got {self.target!r}"
             )
 
     def choose(self, batch: Any, logits: Tensor) -> Targets:
@@ -235,7 +235,7 @@ def _score(metric: Any, case: Case) -> Tensor:
     if len(values) != len(case.ids) or (metric.compute is None and values.ndim != 1):
         raise ValueError(
             f"metric {metric.name!r} must give one value per image, ({len(case.ids)},), "
-            f"came {tuple(values.shape)}: reduce nothing over the batch"
+            f"got {tuple(values.shape)}: reduce nothing over the batch"
         )
     return values
 

@@ -75,7 +75,7 @@ def _density(folder: Path, name: str, size: tuple[int, int]) -> Float[np.ndarray
     gaze = _read(path)
     if gaze.ndim != 2 or not np.isfinite(gaze).all() or (gaze < 0).any() or gaze.sum() <= 0:
         raise ValueError(
-            f"the gaze map {path} must be (H, W), finite, >= 0 and not empty; came shape {gaze.shape}, from "
+            f"the gaze map {path} must be (H, W), finite, >= 0 and not empty; got shape {gaze.shape}, from "
             f"{gaze.min():g} to {gaze.max():g}: leave the image out or repair it"
         )
     if gaze.shape != size:

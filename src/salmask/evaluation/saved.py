@@ -119,7 +119,7 @@ def _open_npz(path: Path) -> SavedMaps:
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         if not {"ids.npy", "maps.npy"} <= names:
-            raise ValueError(f"{path}: expected the arrays ids and maps, came {sorted(n[:-4] for n in names)}")
+            raise ValueError(f"{path}: expected the arrays ids and maps, got {sorted(n[:-4] for n in names)}")
         with archive.open("ids.npy") as stream:
             ids = _names(stream, path)
         info = archive.getinfo("maps.npy")
@@ -164,11 +164,11 @@ def _header(stream: IO[bytes], path: Path) -> tuple[tuple[int, int, int], np.dty
     if len(shape) == 4 and shape[1] == 1:
         shape = (shape[0], *shape[2:])
     if len(shape) == 3 and not shape[0]:
-        raise ValueError(f"{path} holds no map: expected maps (N, H, W), came {shape}")
+        raise ValueError(f"{path} holds no map: expected maps (N, H, W), got {shape}")
     if len(shape) != 3 or 0 in shape or fortran:
-        raise ValueError(f"{path}: expected maps (N, H, W) in C order, came {shape}{' in Fortran order' * fortran}")
+        raise ValueError(f"{path}: expected maps (N, H, W) in C order, got {shape}{' in Fortran order' * fortran}")
     if dtype.kind != "f":
-        raise ValueError(f"{path}: expected maps of a float type in [0, 1], came {dtype}: convert and scale them")
+        raise ValueError(f"{path}: expected maps of a float type in [0, 1], got {dtype}: convert and scale them")
     return shape, dtype
 
 
@@ -183,9 +183,9 @@ def _names(stream: IO[bytes], path: Path) -> list[str]:
         stream.seek(start)
         ids = np.lib.format.read_array(stream, allow_pickle=False)
     except ValueError as error:
-        raise ValueError(f"{path}: expected ids as an array of strings, came something else ({error})") from error
+        raise ValueError(f"{path}: expected ids as an array of strings, got something else ({error})") from error
     if ids.dtype.kind not in "US" or ids.ndim != 1:
-        raise ValueError(f"{path}: expected ids as strings (N,), came {ids.dtype} {ids.shape}")
+        raise ValueError(f"{path}: expected ids as strings (N,), got {ids.dtype} {ids.shape}")
     return [str(name) for name in (np.char.decode(ids) if ids.dtype.kind == "S" else ids)]
 
 
@@ -201,7 +201,7 @@ def _check(found: SavedMaps) -> None:
             "scores bring boxes and pixel truth to the size of the maps"
         )
     if len(found.ids) != len(found):
-        raise ValueError(f"{found.path}: expected one id per map, came {len(found.ids)} ids and {len(found)} maps")
+        raise ValueError(f"{found.path}: expected one id per map, got {len(found.ids)} ids and {len(found)} maps")
     seen: set[str] = set()
     for name in found.ids:
         if name in seen:

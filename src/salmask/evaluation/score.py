@@ -58,7 +58,7 @@ class Work:
 
     def __post_init__(self) -> None:
         if self.processes < 1:
-            raise ValueError(f"processes must be at least 1; came {self.processes}")
+            raise ValueError(f"processes must be at least 1; got {self.processes}")
 
 
 @dataclass
@@ -108,14 +108,14 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     or not in [0, 1], class indices out of range, unknown metrics, rows of other settings in `out`.
     """
     if normalize not in NORMALISERS:
-        raise ValueError(f"normalize must be one of {', '.join(NORMALISERS)}; came {normalize!r}")
+        raise ValueError(f"normalize must be one of {', '.join(NORMALISERS)}; got {normalize!r}")
     work = work or Work()
     if scoring is not None and labels is None:
         raise ValueError("which class is scored must be said: give labels (image,label) beside the classifier")
     saved = open_maps(maps)
     if wrong := [name for name in baselines if name not in BASELINES or name == saved.path.stem]:
         raise ValueError(
-            f"baselines must be among {', '.join(BASELINES)}, and not the maps' own name; came {wrong[0]!r}"
+            f"baselines must be among {', '.join(BASELINES)}, and not the maps' own name; got {wrong[0]!r}"
         )
     truth = read_truth(boxes, masks_dir, labels, saved.ids)
     if work.only_scored:

@@ -82,7 +82,7 @@ class Truth:
                 if value is not None and value >= classes:
                     raise ValueError(
                         f"the {what} of {name!r} must be a class index in [0, {classes - 1}] of the scoring "
-                        f"classifier; came {value}"
+                        f"classifier; got {value}"
                     )
 
     def check(self, ids: Sequence[str], size: tuple[int, int]) -> None:
@@ -185,7 +185,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
 
 def _class(text: str | None, where: str) -> int:
     if text is None or not text.strip().isdecimal():
-        raise ValueError(f"{where}: expected a class index (0, 1, ...), came {text!r}")
+        raise ValueError(f"{where}: expected a class index (0, 1, ...), got {text!r}")
     return int(text)
 
 

@@ -92,6 +92,6 @@ def _category(target: Any) -> int:
     if category is None or callable(category):
         raise ValueError(
             "expected class indices or targets with a .category, such as ClassifierOutputTarget(k), "
-            f"came {type(target).__name__}: the class to explain must be known, not computed"
+            f"got {type(target).__name__}: the class to explain must be known, not computed"
         )
     return int(category)

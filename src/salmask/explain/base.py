@@ -48,7 +48,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The maps of a batch and how they came about.
+    """The maps of a batch and how they were made.
 
     masks: (B, 1, H, W) at the images' size, raw. range: the interval that the values live in, infinite ends
         allowed; (0, 1) for masks. targets: the classes explained. logits: the classifier's, on the whole images.
@@ -154,7 +154,7 @@ def check_targets(targets: Targets | None, logits: Logits) -> Targets:
         return logits.detach().argmax(1)
     count, classes = logits.shape
     if targets.shape != (count,) or targets.is_floating_point():
-        raise ValueError(f"expected targets ({count},) of integers, came {tuple(targets.shape)} {targets.dtype}")
+        raise ValueError(f"expected targets ({count},) of integers, got {tuple(targets.shape)} {targets.dtype}")
     if bool(((targets < 0) | (targets >= classes)).any()):
         raise ValueError(
             f"targets run from {int(targets.min())} to {int(targets.max())}, the classes from 0 to {classes - 1}"

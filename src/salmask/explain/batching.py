@@ -31,9 +31,9 @@ def by_pieces(
     Raises ValueError for an empty batch and for targets that are not one an image.
     """
     if not len(images):
-        raise ValueError("expected at least one image, came a batch of none")
+        raise ValueError("expected at least one image, got a batch of none")
     if targets is not None and targets.shape != (len(images),):
-        raise ValueError(f"expected targets ({len(images)},), one an image, came {tuple(targets.shape)}")
+        raise ValueError(f"expected targets ({len(images)},), one an image, got {tuple(targets.shape)}")
     images = entered(images, classifier)
     given = None if targets is None else entered(targets, classifier)
 

@@ -194,7 +194,7 @@ class AblationCAM(Explainer):
     """Weights are the share of the class score that is lost when a channel is set to zero.
 
     What lies before the layer runs once an image where the network allows it (nothing after the layer may
-    depend on the number of pictures that came in); else once a channel.
+    depend on the number of pictures given); else once a channel.
     Differs from pytorch-grad-cam: divides by abs f_y, so that a negative logit does not turn the map round;
     sets channels to zero also where they can be negative.
     """

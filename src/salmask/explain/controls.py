@@ -117,7 +117,7 @@ class Random(_Naive):
     ) -> Explanation:
         """Return a map for each image."""
         if ids is not None and len(ids) != len(images):
-            raise ValueError(f"expected one id an image, came {len(ids)} for {len(images)} images")
+            raise ValueError(f"expected one id an image, got {len(ids)} for {len(images)} images")
         names = [""] * len(images) if ids is None else ids
         size = (images.shape[-2], images.shape[-1])
         maps = (
@@ -153,7 +153,7 @@ class GroundTruth(_Naive):
     ) -> Explanation:
         """Return the labels as maps. Raises ValueError where neither boxes nor pixels are given."""
         if boxes is None and pixels is None:
-            raise ValueError("the ground truth needs boxes= or pixels=, came neither: the data has no such labels")
+            raise ValueError("the ground truth needs boxes= or pixels=, got neither: the data has no such labels")
         size = (images.shape[-2], images.shape[-1])
         maps = []
         for i in range(len(images)):
@@ -166,7 +166,7 @@ class GroundTruth(_Naive):
 def _truth(pixels: Pixels | None, boxes: Boxes | None, size: tuple[int, int]) -> Tensor:
     if pixels is not None:
         if tuple(pixels.shape) != size:
-            raise ValueError(f"expected labelled pixels of the image's size {size}, came {tuple(pixels.shape)}")
+            raise ValueError(f"expected labelled pixels of the image's size {size}, got {tuple(pixels.shape)}")
         return (pixels == 1).float()
     return torch.zeros(size) if boxes is None else paint(boxes, size).float()
 

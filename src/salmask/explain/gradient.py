@@ -122,7 +122,7 @@ class SmoothGrad(Explainer):
         """Explain the given classes, or the predicted ones: `samples` forward and backward passes."""
         check_limit(self.max_batch)
         if self.samples < 1:
-            raise ValueError(f"expected at least one sample, came {self.samples}")
+            raise ValueError(f"expected at least one sample, got {self.samples}")
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=1)
 

@@ -49,7 +49,7 @@ class Learned(Explainer):
             )
         for name, share in (("area", area), ("top", top)):
             if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share in [0, 1], came {share}")
+                raise ValueError(f"{name} is a share in [0, 1], got {share}")
         self.masker, self.area, self.top, self.max_batch = masker, area, top, max_batch
         self.reader: Classifier | None = None
 

@@ -51,7 +51,7 @@ class Rise(Explainer):
     def __post_init__(self) -> None:
         if self.masks < 1 or self.cells < 1 or not 0 < self.chance < 1:
             raise ValueError(
-                f"expected masks >= 1, cells >= 1 and 0 < chance < 1, came {self.masks}, {self.cells}, {self.chance}"
+                f"expected masks >= 1, cells >= 1 and 0 < chance < 1, got {self.masks}, {self.cells}, {self.chance}"
             )
         check_limit(self.max_batch)
 
@@ -133,7 +133,7 @@ class Occlusion(Explainer):
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.window:
-            raise ValueError(f"expected 1 <= stride <= window, came stride {self.stride}, window {self.window}")
+            raise ValueError(f"expected 1 <= stride <= window, got stride {self.stride}, window {self.window}")
         check_limit(self.max_batch)
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:

@@ -76,7 +76,7 @@ def recursive_mask(
     attribution: (classifier, images, targets) -> (B, 3, H, W). A constant attribution gives zeros.
     """
     if steps < 1:
-        raise ValueError(f"expected at least one step, came {steps}")
+        raise ValueError(f"expected at least one step, got {steps}")
     with at_rest(classifier, gradients=True):
         images = images.detach().to(classifier.device)
         masks = [torch.ones_like(images if per_channel else images[:, :1])]

@@ -112,7 +112,7 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.masks.ndim != 4 or self.masks.shape[1] != 1:
-            raise ValueError(f"masks must be (B, 1, H, W); came {tuple(self.masks.shape)}")
+            raise ValueError(f"masks must be (B, 1, H, W); got {tuple(self.masks.shape)}")
         self._check_lengths()
         self._check_sizes()
         self.memo["looked"] = check_maps(self.masks, self.ids)
@@ -185,7 +185,7 @@ class Case:
         for name in ("targets", "ids", "boxes", "pixels", "images", "clean", "correct", "gaze"):
             value = getattr(self, name)
             if value is not None and len(value) != count:
-                raise ValueError(f"{name} must have one entry per mask: expected {count}, came {len(value)}")
+                raise ValueError(f"{name} must have one entry per mask: expected {count}, got {len(value)}")
 
     def _check_sizes(self) -> None:
         for name in ("images", "gaze", "centre"):
@@ -208,7 +208,7 @@ class Case:
         low, high = int(self.targets.min()), int(self.targets.max())
         if low < 0 or high >= classes:
             raise ValueError(
-                f"targets must be class indices in [0, {classes - 1}] of the scoring classifier; came {low}..{high}"
+                f"targets must be class indices in [0, {classes - 1}] of the scoring classifier; got {low}..{high}"
             )
 
 
@@ -237,7 +237,7 @@ class Metric:
     def __post_init__(self) -> None:
         unknown = self.needs - set(NEEDS)
         if unknown:
-            raise ValueError(f"{self.name}: needs must be among {NEEDS}; came {sorted(unknown)}")
+            raise ValueError(f"{self.name}: needs must be among {NEEDS}; got {sorted(unknown)}")
 
     def __call__(self, case: Case) -> Tensor:
         """Return function(case); ValueError if the case lacks what the metric needs."""

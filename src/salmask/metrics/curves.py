@@ -204,7 +204,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or (self.step_pixels is not None and self.step_pixels < 1):
-            raise ValueError(f"a curve needs at least one step of one pixel, came {self.steps}, {self.step_pixels}")
+            raise ValueError(f"a curve needs at least one step of one pixel, got {self.steps}, {self.step_pixels}")
 
     def budgets(self, pixels: int) -> list[int]:
         """Return how many pixels have come or gone at each point: 0 ... pixels."""

@@ -143,7 +143,7 @@ def sensitivity_n(
     if not 0 < share < 1 or subsets < 2 or cells < 2:
         raise ValueError(
             "sensitivity_n needs 0 < share < 1, at least 2 subsets and at least 2 cells a side; "
-            f"came {share}, {subsets}, {cells}"
+            f"got {share}, {subsets}, {cells}"
         )
     cells = min(cells, *case.size)
     count = max(1, round(share * cells**2))

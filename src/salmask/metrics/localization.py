@@ -165,7 +165,7 @@ def pointing_game(masks: Masks, counts: Tensor, *, tolerance: float | int = 15, 
     rules: dict[str, Callable] = {"mean": np.mean, "first": lambda hits: hits[0], "any": np.max}
     reduce = rules.get(ties)
     if reduce is None:
-        raise ValueError(f'pointing_game: ties must be "mean", "first" or "any"; came {ties!r}')
+        raise ValueError(f'pointing_game: ties must be "mean", "first" or "any"; got {ties!r}')
     values = []
     for mask, truth in zip(masks[:, 0].cpu().numpy(), counts[:, 0].cpu().numpy(), strict=True):
         near = _near(truth == 1, tolerance)

@@ -158,7 +158,7 @@ class _Check:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.before):
-            raise ValueError(f"expected one id per map, {len(self.before)}, came {len(self.ids)}")
+            raise ValueError(f"expected one id per map, {len(self.before)}, got {len(self.ids)}")
         self.strip.append(self.before[: len(self.images)])
 
     def add(self, step: str, maps: Tensor) -> None:

@@ -41,7 +41,7 @@ def strip_figure(check: SanityCheck, *, every: int = 1, images: int = 4) -> Figu
     Maps that are not finite are drawn as they are: blank.
     """
     if every < 1 or images < 1:
-        raise ValueError(f"expected every >= 1 and images >= 1, came {every} and {images}")
+        raise ValueError(f"expected every >= 1 and images >= 1, got {every} and {images}")
     columns = [0, *range(1, len(check.maps), every)]
     rows = min(images, len(check.images))
     if rows == 0:

@@ -63,7 +63,7 @@ def hog_correlation(first: Maps, second: Maps, *, cell: int = CELL) -> Values:
     """
     if min(first.shape[-2:]) < 3 * cell:
         raise ValueError(
-            f"histograms of gradients need maps of at least {3 * cell} pixels a side, came "
+            f"histograms of gradients need maps of at least {3 * cell} pixels a side, got "
             f"{tuple(first.shape[-2:])}: pass a smaller `cell`"
         )
 
@@ -93,7 +93,7 @@ def _each(first: Tensor, second: Tensor, measure: Callable[[np.ndarray, np.ndarr
     """Apply a measure to each pair of maps, float64; NaN where one of them is not finite."""
     if first.shape != second.shape or first.ndim != 4 or first.shape[1] != 1:
         raise ValueError(
-            f"expected two batches of maps (B, 1, H, W) alike in shape, came {tuple(first.shape)} and "
+            f"expected two batches of maps (B, 1, H, W) alike in shape, got {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
     pairs = zip(*(maps[:, 0].detach().double().cpu().numpy() for maps in (first, second)), strict=True)

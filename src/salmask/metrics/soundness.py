@@ -43,7 +43,7 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not (0 <= self.eps <= 1 and 0 <= self.beta <= 1 and 0 < self.alpha <= 1):
-            raise ValueError(f"eps and beta lie in [0, 1], alpha in (0, 1]; came {self}")
+            raise ValueError(f"eps and beta lie in [0, 1], alpha in (0, 1]; got {self}")
 
     def completeness(self, area: Tensor, label: Tensor) -> Tensor:
         """min(max(eps, A) / min(alpha, p), 1); 1 where p = 0, which asks for nothing."""
@@ -79,7 +79,7 @@ class Certificates:
         """Return which column is each image's own; ValueError for a target that is no label of the subset."""
         own = targets.to(self.labels.device)[:, None] == self.labels
         if own.shape[0] != len(self.area):
-            raise ValueError(f"expected {len(self.area)} targets, came {own.shape[0]}")
+            raise ValueError(f"expected {len(self.area)} targets, got {own.shape[0]}")
         if not bool(own.any(1).all()):
             lost = int(targets[int((~own.any(1)).nonzero()[0].to(targets.device))])
             raise ValueError(f"target {lost} is not among the labels {self.labels.tolist()}: leave the image out")
@@ -176,9 +176,9 @@ def certificates(
 def _check(images: Tensor, maps: Tensor, labels: int, budgets: int) -> None:
     expected = (len(images), labels, *images.shape[-2:])
     if maps.shape != expected:
-        raise ValueError(f"expected one map per image and label, {expected}, came {tuple(maps.shape)}")
+        raise ValueError(f"expected one map per image and label, {expected}, got {tuple(maps.shape)}")
     if budgets < 1:
-        raise ValueError(f"expected at least one budget, came {budgets}")
+        raise ValueError(f"expected at least one budget, got {budgets}")
     check_maps(maps, [f"image {index}" for index in range(len(maps))])
 
 
@@ -190,7 +190,7 @@ def _labels(classifier: Classifier, labels: Sequence[int] | None) -> Tensor:
     count = int(classifier.num_classes)
     chosen = list(range(count)) if labels is None else [int(label) for label in labels]
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= count:
-        raise ValueError(f"labels must be different class indices in [0, {count - 1}], came {chosen}")
+        raise ValueError(f"labels must be different class indices in [0, {count - 1}], got {chosen}")
     return torch.tensor(chosen)
 
 

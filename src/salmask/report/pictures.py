@@ -37,7 +37,7 @@ def to_uint8(image: Any) -> UInt8[ndarray, "height width 3"]:
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return array
     if array.ndim != 3 or array.shape[0] != 3:
-        raise ValueError(f"expected one image (3, H, W) in [0, 1], came shape {array.shape}: pass images[i]")
+        raise ValueError(f"expected one image (3, H, W) in [0, 1], got shape {array.shape}: pass images[i]")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array.transpose(1, 2, 0))
     return np.rint(255 * np.clip(array, 0, 1).transpose(1, 2, 0)).astype(np.uint8)
@@ -58,7 +58,7 @@ def overlay(
     picture, values = to_uint8(image), _plane(mask)
     if values.shape != picture.shape[:2]:
         raise ValueError(
-            f"expected a mask of the image's size {picture.shape[:2]}, came {values.shape}: resize the mask"
+            f"expected a mask of the image's size {picture.shape[:2]}, got {values.shape}: resize the mask"
         )
     if side is not None:
         picture, values = _enlarge(picture, side), np.clip(_enlarge(values, side), 0, 1)
@@ -119,7 +119,7 @@ def picture(
     Errors: ValueError for shapes that do not fit, or probabilities of other pictures.
     """
     if set(probabilities) != set(_SHOWN):
-        raise ValueError(f"expected probabilities of {sorted(_SHOWN)}, came {sorted(probabilities)}")
+        raise ValueError(f"expected probabilities of {sorted(_SHOWN)}, got {sorted(probabilities)}")
     panels = {
         "image": _enlarge(to_uint8(image), _SIDE),
         "mask": overlay(image, mask, threshold=threshold, side=_SIDE),
@@ -195,9 +195,9 @@ def _plane(mask: Any) -> Float[ndarray, "height width"]:
     array = np.asarray(mask.detach().float().cpu() if hasattr(mask, "detach") else mask, dtype=np.float32)
     array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
     if array.ndim != 2:
-        raise ValueError(f"expected one mask (1, H, W) or (H, W), came shape {array.shape}: pass masks[i]")
+        raise ValueError(f"expected one mask (1, H, W) or (H, W), got shape {array.shape}: pass masks[i]")
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"expected a mask in [0, 1], came [{array.min():.3g}, {array.max():.3g}]: normalise it first")
+        raise ValueError(f"expected a mask in [0, 1], got [{array.min():.3g}, {array.max():.3g}]: normalise it first")
     return array
 
 

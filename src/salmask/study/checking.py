@@ -66,7 +66,7 @@ def write_checks(
 ) -> None:
     """Randomise the classifier, and the masker where there is one: rows and picture strips.
 
-    A classifier that a masker was trained alongside with is randomised as it came out. released: draw new weights as
+    A classifier that was trained alongside is randomised as it is after the training. released: draw new weights as
     the paper's released code does.
     """
     out.mkdir(parents=True, exist_ok=True)

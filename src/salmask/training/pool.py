@@ -23,7 +23,7 @@ class ClassifierPool:
 
     def __init__(self, classifier: Classifier, *, size: int, every: int, generator: Generator) -> None:
         if size < 1 or every < 1:
-            raise ValueError(f"a pool needs a size and an interval of at least 1, came {size} and {every}")
+            raise ValueError(f"a pool needs a size and an interval of at least 1, got {size} and {every}")
         self.size, self.every, self.generator = size, every, generator
         self._members: dict[int, dict[str, Tensor]] = {}
         self._lent = copy.deepcopy(classifier).eval().requires_grad_(False)

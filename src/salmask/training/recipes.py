@@ -42,7 +42,7 @@ class Recipe:
         the start. A full pool replaces a random one.
     statistics: what the batch normalisation of a classifier trained alongside remembers, and so what the masker reads
         in use: "all", of clean, kept and removed pictures (the released code); "clean", of clean ones alone; "held",
-        nothing: it works with those that it came with, in training as in use, so that small batches are no trouble.
+        nothing: it works with its own, in training as in use, so that small batches are no trouble.
     reader: whose features the masker reads where the opponent is trained alongside: the "opponent"'s own (CA), or those
         of the "given" classifier, which stays as it is, while the opponent is a copy that is thrown away.
     """

@@ -49,7 +49,7 @@ class FixedArea(Parametrisation):
 
     def __post_init__(self) -> None:
         if not self.areas or not all(0 < area < 1 for area in self.areas):
-            raise ValueError(f"expected areas as shares of the picture, in (0, 1), came {self.areas}")
+            raise ValueError(f"expected areas as shares of the picture, in (0, 1), got {self.areas}")
         object.__setattr__(self, "cells", max(1, round(224 / self.step)))
 
     @property

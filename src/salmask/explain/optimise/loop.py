@@ -105,7 +105,7 @@ class Optimised(Explainer):
 
     def __post_init__(self) -> None:
         if self.draws < 1 or self.max_batch < 1:
-            raise ValueError(f"expected draws and max_batch >= 1, came {self.draws} and {self.max_batch}")
+            raise ValueError(f"expected draws and max_batch >= 1, got {self.draws} and {self.max_batch}")
         if not self.objective.sides:
             raise ValueError("the objective reads neither the kept nor the removed picture: add a term that does")
 
@@ -138,9 +138,9 @@ class Optimised(Explainer):
     ) -> Solution:
         """Run the loop and return maps, costs and the history of values; `start` is a map to start from."""
         if not len(images):
-            raise ValueError("expected at least one image, came a batch of none")
+            raise ValueError("expected at least one image, got a batch of none")
         if targets is not None and targets.shape != (len(images),):
-            raise ValueError(f"expected targets ({len(images)},) of integers, came {tuple(targets.shape)}")
+            raise ValueError(f"expected targets ({len(images)},) of integers, got {tuple(targets.shape)}")
         if start is not None:
             _check_start(start, images)
         with classifier.frozen(), _differentiable():
@@ -285,7 +285,7 @@ def _check_start(start: Tensor, images: Images) -> None:
     if start.shape != (len(images), 1, *images.shape[-2:]):
         raise ValueError(
             f"expected maps to start from of shape ({len(images)}, 1, {images.shape[-2]}, {images.shape[-1]}), "
-            f"came {tuple(start.shape)}: resize them first"
+            f"got {tuple(start.shape)}: resize them first"
         )
 
 

@@ -64,9 +64,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.tolerance < 0:
-            raise ValueError(
-                f"expected iterations >= 1 and tolerance >= 0, came {self.iterations} and {self.tolerance}"
-            )
+            raise ValueError(f"expected iterations >= 1 and tolerance >= 0, got {self.iterations} and {self.tolerance}")
 
 
 @dataclass(frozen=True)
