@@ -849,7 +849,8 @@ class Corner(nn.Module):
         return 8 * (x[:, :3] - x[:, 3:]).mean((2, 3))
 
 
-def test_a_masker_learns_where_the_classifier_looks(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["fix", "reader"])
+def test_a_masker_learns_where_the_classifier_looks(tmp_path, name) -> None:
     classifier = Classifier(Corner(), mean=(0.5,) * 3, std=(0.25,) * 3, layers=("shallow", "deep"), image_size=32)
     masker = Masker.for_classifier(classifier, layers=(0, 1), width=8, generator=seeded())
 
@@ -877,7 +878,7 @@ def test_a_masker_learns_where_the_classifier_looks(tmp_path) -> None:
         classifier,
         lambda start: (coloured(k) for k in range(start, 10**9)),
         200 * BATCH,
-        recipe=RECIPES["fix"],
+        recipe=RECIPES[name],
         settings=settings,
         out=tmp_path,
     )
