@@ -53,17 +53,17 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 def keep(images: Images, masks: Tensor, infill: Infill) -> Images:
     """Return the kept picture m * x + (1 - m) * g(x, 1 - m); gradients flow to the mask and, if asked, to x."""
-    _check(images, masks)
+    _check_masks(images, masks)
     return torch.lerp(infill(images, 1 - masks).to(images.dtype).expand_as(images), images, masks)
 
 
 def remove(images: Images, masks: Tensor, infill: Infill) -> Images:
     """Return the removed picture, keep(x, 1 - m)."""
-    _check(images, masks)
+    _check_masks(images, masks)
     return keep(images, 1 - masks, infill)
 
 
-def _check(images: Tensor, masks: Tensor) -> None:  # by name and with a remedy: so masks are not typed above
+def _check_masks(images: Tensor, masks: Tensor) -> None:  # by name and with a remedy: so masks are not typed above
     if masks.shape != (images.shape[0], 1, *images.shape[-2:]):
         raise ValueError(
             f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: "
@@ -201,7 +201,7 @@ class MeanColour:
 
     def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "1 _ 1 1"]:
         """Return the colour."""
-        return _colour(self.colour, images)
+        return _colour_of(self.colour, images)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Blur:
         down, along = (_gaussian_matrix(side, sigma, images, mirror=self.border is None) for side in images.shape[-2:])
         if self.border is None:
             return down @ images @ along.T
-        colour = _colour(self.border, images)
+        colour = _colour_of(self.border, images)
         return down @ (images - colour) @ along.T + colour
 
     def prepare(self, images: Images) -> Prepared:
@@ -254,7 +254,7 @@ class Noise:
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return pictures of noise."""
-        return _draw(self.generator, images.shape, images)
+        return _random(self.generator, images.shape, images)
 
     def reseeded(self, seed: int) -> "Noise":
         """Return noise of a fresh generator."""
@@ -269,7 +269,7 @@ class RandomColour:
 
     def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "batch channels 1 1"]:
         """Return a colour for each image."""
-        return _draw(self.generator, (*images.shape[:2], 1, 1), images)
+        return _random(self.generator, (*images.shape[:2], 1, 1), images)
 
     def reseeded(self, seed: int) -> "RandomColour":
         """Return colours of a fresh generator."""
@@ -332,11 +332,11 @@ class Remasked:
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return g + (1 - h) (c - x); gradients flow to the holes."""
-        colour = _colour(self.colour, images)
+        colour = _colour_of(self.colour, images)
         return self.infill(images, holes) + (1 - holes) * (colour - images)
 
 
-def _colour(colour: tuple[float, ...], images: Images) -> Tensor:
+def _colour_of(colour: tuple[float, ...], images: Images) -> Tensor:
     if len(colour) not in (1, images.shape[1]):
         raise ValueError(
             f"a colour of {len(colour)} values does not fit pictures of {images.shape[1]} channels: give one value a "
@@ -345,7 +345,7 @@ def _colour(colour: tuple[float, ...], images: Images) -> Tensor:
     return images.new_tensor(colour).view(1, -1, 1, 1)
 
 
-def _draw(generator: Generator, shape: tuple[int, ...], like: Tensor) -> Tensor:
+def _random(generator: Generator, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device).to(like)
 
 
@@ -371,7 +371,7 @@ class WindowBlur:
         single = np.zeros(self.side)
         single[self.side // 2] = 1
         line = torch.from_numpy(gaussian_filter1d(single, self.sigma)).to(images)
-        colour = _colour(self.border, images)
+        colour = _colour_of(self.border, images)
         planes = F.pad(images - colour, [self.side // 2] * 4).flatten(0, 1)[:, None]
         planes = F.conv2d(F.conv2d(planes, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
         return planes.view_as(images) + colour

@@ -62,27 +62,27 @@ class Outcome:
     @property
     def kept_logits(self) -> Tensor:
         """The kept side's logits; an error if it was not played."""
-        return _played(self.kept, KEPT)
+        return _side(self.kept, KEPT)
 
     @property
     def removed_logits(self) -> Tensor:
         """The removed side's logits; an error if it was not played."""
-        return _played(self.removed, REMOVED)
+        return _side(self.removed, REMOVED)
 
     @property
     def clean_right(self) -> Bool[Tensor, " batch"]:
         """c, the images that the classifier gets right as they are."""
-        return _right(self.clean, self.targets)
+        return _agrees(self.clean, self.targets)
 
     @property
     def kept_right(self) -> Bool[Tensor, " batch"]:
         """s, the images whose kept picture is classified as y; clean correctness is not asked for."""
-        return _right(self.kept_logits, self.targets)
+        return _agrees(self.kept_logits, self.targets)
 
     @property
     def removed_wrong(self) -> Bool[Tensor, " batch"]:
         """k, right as they are, wrong once the evidence is removed ("non-trivially confused")."""
-        return self.clean_right & ~_right(self.removed_logits, self.targets)
+        return self.clean_right & ~_agrees(self.removed_logits, self.targets)
 
 
 def play(
@@ -173,13 +173,13 @@ def _in_one_pass(images: Images, images_per_pass: int) -> int:
     return at_once(images, images_per_pass)
 
 
-def _played(logits: Tensor | None, side: str) -> Tensor:
+def _side(logits: Tensor | None, side: str) -> Tensor:
     if logits is None:
         raise ValueError(f"the {side} side was not played: name it in `sides`")
     return logits
 
 
-def _right(logits: Tensor, targets: Tensor) -> Tensor:
+def _agrees(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.detach().argmax(1) == targets
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "Logits",
     "Masks",
     "Pixels",
+    "Size",
     "Targets",
     "Values",
     "constant",
@@ -46,6 +47,7 @@ Logits = Float[Tensor, "batch classes"]
 Values = Float[Tensor, " batch"]
 Boxes = Float[Tensor, "boxes 4"]
 Pixels = UInt8[Tensor, "height width"]
+Size = tuple[int, int]
 FeatureMap = Float[Tensor, "batch features rows columns"]
 
 IGNORED = 255
@@ -92,7 +94,7 @@ def in_colour(
     return images[:, :3]
 
 
-def size_of(images: Tensor) -> tuple[int, int]:
+def size_of(images: Tensor) -> Size:
     """Return (H, W) of images or maps."""
     return images.shape[-2], images.shape[-1]
 

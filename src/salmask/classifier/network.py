@@ -25,7 +25,7 @@ from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
 from salmask.classifier.weights import fingerprint
 from salmask.classifier.wrappers import Called, as_module, bare, find_layers, passed_through
-from salmask.types import Features, Images, Logits
+from salmask.types import Features, Images, Logits, size_of
 
 __all__ = ["Classifier"]
 
@@ -137,7 +137,7 @@ class Classifier(nn.Module):
         Gradients of the logits with respect to the maps are right also where a network goes on in place.
         """
         logits, taps, _ = self._run(lambda: self.logits(images), clone=True)
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         return Features(logits, [rule(tap, size) for rule, tap in zip(self._to_map, taps, strict=True)])
 
     @contextmanager

@@ -22,7 +22,7 @@ from salmask.classifier.hold import held
 from salmask.classifier.layers import tensor_of, with_tensor
 from salmask.classifier.network import Classifier
 from salmask.classifier.wrappers import passed_through
-from salmask.types import FeatureMap, Images, Logits
+from salmask.types import FeatureMap, Images, Logits, size_of
 
 __all__ = [
     "Tap",
@@ -147,7 +147,7 @@ def read_gradients(
         for at in wanted:
             stack.enter_context(layer_output(classifier, at, leaf(at)))
         logits = classifier.logits(images)
-    size = (images.shape[-2], images.shape[-1])
+    size = size_of(images)
     total = score(logits).sum()
     if not total.requires_grad:
         raise ValueError(_unreached(classifier, wanted))

@@ -46,10 +46,10 @@ from salmask.classifier.taps import (
 )
 from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import backdrop, by_pieces, check_gradients
-from salmask.explain.knobs import Batch
+from salmask.explain.knobs import BatchSize
 from salmask.masking import keep
 from salmask.terms import logit
-from salmask.types import FeatureMap, Images, Infill, Logits, Masks, Targets
+from salmask.types import FeatureMap, Images, Infill, Logits, Masks, Targets, size_of
 
 __all__ = [
     "AblationCAM",
@@ -109,7 +109,7 @@ class GradientCAM(Explainer):
 
     rule: WeightRule
     layer: int | str | None = None
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
@@ -130,7 +130,7 @@ class GradientCAM(Explainer):
             taps[-1].gradients,
             layer=classifier.layers[taps[-1].index],
         )
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         found = [_finished(_combined(tap.maps, self.rule(tap.maps, tap.gradients)), size) for tap in taps]
         masks: Masks = found[0]
         notes: tuple[str, ...] = (classifier.layers[taps[0].index],)
@@ -153,7 +153,7 @@ class ScoreCAM(Explainer):
 
     layer: int | str = -1
     infill: Infill | None = None
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
@@ -170,7 +170,7 @@ class ScoreCAM(Explainer):
         logits, features = classifier.features(images)
         maps, chosen = features[index].float(), check_targets(targets, logits)
         infill = backdrop(self.infill, classifier, images)
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         channels = maps[0, :, None]
         alive = (channels.amax((1, 2, 3)) > channels.amin((1, 2, 3))).nonzero().flatten()
         asked = torch.cat([channels[alive], channels.new_zeros(1, 1, *channels.shape[2:])])  # last: nothing kept
@@ -200,7 +200,7 @@ class AblationCAM(Explainer):
     """
 
     layer: int | str = -1
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
@@ -216,14 +216,14 @@ class AblationCAM(Explainer):
         alive = (maps[0] != 0).flatten(1).any(1).nonzero().flatten()
 
         def scores(rows: slice) -> Tensor:
-            return _without(classifier, images, index, alive[rows], call=len(calls) - 1)[:, chosen[0]]
+            return _ablated(classifier, images, index, alive[rows], call=len(calls) - 1)[:, chosen[0]]
 
         own, left = logit(logits, chosen), logits.new_zeros(maps.shape[1])
         left[:] = own
         if len(alive):
             left[alive] = torch.cat(list(pieces(scores, len(alive), max_batch=self.max_batch)))
         weights = (own - left) / own.abs().clamp_min(torch.finfo(own.dtype).tiny)
-        size, notes = (images.shape[-2], images.shape[-1]), (classifier.layers[index],)
+        size, notes = size_of(images), (classifier.layers[index],)
         masks = _finished(_combined(maps, weights[None, :, None, None]), size)
         return Explanation(masks, chosen, logits, Passes(1 + len(alive)), range=POSITIVE, notes=notes)
 
@@ -235,7 +235,7 @@ class LinearCAM(Explainer):
     Raises ValueError for a network of another form, which is found out by recomputing its logits.
     """
 
-    max_batch: Batch = 64
+    max_batch: BatchSize = 64
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
@@ -245,7 +245,7 @@ class LinearCAM(Explainer):
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         logits, features = classifier.features(images)
         maps = features[-1].float()
-        weight, bias = _head(classifier, maps.shape[1])
+        weight, bias = _linear_head(classifier, maps.shape[1])
         again = maps.mean((2, 3)) @ weight.T + bias
         loose = 1e-3 if next(classifier.network.parameters()).dtype == torch.float32 else 5e-2
         if not torch.allclose(again, logits, rtol=loose, atol=loose * float(logits.abs().max())):
@@ -254,7 +254,7 @@ class LinearCAM(Explainer):
                 "computes something else in between: take gradcam, which equals CAM where CAM is defined"
             )
         chosen = check_targets(targets, logits)
-        masks = _finished(_combined(maps, weight[chosen][:, :, None, None]), (images.shape[-2], images.shape[-1]))
+        masks = _finished(_combined(maps, weight[chosen][:, :, None, None]), size_of(images))
         return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=(classifier.layers[-1],))
 
 
@@ -266,7 +266,7 @@ class EigenCAM(Explainer):
     """
 
     layer: int | str = -1
-    max_batch: Batch = 64
+    max_batch: BatchSize = 64
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain; the targets are checked and handed back, and change nothing."""
@@ -282,7 +282,7 @@ class EigenCAM(Explainer):
         directions = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1]
         values = (rows @ directions.transpose(1, 2))[..., 0].view(len(maps), 1, *maps.shape[2:])
         turned = values.amin((1, 2, 3), keepdim=True).abs() > values.amax((1, 2, 3), keepdim=True).abs()
-        masks = _finished(torch.where(turned, -values, values), (images.shape[-2], images.shape[-1]))
+        masks = _finished(torch.where(turned, -values, values), size_of(images))
         chosen, notes = check_targets(targets, logits), (classifier.layers[index], CLASS_AGNOSTIC)
         return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes)
 
@@ -306,9 +306,9 @@ def _has_gradient(tap: Tap) -> Tensor:
     return tap.gradients.flatten(1).any(1)
 
 
-def _without(classifier: Classifier, image: Images, index: int, channels: Tensor, *, call: int) -> Tensor:
+def _ablated(classifier: Classifier, image: Images, index: int, channels: Tensor, *, call: int) -> Tensor:
     """Return the logits of one image without each of the channels, in turn: (n, K)."""
-    size = (image.shape[-2], image.shape[-1])
+    size = size_of(image)
     every = torch.arange(len(channels), device=channels.device)
 
     def ablated(output: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ def _without(classifier: Classifier, image: Images, index: int, channels: Tensor
         return classifier.logits(image.expand(len(channels), -1, -1, -1))
 
 
-def _head(classifier: Classifier, channels: int) -> tuple[Tensor, Tensor]:
+def _linear_head(classifier: Classifier, channels: int) -> tuple[Tensor, Tensor]:
     """Return weight (K, C) and bias of the last linear layer or 1x1 convolution that gives the logits."""
     heads = [module for module in classifier.network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     shape = (classifier.num_classes, channels)

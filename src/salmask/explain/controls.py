@@ -29,8 +29,8 @@ from salmask.classifier.hold import at_rest
 from salmask.draws import generator_for
 from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces
-from salmask.explain.knobs import Batch, Cells, Seed
-from salmask.types import Boxes, Images, Masks, Pixels, Targets
+from salmask.explain.knobs import BatchSize, Cells, Seed
+from salmask.types import Boxes, Images, Masks, Pixels, Size, Targets, size_of
 
 __all__ = [
     "BASELINES",
@@ -82,11 +82,11 @@ class Fixed(_Naive):
     """The same map for every image of a size."""
 
     draw: Draw
-    max_batch: Batch = 64
+    max_batch: BatchSize = 64
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Return the map for each image; the classifier gives the logits."""
-        one = self.draw(images.shape[-2], images.shape[-1]).to(classifier.device)
+        one = self.draw(*size_of(images)).to(classifier.device)
         return _shown(classifier, images, targets, one.expand(len(images), 1, *one.shape).clone(), self.max_batch)
 
 
@@ -100,7 +100,7 @@ class Random(_Naive):
 
     cells: Cells | None = None
     seed: Seed = 0
-    max_batch: Batch = 64
+    max_batch: BatchSize = 64
 
     @property
     def wants(self) -> frozenset[str]:
@@ -119,7 +119,7 @@ class Random(_Naive):
         if ids is not None and len(ids) != len(images):
             raise ValueError(f"expected one id an image, got {len(ids)} for {len(images)} images")
         names = [""] * len(images) if ids is None else ids
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         maps = (
             torch.stack([noise(size, name, seed=self.seed, cells=self.cells)[None] for name in names])
             if len(images)
@@ -135,7 +135,7 @@ class GroundTruth(_Naive):
     An image with neither gets an empty, and so degenerate, map.
     """
 
-    max_batch: Batch = 64
+    max_batch: BatchSize = 64
 
     @property
     def wants(self) -> frozenset[str]:
@@ -154,7 +154,7 @@ class GroundTruth(_Naive):
         """Return the labels as maps. Raises ValueError where neither boxes nor pixels are given."""
         if boxes is None and pixels is None:
             raise ValueError("the ground truth needs boxes= or pixels=, got neither: the data has no such labels")
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         maps = []
         for i in range(len(images)):
             known = pixels[i] if pixels is not None else None
@@ -182,9 +182,6 @@ def _shown(classifier: Classifier, images: Images, targets: Targets | None, maps
     with at_rest(classifier, gradients=False):
         said = by_pieces(explain, classifier, images, targets, max_batch=max_batch)
     return Explanation(maps, said.targets, said.logits, said.passes, notes=(CLASS_AGNOSTIC,))
-
-
-Size = tuple[int, int]
 
 
 Map = Float[Tensor, "height width"]

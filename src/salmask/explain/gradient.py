@@ -20,7 +20,6 @@ from types import MappingProxyType, ModuleType
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.autograd.function import Function
 from torch.nn import functional as F
@@ -31,7 +30,7 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest, check_limit, pieces
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces, check_gradients, check_reached
-from salmask.explain.knobs import Batch, Between, Count, OneOf, Seed, Share
+from salmask.explain.knobs import BatchSize, Between, Count, OneOf, Seed, Share
 from salmask.terms import logit
 from salmask.types import Images, Logits, Masks, Targets
 
@@ -48,15 +47,13 @@ __all__ = [
     "SmoothGrad",
 ]
 
-Colours = Float[Tensor, "batch channels height width"]
-
 
 @dataclass(frozen=True)
 class Channels:
     """How the channels of a picture become one map, and the range of what comes."""
 
     name: str
-    rule: Callable[[Colours], Masks]
+    rule: Callable[[Images], Masks]
     range: tuple[float, float]
 
 
@@ -72,7 +69,7 @@ class Gradient(Explainer):
     """The gradient of the class logit with respect to the normalised image ("saliency")."""
 
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""
@@ -90,7 +87,7 @@ class GradientXInput(Explainer):
     """z * gradient: sums to the logit for a network without additive terms."""
 
     channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""
@@ -116,7 +113,7 @@ class SmoothGrad(Explainer):
     noise: Annotated[float, Between(0, 10)] = 0.15
     seed: Seed = 0
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `samples` forward and backward passes."""
@@ -158,7 +155,7 @@ class IntegratedGradients(Explainer):
 
     steps: Annotated[int, Between(1, 10_000)] = 50
     channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `steps` forward and backward passes."""
@@ -196,7 +193,7 @@ class GuidedBackprop(Explainer):
 
     smoothing: Share = 0.0
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""
@@ -228,7 +225,7 @@ class _Question:
     def __init__(self, classifier: Classifier, targets: Targets | None) -> None:
         self.classifier, self.targets = classifier, targets
 
-    def __call__(self, entered: Colours) -> Tensor:
+    def __call__(self, entered: Images) -> Tensor:
         logits = self.classifier.unbounded(entered * self.classifier.std + self.classifier.mean)
         given = self.targets
         if given is not None and len(given) == 1:
@@ -240,7 +237,7 @@ class _Question:
     def answer(
         self,
         images: Images,
-        found: Colours,
+        found: Images,
         channels: Channels,
         *,
         smooth: Callable[[Masks], Masks] = lambda masks: masks,
@@ -285,7 +282,7 @@ class _GuidedReLUs(TorchFunctionMode):
         return x.copy_(_Guided.apply(x)) if in_place else _Guided.apply(x)
 
 
-def _entered(classifier: Classifier, images: Images) -> Colours:
+def _entered(classifier: Classifier, images: Images) -> Images:
     """Return z, a leaf that takes gradients."""
     return ((images - classifier.mean) / classifier.std).detach().requires_grad_()
 

@@ -20,7 +20,7 @@ from salmask.types import Infill
 
 __all__ = [
     "AMOUNT",
-    "Batch",
+    "BatchSize",
     "Between",
     "Cells",
     "Count",
@@ -65,7 +65,7 @@ AMOUNT = Between(0, math.inf)
 
 Count = Annotated[int, Between(1, 1_000_000)]
 Cells = Annotated[int, Between(1, 4096)]
-Batch = Annotated[int, Between(1, 65_536)]
+BatchSize = Annotated[int, Between(1, 65_536)]
 Seed = Annotated[int, Between(0, 2**31 - 1)]
 Share = Annotated[float, Between(0, 1)]
 Rate = Annotated[float, Between(0, 1000, above=True)]
@@ -102,7 +102,7 @@ class Knob:
         if self.table is not None:
             words = ", ".join(self.table)
         else:
-            words = " or ".join(_WORDS[kind] for kind in self.kinds)
+            words = " or ".join(_TYPE_WORDS[kind] for kind in self.kinds)
             words += "" if self.between is None else f", {self.between}"
         return words + (", or none" if self.optional else "")
 
@@ -138,7 +138,7 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _numbers(text: str) -> tuple[float, ...] | None:
+def _as_numbers(text: str) -> tuple[float, ...] | None:
     if not (text.startswith("[") and text.endswith("]")):
         return None
     numbers = [_number(part) for part in text[1:-1].split(",")]
@@ -153,11 +153,11 @@ _READERS: Mapping[Any, Callable[[str], Any]] = {
     int: _whole,
     float: _number,
     bool: _flag,
-    tuple: _numbers,
+    tuple: _as_numbers,
     str: lambda text: text or None,
     Infill: lambda text: text or None,
 }
-_WORDS: Mapping[Any, str] = {
+_TYPE_WORDS: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -177,7 +177,7 @@ def knobs_of(constructor: Callable[..., Any]) -> dict[str, Knob]:
 
 
 def _knob(parameter: Parameter) -> Knob:
-    members, notes = _flat(parameter.annotation)
+    members, notes = _flattened(parameter.annotation)
     optional = NoneType in members
     table = next((note.table for note in notes if isinstance(note, OneOf)), None)
     between = next((note for note in notes if isinstance(note, Between)), None)
@@ -187,14 +187,14 @@ def _knob(parameter: Parameter) -> Knob:
     return Knob(parameter.name, kinds, parameter.default, optional, between, table)
 
 
-def _flat(annotation: Any) -> tuple[list[Any], list[Any]]:
+def _flattened(annotation: Any) -> tuple[list[Any], list[Any]]:
     """Return the members of a union and the notes that are attached to it or to them."""
     if get_origin(annotation) is Annotated:
         inner, *notes = get_args(annotation)
-        members, more = _flat(inner)
+        members, more = _flattened(inner)
         return members, [*notes, *more]
     if get_origin(annotation) in (Union, UnionType):
-        parts = [_flat(part) for part in get_args(annotation)]
+        parts = [_flattened(part) for part in get_args(annotation)]
         return [member for members, _ in parts for member in members], [note for _, notes in parts for note in notes]
     return [tuple if get_origin(annotation) is Sequence else annotation], []
 

@@ -10,9 +10,9 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest, check_limit
 from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces
-from salmask.explain.knobs import Batch, Share
+from salmask.explain.knobs import BatchSize, Share
 from salmask.masker import Masker
-from salmask.types import Features, Images, Targets
+from salmask.types import Features, Images, Targets, size_of
 
 __all__ = ["Learned"]
 
@@ -38,7 +38,7 @@ class Learned(Explainer):
         *,
         area: Share | None = None,
         top: Share | None = None,
-        max_batch: Batch = 64,
+        max_batch: BatchSize = 64,
     ) -> None:
         check_limit(max_batch)
         if masker.area_condition != (area is not None):
@@ -88,7 +88,7 @@ class Learned(Explainer):
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         logits, maps = classifier.features(images) if self.reader is None else self._read(classifier, images)
         chosen = check_targets(targets, logits)
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         told = {"areas": self._areas(images), "targets": self._classes(chosen)}
         if self.top is None:
             masks = self.masker(maps, size, **told)

@@ -22,10 +22,10 @@ from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
 from salmask.classifier.network import Classifier
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import backdrop, by_pieces
-from salmask.explain.knobs import Batch, Between, Cells, Count, OneOf, Seed
+from salmask.explain.knobs import BatchSize, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
 from salmask.terms import SCORES, ClassScore, probability
-from salmask.types import Images, Infill, Masks, Targets
+from salmask.types import Images, Infill, Masks, Targets, size_of
 
 __all__ = ["Occlusion", "Rise"]
 
@@ -46,7 +46,7 @@ class Rise(Explainer):
     score: Annotated[ClassScore, OneOf(SCORES)] = probability
     infill: Infill | None = None
     seed: Seed = 0
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __post_init__(self) -> None:
         if self.masks < 1 or self.cells < 1 or not 0 < self.chance < 1:
@@ -68,7 +68,7 @@ class Rise(Explainer):
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
         infill = backdrop(self.infill, classifier, images, seed=self.seed)
-        drawn = RandomMasks.draw(self, (images.shape[-2], images.shape[-1]), images.device)
+        drawn = RandomMasks.draw(self, size_of(images), images.device)
 
         def credit(rows: slice) -> Tensor:
             masks = drawn.build(rows).to(images.dtype)
@@ -129,7 +129,7 @@ class Occlusion(Explainer):
     stride: Cells = 16
     score: Annotated[ClassScore, OneOf(SCORES)] = probability
     infill: Infill | None = None
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.window:
@@ -151,7 +151,7 @@ class Occlusion(Explainer):
         chosen = check_targets(targets, logits)
         own = self.score(logits, chosen)
         infill = backdrop(self.infill, classifier, images)
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         rows, columns = (self._windows(side, min(size)).to(images) for side in size)
         count = len(rows) * len(columns)
 

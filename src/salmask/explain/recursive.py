@@ -23,7 +23,7 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces, check_gradients, check_reached
-from salmask.explain.knobs import Batch, Between, OneOf
+from salmask.explain.knobs import BatchSize, Between, OneOf
 from salmask.terms import logit
 from salmask.types import Images, Targets, Values
 
@@ -82,7 +82,7 @@ def recursive_mask(
         masks = [torch.ones_like(images if per_channel else images[:, :1])]
         for _ in range(steps):
             found = attribution(classifier, masked_by(classifier, images, masks[-1]), targets).detach()
-            masks.append(masks[-1] * _minmax(found if per_channel else found.sum(1, keepdim=True)))
+            masks.append(masks[-1] * _stretched(found if per_channel else found.sum(1, keepdim=True)))
     return masks
 
 
@@ -96,7 +96,7 @@ class AttributionMask(Explainer):
     steps: Annotated[int, Between(1, 10_000)] = 3
     attribution: Annotated[Attribution, OneOf(ATTRIBUTIONS)] = gxsi
     per_channel: bool = True
-    max_batch: Batch = 32
+    max_batch: BatchSize = 32
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: T forward and backward passes, and one for the logits."""
@@ -189,5 +189,5 @@ def _slope(classifier: Classifier, images: Images, targets: Targets) -> Tensor:
     return slopes * classifier.std
 
 
-def _minmax(values: ColourMasks) -> ColourMasks:
+def _stretched(values: ColourMasks) -> ColourMasks:
     return normalise(values.flatten(0, 1)[:, None], "minmax").view_as(values)

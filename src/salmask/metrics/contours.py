@@ -39,7 +39,7 @@ MESSY = 210
 RADII = (1, 2, 4, 8, 16)
 """Of the rings that tell small peaks and holes apart from the rest."""
 
-Found = list[tuple[int, int, int, int, int]]
+Overlap = list[tuple[int, int, int, int, int]]
 """x, y, width, height, and how far the rectangle reaches beyond these: 0, or 1 around a hole."""
 Picture = UInt8[np.ndarray, "height width"]
 Levels = Int[np.ndarray, " levels"]
@@ -56,21 +56,21 @@ class Picker(NamedTuple):
     a block, and one without what is too small.
     """
 
-    function: Callable[[Picture, Contours, int, float], Found]
+    function: Callable[[Picture, Contours, int, float], Overlap]
     every: bool
 
 
 # --- contours of one picture ---------------------------------------------------------------------------------------
 
 
-def _all(picture: Picture, linked: Contours, block: int, smallest: float) -> Found:
+def _all(picture: Picture, linked: Contours, block: int, smallest: float) -> Overlap:
     """Return the rectangles of all contours, those of holes too, whose inclusive box may reach `smallest`.
 
     Run linking names both ends of every run of a row: for a component on its own rows, for a *hole* on the hole's
     rows and the columns beside it. Holes run the other way round; one of a single row has no area, but
     starts at its right end.
     """
-    found: Found = []
+    found: Overlap = []
     least = 2 * (smallest / (picture.shape[1] * block + 3) - 3) / block  # two points a row
     for contour in linked:
         if len(contour) < least:
@@ -86,7 +86,7 @@ def _all(picture: Picture, linked: Contours, block: int, smallest: float) -> Fou
     return found
 
 
-def _largest(picture: Picture, linked: Contours, block: int, smallest: float) -> Found:
+def _largest(picture: Picture, linked: Contours, block: int, smallest: float) -> Overlap:
     """Return the rectangle of the contour whose polygon has the largest area; the first of equals.
 
     Holes and what lies in them are inside an outer contour, so only those need be compared.
@@ -120,7 +120,7 @@ def best_overlap(
     runs, singles = runs_and_singles(small) if len(levels) > FEW else (np.zeros(256, int), np.zeros(256, bool))
     single = kept & singles[levels]
     boxes, owners = (whole[single] * block).tolist(), np.flatnonzero(single).tolist()
-    smallest = floor * _area(truth).min()
+    smallest = floor * _polygon_area(truth).min()
     traced = np.flatnonzero(kept & ~single)
     if pick.every and runs[levels[traced]].sum() > MESSY * len(small):
         small = without_small(small, int((math.sqrt(smallest) - 3) / block))
@@ -232,16 +232,16 @@ def _meet(boxes: Corners, truth: Truths) -> Float[np.ndarray, "boxes truths"]:
     return sides[..., 0] * sides[..., 1]
 
 
-def _area(boxes: Corners) -> Float[np.ndarray, " boxes"]:
+def _polygon_area(boxes: Corners) -> Float[np.ndarray, " boxes"]:
     return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
 
 
 def overlap(boxes: Corners, truth: Truths) -> Float[np.ndarray, "boxes truths"]:
     """Return the IoU of every box with every true box, both inclusive."""
     meet = _meet(boxes, truth)
-    return meet / (_area(boxes)[:, None] + _area(truth)[None] - meet)
+    return meet / (_polygon_area(boxes)[:, None] + _polygon_area(truth)[None] - meet)
 
 
 def _bound(boxes: Corners, truth: Truths) -> Float[np.ndarray, " boxes"]:
     """Return what no part of a box can exceed: IoU(part, g) <= |box & g| / |g|, for the best g."""
-    return (_meet(boxes, truth) / _area(truth)[None]).max(1)
+    return (_meet(boxes, truth) / _polygon_area(truth)[None]).max(1)

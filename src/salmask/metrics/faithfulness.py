@@ -156,12 +156,12 @@ def sensitivity_n(
     for index, sets in enumerate(chosen):
         here = slice(index, index + 1)
         holes = F.interpolate(sets[:, None].float(), case.size, mode="nearest-exact").to(images)
-        drops.append(p[here] - _without(case, here, holes, fill, score, images_per_pass))
+        drops.append(p[here] - _with_holes(case, here, holes, fill, score, images_per_pass))
         sums.append((holes.double() * case.masks[here].to(holes).double()).sum((1, 2, 3)))
     return _correlation(torch.stack(sums), torch.stack(drops)).to(case.masks.device)
 
 
-def _without(case: Case, here: slice, holes: Tensor, fill: Fill, score: ClassScore, images_per_pass: int) -> Values:
+def _with_holes(case: Case, here: slice, holes: Tensor, fill: Fill, score: ClassScore, images_per_pass: int) -> Values:
     """Return the score of one image with each of several sets of pixels hidden."""
     classifier, images, targets = case.played()
     made = colours(case, fill)
@@ -197,7 +197,7 @@ def _correlation(
 
 Direction = Literal["up", "down", "none"]
 _NEEDS = frozenset({"images", "classifier"})
-_OPTI = "Zhang et al. 2024 (Opti-CAM)"
+_OPTI_CAM = "Zhang et al. 2024 (Opti-CAM)"
 _STREAM = "Torres et al. 2024 (CA-Stream)"
 _LMAC = "Paissan et al. 2024 (L-MAC)"
 _ORIGIN = "Chattopadhay et al. 2018"
@@ -208,7 +208,7 @@ _CHEFER = "Chefer, Gur & Wolf 2021"
 LABEL, PREDICTED = "given (source: the label)", "given (source: the predicted class)"
 
 
-def _played(
+def _of_pictures(
     name: str,
     function: Callable[..., Values],
     direction: Direction,
@@ -235,12 +235,12 @@ def _drops() -> list[Metric]:
     floor = {"epsilon": EPSILON}
     for protocol, source, fill, explained in (
         ("", _ORIGIN, MEAN, "given"),
-        (":opti_cam", _OPTI, BLACK, LABEL),
+        (":opti_cam", _OPTI_CAM, BLACK, LABEL),
         (":ca_stream", _STREAM, BLACK, LABEL),
         (":lmac", _LMAC, BLACK, PREDICTED),
     ):
-        make = partial(_played, fill=fill, explained=explained)
-        gain = source if protocol else _OPTI
+        make = partial(_of_pictures, fill=fill, explained=explained)
+        gain = source if protocol else _OPTI_CAM
         found += [
             make(f"average_drop{protocol}", average_drop, "down", source, settings=floor),
             make(f"average_increase{protocol}", average_increase, "up", source),
@@ -249,7 +249,7 @@ def _drops() -> list[Metric]:
     return found
 
 
-def _curves() -> list[Metric]:
+def _insertion_deletion() -> list[Metric]:
     """Return insertion and deletion, plain and as each source plays them."""
     found = []
     plain = Curve(insert=True)
@@ -259,7 +259,7 @@ def _curves() -> list[Metric]:
     for protocol, source, insertion, hole in (
         ("", _RISE, plain, MEAN),
         (":rise", _RISE, rise, MEAN),
-        (":opti_cam", _OPTI, opti, BLACK),
+        (":opti_cam", _OPTI_CAM, opti, BLACK),
         (":ca_stream", _STREAM, stream, MEAN),
     ):
         deletion = replace(insertion, insert=False, fill=hole)
@@ -294,20 +294,20 @@ def _perturbations() -> list[Metric]:
 
 
 def _others() -> list[Metric]:
-    lmac = partial(_played, source=_LMAC, fill=BLACK, explained=PREDICTED)
+    lmac = partial(_of_pictures, source=_LMAC, fill=BLACK, explained=PREDICTED)
     same = "top-1 of the kept picture is that of the whole"
     subsets = {"share": 0.1, "cells": 16, "subsets": 32}
     return [
-        _played("fidelity_in", fidelity_in, "up", _LMAC, score=same, explained="none"),
+        _of_pictures("fidelity_in", fidelity_in, "up", _LMAC, score=same, explained="none"),
         lmac("fidelity_in:lmac", fidelity_in, "up", score=same, explained="none"),
-        _played("faithfulness", faithfulness, "up", _LMAC, low=-1),
+        _of_pictures("faithfulness", faithfulness, "up", _LMAC, low=-1),
         lmac("faithfulness:lmac", faithfulness, "up", low=-1),
-        _played("sensitivity_n", sensitivity_n, "up", "Ancona et al. 2018", low=-1, settings=subsets),
+        _of_pictures("sensitivity_n", sensitivity_n, "up", "Ancona et al. 2018", low=-1, settings=subsets),
         _curve("aopc", Aopc(), "up", "Samek et al. 2017", low=-1),
     ]
 
 
 FAITHFULNESS: dict[str, Metric] = {
-    metric.name: metric for metric in (*_drops(), *_curves(), *_perturbations(), *_others())
+    metric.name: metric for metric in (*_drops(), *_insertion_deletion(), *_perturbations(), *_others())
 } | CONCENTRATION
 """Metrics by name; "name:source" is the protocol of that source, the plain name is the library's own."""

@@ -31,7 +31,7 @@ from salmask.boxes import (
     sums_inside,
 )
 from salmask.metrics.case import Case, Metric
-from salmask.types import IGNORED, Boxes, Images, Masks, Targets, Values
+from salmask.types import IGNORED, Boxes, Images, Masks, Targets, Values, size_of
 
 __all__ = [
     "LOCALIZATION",
@@ -137,7 +137,7 @@ def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: A
 def saliency_terms_of_boxes(images: Images, truth: BoxSets, targets: Targets, classifier: Any) -> SaliencyTerms:
     """Return the terms of the ground truth itself: boxes clipped to the image, terms averaged over its boxes."""
     boxes, owner = stack(truth)
-    clipped = clip(boxes, (images.shape[-2], images.shape[-1]))
+    clipped = clip(boxes, size_of(images))
     terms = saliency_terms(images[owner.to(images.device)], clipped, targets.cpu()[owner], classifier)
     mean = [_reduce(term.cpu(), owner, len(truth), "mean") for term in (terms.area, terms.logprob, terms.right)]
     return SaliencyTerms(*mean)
@@ -183,13 +183,13 @@ def _near(inside: np.ndarray, tolerance: float) -> np.ndarray:
 # --- what a case shares --------------------------------------------------------------------------------------------
 
 
-def _boxes(case: Case, rule: BoxRule, legacy: bool) -> Boxes:
+def _boxes_of_maps(case: Case, rule: BoxRule, legacy: bool) -> Boxes:
     known: BoxRule = partial(above_mean, mass=case.looked.mass) if rule is above_mean else rule
     return case.once(("mask_boxes", rule, legacy), lambda: mask_boxes(case.masks, rule=known, legacy_box=legacy))
 
 
 def _overlap(case: Case, rule: BoxRule, legacy: bool) -> Values:
-    return case.once(("best_iou", rule, legacy), lambda: best_iou(_boxes(case, rule, legacy), case.boxes or ()))
+    return case.once(("best_iou", rule, legacy), lambda: best_iou(_boxes_of_maps(case, rule, legacy), case.boxes or ()))
 
 
 def _correct(case: Case) -> Tensor:
@@ -210,7 +210,7 @@ def _f1_of_union(case: Case) -> Values:
     inside = (case.masks * counts).sum((1, 2, 3))
     precision = inside / (case.masks.sum((1, 2, 3)) + EPS)
     recall = inside / counts.sum((1, 2, 3)).clamp_min(1)
-    return _known(2 * precision * recall / (precision + recall + EPS), case)
+    return _where_known(2 * precision * recall / (precision + recall + EPS), case)
 
 
 def _f1_of_pixels(case: Case) -> Values:
@@ -218,7 +218,7 @@ def _f1_of_pixels(case: Case) -> Values:
     inside = (case.masks * (counts == 1)).sum((1, 2, 3))
     precision = inside / ((case.masks * (counts != IGNORED)).sum((1, 2, 3)) + EPS)
     recall = inside / (counts == 1).sum((1, 2, 3)).clamp_min(1)
-    return _known(2 * precision * recall / (precision + recall + EPS), case, "pixels")
+    return _where_known(2 * precision * recall / (precision + recall + EPS), case, "pixels")
 
 
 def _hit(case: Case, rule: BoxRule, legacy: bool) -> Values:
@@ -240,7 +240,7 @@ def _om(rule: BoxRule = above_mean, legacy: bool = False) -> Callable[[Case], Va
 def _sm(read: Callable[[SaliencyTerms], Values], legacy: bool = False) -> Callable[[Case], Values]:
     def terms(case: Case) -> SaliencyTerms:
         assert case.images is not None  # by Metric.needs
-        boxes = _boxes(case, above_mean, legacy)
+        boxes = _boxes_of_maps(case, above_mean, legacy)
         return saliency_terms(case.images, boxes, case.targets, case.classifier)
 
     return lambda case: read(case.once(("sm", legacy), lambda: terms(case)))
@@ -259,7 +259,7 @@ def _pixels(case: Case) -> Tensor:
     return case.once("pixels", lambda: torch.stack(pixels)[:, None].to(case.masks.device))
 
 
-def _known(values: Values, case: Case, truth: str = "boxes") -> Values:
+def _where_known(values: Values, case: Case, truth: str = "boxes") -> Values:
     """Put NaN where the image has no ground truth: no box, no pixel mask, or one without an object."""
     if truth == "boxes":
         known = [len(boxes) > 0 for boxes in case.boxes or ()]
@@ -280,7 +280,7 @@ _SOFT = {"mask": "soft", "eps": EPS}
 _SM = {"crop": "bicubic, unclamped", "smallest_area": SMALLEST, "class": "targets", "score": "log softmax"}
 
 
-def _metric(
+def _localization(
     name: str,
     function: Callable[[Case], Tensor],
     protocol: Mapping[str, object],
@@ -302,7 +302,7 @@ def _saliency_metrics() -> list[Metric]:
     }
     source = "Dabkowski & Gal 2017"
     return [
-        _metric(name + suffix, _sm(read, legacy), box | _SM, reading, "images classifier", source)
+        _localization(name + suffix, _sm(read, legacy), box | _SM, reading, "images classifier", source)
         for name, (read, reading) in parts.items()
         for suffix, legacy, box in (("", False, _BOX), (":as_released", True, _SHORT))
     ]
@@ -313,10 +313,10 @@ def _box_metrics() -> list[Metric]:
     matched = _BOX | {"box_rule": "area_matched"}
     soft_iou = {"value": "1 - max IoU"}
     return [
-        _metric("le", _le(), _BOX | _HIT, down, "boxes"),
-        _metric("le:as_released", _le(legacy=True), _SHORT | _HIT, down, "boxes"),
-        _metric("le:casm", _le(area_matched), matched | _HIT, down, "boxes", "Zolna et al. 2018"),
-        _metric(
+        _localization("le", _le(), _BOX | _HIT, down, "boxes"),
+        _localization("le:as_released", _le(legacy=True), _SHORT | _HIT, down, "boxes"),
+        _localization("le:casm", _le(area_matched), matched | _HIT, down, "boxes", "Zolna et al. 2018"),
+        _localization(
             "le:opti_cam",
             lambda c: 1 - _overlap(c, above_mean, False).to(c.masks),
             _BOX | soft_iou,
@@ -324,10 +324,12 @@ def _box_metrics() -> list[Metric]:
             "boxes",
             _OPTI,
         ),
-        _metric("om", _om(), _BOX | _HIT | _RIGHT, down, "boxes correct"),
-        _metric("om:as_released", _om(legacy=True), _SHORT | _HIT | _RIGHT, down, "boxes correct"),
-        _metric("om:casm", _om(area_matched), matched | _HIT | _RIGHT, down, "boxes correct", "Zolna et al. 2018"),
-        _metric(
+        _localization("om", _om(), _BOX | _HIT | _RIGHT, down, "boxes correct"),
+        _localization("om:as_released", _om(legacy=True), _SHORT | _HIT | _RIGHT, down, "boxes correct"),
+        _localization(
+            "om:casm", _om(area_matched), matched | _HIT | _RIGHT, down, "boxes correct", "Zolna et al. 2018"
+        ),
+        _localization(
             "om:opti_cam",
             lambda c: 1 - _overlap(c, above_mean, False).to(c.masks) * _correct(c),
             _BOX | soft_iou | _RIGHT,
@@ -335,10 +337,10 @@ def _box_metrics() -> list[Metric]:
             "boxes correct",
             _OPTI,
         ),
-        _metric("f1", _f1("amax"), _SOFT | {"boxes": "best"}, up, "boxes"),
-        _metric("f1_mean", _f1("mean"), _SOFT | {"boxes": "mean"}, up, "boxes"),
-        _metric("f1:opti_cam", _f1_of_union, _SOFT | {"boxes": "union"}, up, "boxes", _OPTI),
-        _metric("f1:pixels", _f1_of_pixels, _SOFT | {"truth": "pixels"}, up, "pixels"),
+        _localization("f1", _f1("amax"), _SOFT | {"boxes": "best"}, up, "boxes"),
+        _localization("f1_mean", _f1("mean"), _SOFT | {"boxes": "mean"}, up, "boxes"),
+        _localization("f1:opti_cam", _f1_of_union, _SOFT | {"boxes": "union"}, up, "boxes", _OPTI),
+        _localization("f1:pixels", _f1_of_pixels, _SOFT | {"truth": "pixels"}, up, "pixels"),
     ]
 
 
@@ -347,15 +349,17 @@ def _game_metrics() -> list[Metric]:
 
     def point(truth: str, tolerance: float | int, ties: str) -> Callable[[Case], Values]:
         read = {"boxes": _union, "pixels": _pixels}[truth]
-        return lambda c: _known(pointing_game(c.masks, read(c), tolerance=tolerance, ties=ties), c, truth)
+        return lambda c: _where_known(pointing_game(c.masks, read(c), tolerance=tolerance, ties=ties), c, truth)
 
     zhang, wang = "Zhang et al. 2016 (pointing game)", "Wang et al. 2020 (Score-CAM)"
     game = {"tolerance": 15, "ties": "mean", "truth": "union of boxes"}
     return [
-        _metric("pointing_game", point("boxes", 15, "mean"), game, up, "boxes", zhang),
-        _metric("pointing_game:first", point("boxes", 15, "first"), game | {"ties": "first"}, up, "boxes", zhang),
-        _metric("pointing_game:pixels", point("pixels", 15, "mean"), game | {"truth": "pixels"}, up, "pixels", zhang),
-        _metric(
+        _localization("pointing_game", point("boxes", 15, "mean"), game, up, "boxes", zhang),
+        _localization("pointing_game:first", point("boxes", 15, "first"), game | {"ties": "first"}, up, "boxes", zhang),
+        _localization(
+            "pointing_game:pixels", point("pixels", 15, "mean"), game | {"truth": "pixels"}, up, "pixels", zhang
+        ),
+        _localization(
             "pointing_game:quantus",
             point("pixels", 0, "any"),
             {"tolerance": 0, "ties": "any", "truth": "pixels"},
@@ -363,17 +367,17 @@ def _game_metrics() -> list[Metric]:
             "pixels",
             "Quantus 0.6, PointingGame",
         ),
-        _metric(
+        _localization(
             "energy_inside",
-            lambda c: _known(energy_inside(c.masks, _union(c)), c),
+            lambda c: _where_known(energy_inside(c.masks, _union(c)), c),
             {"truth": "union of boxes", "mask": "soft"},
             up,
             "boxes",
             wang,
         ),
-        _metric(
+        _localization(
             "energy_inside:pixels",
-            lambda c: _known(energy_inside(c.masks, _pixels(c)), c, "pixels"),
+            lambda c: _where_known(energy_inside(c.masks, _pixels(c)), c, "pixels"),
             {"truth": "pixels", "mask": "soft"},
             up,
             "pixels",

@@ -74,18 +74,18 @@ def mask_std(moments: np.ndarray) -> float:
     return float(np.sqrt(max(0, squares * count - total * total) / (count * (count - 1)))) / STEPS
 
 
-_SOURCE = "Phang et al. 2020, spec 4.5"
+_PHANG_MAPS = "Phang et al. 2020, spec 4.5"
 MAPS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("mask_mean", lambda case: mask_mean(case.masks), {}, "none", (0, 1), _SOURCE),
+        Metric("mask_mean", lambda case: mask_mean(case.masks), {}, "none", (0, 1), _PHANG_MAPS),
         Metric(
             "mask_binarized",
             lambda case: mask_binarized(case.masks),
             {"rule": "above_mean"},
             "none",
             (0, 1),
-            _SOURCE,
+            _PHANG_MAPS,
         ),
         Metric(
             "mask_entropy",
@@ -93,16 +93,16 @@ MAPS: dict[str, Metric] = {
             {"unit": "bit"},
             "none",
             (0, 0.531),
-            _SOURCE,
+            _PHANG_MAPS,
         ),
-        Metric("mask_tv", lambda case: mask_tv(case.masks), {"norm": "squared"}, "none", (0, 2), _SOURCE),
+        Metric("mask_tv", lambda case: mask_tv(case.masks), {"norm": "squared"}, "none", (0, 2), _PHANG_MAPS),
         Metric(
             "mask_std",
             lambda case: area_moments(case.masks),
             {"over": "images", "unbiased": True},
             "none",
             (0, 0.71),
-            _SOURCE,
+            _PHANG_MAPS,
             compute=mask_std,
         ),
     )

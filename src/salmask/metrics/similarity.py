@@ -32,7 +32,7 @@ __all__ = [
     "ssim",
 ]
 
-CELL = 16
+HOG_CELL = 16
 """Side of the cells in which gradients are counted, in pixels, as published."""
 Maps = Float[Tensor, "batch 1 height width"]
 Similarity = Callable[[Maps, Maps], Values]
@@ -56,7 +56,7 @@ def spearman_absolute(first: Maps, second: Maps) -> Values:
     return spearman(first.abs(), second.abs())
 
 
-def hog_correlation(first: Maps, second: Maps, *, cell: int = CELL) -> Values:
+def hog_correlation(first: Maps, second: Maps, *, cell: int = HOG_CELL) -> Values:
     """Return Pearson's correlation of the histograms of oriented gradients; in [-1, 1].
 
     9 orientations, blocks of 3 x 3 cells of cell x cell pixels, as published. ValueError for maps below 3 cells.
@@ -130,7 +130,7 @@ def similarities_for(side: int, span: tuple[float, float] = (0.0, 1.0)) -> Mappi
     [0, 1], beside which small gradients vanish, so that any two maps of them look alike. abs(0.5 - m) means nothing
     for such maps and is left out; ranks need no scale.
     """
-    hog_of = partial(hog_correlation, cell=max(1, min(CELL, side // 3)))
+    hog_of = partial(hog_correlation, cell=max(1, min(HOG_CELL, side // 3)))
     if span[0] >= 0 and span[1] <= 1:
         return MappingProxyType({**SIMILARITIES, "hog": hog_of})
     scaled = {"hog": _on_unit(hog_of), "ssim": _on_unit(partial(ssim, data_range=1.0))}

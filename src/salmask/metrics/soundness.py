@@ -143,7 +143,7 @@ def certificates(
     Raises ValueError for maps that do not fit, are not finite or not in [0, 1], and for unknown labels.
     """
     chosen = _labels(classifier, labels)
-    _check(images, maps, len(chosen), budgets)
+    _check_maps(images, maps, len(chosen), budgets)
     device = classifier.device
     images, maps, chosen = images.to(device), maps.to(device), chosen.to(device)
 
@@ -173,7 +173,7 @@ def certificates(
     return Certificates(chosen, area, whole, bounds.completeness(area, whole), bounds.soundness(area, whole))
 
 
-def _check(images: Tensor, maps: Tensor, labels: int, budgets: int) -> None:
+def _check_maps(images: Tensor, maps: Tensor, labels: int, budgets: int) -> None:
     expected = (len(images), labels, *images.shape[-2:])
     if maps.shape != expected:
         raise ValueError(f"expected one map per image and label, {expected}, got {tuple(maps.shape)}")
@@ -214,11 +214,11 @@ def soundness(case: Case, *, bounds: Bounds = SCRIPT, budgets: int = BUDGETS) ->
     return bounds.soundness(*_area_of(case, budgets)).to(case.masks.device)
 
 
-def _area(case: Case) -> Values:
+def _area_kept(case: Case) -> Values:
     return _area_of(case, BUDGETS)[0].to(case.masks.device)
 
 
-def _metric(name: str, function: Callable[[Case], Values], low: float, **settings: float) -> Metric:
+def _certificate(name: str, function: Callable[[Case], Values], low: float, **settings: float) -> Metric:
     protocol: dict[str, object] = {
         "budgets": f"k/{BUDGETS}, k = 1 ... {BUDGETS}, most salient kept",
         "fill": MEAN.name,
@@ -235,13 +235,13 @@ def _metric(name: str, function: Callable[[Case], Values], low: float, **setting
 def _pair(suffix: str, bounds: Bounds) -> list[Metric]:
     values = {"eps": bounds.eps, "beta": bounds.beta, "alpha": bounds.alpha}
     return [
-        _metric(f"completeness{suffix}", lambda case: completeness(case, bounds=bounds), bounds.eps, **values),
-        _metric(f"soundness{suffix}", lambda case: soundness(case, bounds=bounds), bounds.beta, **values),
+        _certificate(f"completeness{suffix}", lambda case: completeness(case, bounds=bounds), bounds.eps, **values),
+        _certificate(f"soundness{suffix}", lambda case: soundness(case, bounds=bounds), bounds.beta, **values),
     ]
 
 
 SOUNDNESS: dict[str, Metric] = {
     metric.name: metric
-    for metric in (*_pair("", SCRIPT), *_pair(":function", FUNCTION), _metric("area_kept", _area, 0))
+    for metric in (*_pair("", SCRIPT), *_pair(":function", FUNCTION), _certificate("area_kept", _area_kept, 0))
 }
 """Completeness and soundness of the explained class alone, with the script's and the functions' constants."""

@@ -29,7 +29,7 @@ from salmask.data.sight import Sight
 from salmask.data.streams import Bar, spread
 from salmask.files import replace_file
 from salmask.masking import IMAGENET_MEAN, Blur, MeanColour, keep
-from salmask.types import Images, Masks
+from salmask.types import Images, Masks, size_of
 
 __all__ = [
     "Inpainter",
@@ -182,7 +182,7 @@ def fit_inpainter(
     stream = iter(batches)
     for step in progress(range(steps)):
         images = next(stream).to(device)
-        holes = random_holes(len(images), (images.shape[-2], images.shape[-1]), generator).to(device)
+        holes = random_holes(len(images), size_of(images), generator).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
             filled = inpainter.restore(images, holes)
         loss = inpainting_loss(filled, images, holes)

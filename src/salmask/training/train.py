@@ -45,7 +45,7 @@ from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
 from salmask.training.resume import described_infill
 from salmask.training.settings import Settings
-from salmask.types import Infill
+from salmask.types import Infill, size_of
 
 __all__ = ["LOG", "Batches", "train"]
 
@@ -216,7 +216,7 @@ class _Run:
         self, opponent: Classifier, images: Tensor, targets: Tensor, maps: Sequence[Tensor], clean: Tensor
     ) -> tuple[Tensor, Outcome]:
         """Return the masks on the masker's grid, and what the opponent says of both pictures."""
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         areas = self._draw_areas(len(images)) if self.masker.area_condition else None
         classes = targets if self.masker.classes else None
         small = self.masker.small(maps, size, areas=areas, targets=classes).float()

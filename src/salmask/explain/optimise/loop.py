@@ -29,7 +29,7 @@ from salmask.explain.optimise.schedule import Schedule, View
 from salmask.masking import MeanColour, Prepared, prepare
 from salmask.objective import Objective
 from salmask.outcome import Outcome, play
-from salmask.types import Images, Infill, Logits, Masks, Targets, Values
+from salmask.types import Images, Infill, Logits, Masks, Targets, Values, size_of
 
 __all__ = ["Optimised", "Solution", "mean_probability"]
 
@@ -169,7 +169,7 @@ class Optimised(Explainer):
         stage = _Stage.build(scene, backdrop, begun.fixed, items)
         parameters, steps, history = self._descend(twin, stage, begun.parameters)
         with torch.no_grad():
-            size = (images.shape[-2], images.shape[-1])
+            size = size_of(images)
             masks = self.parametrisation.final(parameters, begun.fixed, size=size)
         masks = masks.view(len(images), copies, *masks.shape[1:]).mean(1).clamp(0, 1)  # of rounding's overshoot
         runs = float(steps.sum()) / items * self._pictures
@@ -211,7 +211,7 @@ class Optimised(Explainer):
         self, classifier: Classifier, rows: _Stage, parameters: Tensor, step: int, generator: Generator
     ) -> Values:
         """Return what each item has to pay at this step."""
-        size = (rows.images.shape[-2], rows.images.shape[-1])
+        size = size_of(rows.images)
         drawn = self.parametrisation.draw(parameters, rows.fixed, size=size, draws=self.draws, generator=generator)
         outcome = self._show(classifier, rows, drawn, step, generator)
         values = self.objective(outcome).total.view(-1, len(parameters)).mean(0)

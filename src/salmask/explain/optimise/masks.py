@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from salmask.explain.base import normalise
-from salmask.types import Features, Images, Masks, Targets
+from salmask.types import Features, Images, Masks, Size, Targets, size_of
 
 __all__ = [
     "CLAMPED",
@@ -43,7 +43,6 @@ __all__ = [
     "identity",
 ]
 
-Size = tuple[int, int]
 SmallMasks = Float[Tensor, "items 1 rows columns"]
 
 
@@ -165,7 +164,7 @@ class Grid(Parametrisation):
 
     def begin(self, scene: Scene) -> Begun:
         """Return one grid an image."""
-        size = (scene.images.shape[-2], scene.images.shape[-1])
+        size = size_of(scene.images)
         shape = grid_shape(size, self.cells, self.stride)
         if scene.start is None:
             cells = scene.images.new_full((len(scene.images), 1, *shape), self.start)
@@ -194,16 +193,16 @@ def grid_shape(size: Size, cells: int | None, stride: int) -> Size:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
-def _range(maps: Tensor) -> Tensor:
+def _by_range(maps: Tensor) -> Tensor:
     return normalise(maps, "minmax")
 
 
-def _max(maps: Tensor) -> Tensor:
+def _by_maximum(maps: Tensor) -> Tensor:
     return normalise(maps, "max")
 
 
 MAP_NORMALISERS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"range": _range, "max": _max, "sigmoid": torch.sigmoid}
+    {"range": _by_range, "max": _by_maximum, "sigmoid": torch.sigmoid}
 )
 """Opti-CAM's ways n() of putting a weighted sum of maps on [0, 1]; a constant map gives zeros, not NaN."""
 
@@ -218,7 +217,7 @@ class MapWeights(Parametrisation):
     """
 
     layer: int | str = -1
-    normaliser: Callable[[Tensor], Tensor] = _range
+    normaliser: Callable[[Tensor], Tensor] = _by_range
     rectify: Callable[[Tensor], Tensor] = F.relu
     activation: Callable[[Tensor], Tensor] = identity
     start: float = 0.5

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.explain.base import Explainer, Explanation, Passes, explainer_of
-from salmask.explain.knobs import AMOUNT, Batch, Between, Cells, Count, OneOf, Rate, Score, Seed
+from salmask.explain.knobs import AMOUNT, BatchSize, Between, Cells, Count, OneOf, Rate, Score, Seed
 from salmask.explain.optimise.extremal import FixedArea
 from salmask.explain.optimise.loop import Optimised, mean_probability
 from salmask.explain.optimise.masks import (
@@ -75,7 +75,7 @@ _BLACK = MeanColour((0.0,))
 _BLUR_10, _BLUR_20, _PYRAMID = Blur(10.0), Blur(20.0), BlurPyramid(20.0)
 
 
-def _chosen(table: Mapping[str, _Value], name: str | _Value, what: str) -> _Value:
+def _looked_up(table: Mapping[str, _Value], name: str | _Value, what: str) -> _Value:
     """Look a value up by name; a value that is not a name passes."""
     if not isinstance(name, str):
         return name
@@ -127,7 +127,7 @@ def opticam(
     iterations: Count = 100,
     lr: Rate = 0.1,
     tolerance: Annotated[float, AMOUNT] = 1e-10,
-    max_batch: Batch = 32,
+    max_batch: BatchSize = 32,
 ) -> Optimised:
     """Return Opti-CAM: weights of feature maps that maximise the class score of the masked image.
 
@@ -140,11 +140,11 @@ def opticam(
     """
     maps = MapWeights(
         layer=layer,
-        normaliser=_chosen(MAP_NORMALISERS, normaliser, "normaliser"),
+        normaliser=_looked_up(MAP_NORMALISERS, normaliser, "normaliser"),
         rectify=rectify,
         activation=activation,
     )
-    game = _chosen(OPTI_CAM_OBJECTIVES, objective, "objective")(_chosen(SCORES, score, "score"))
+    game = _looked_up(OPTI_CAM_OBJECTIVES, objective, "objective")(_looked_up(SCORES, score, "score"))
     schedule = Schedule(iterations, Adam(lr), tolerance=tolerance)
     return Optimised(maps, game, infill, schedule, max_batch=max_batch)
 
@@ -164,7 +164,7 @@ def meaningful(
     iterations: Count = 300,
     lr: Rate = 0.1,
     seed: Seed = 0,
-    max_batch: Batch = 32,
+    max_batch: BatchSize = 32,
 ) -> Optimised:
     """Return Meaningful Perturbation: the smallest smooth region whose removal destroys the class.
 
@@ -174,7 +174,7 @@ def meaningful(
     """
     game = Objective(
         {
-            "removed": (1.0, score_removed(_chosen(SCORES, score, "score"))),
+            "removed": (1.0, score_removed(_looked_up(SCORES, score, "score"))),
             "sum": (l1, cells_sum),
             "roughness": (tv, roughness(power)),
         }
@@ -200,7 +200,7 @@ def bank_masks(
     iterations: Count = 2000,
     lr: Rate = 0.05,
     seed: Seed = 0,
-    max_batch: Batch = 160,
+    max_batch: BatchSize = 160,
 ) -> Optimised:
     """Return masks for a label over other images, sound for labels that are not there.
 
@@ -254,7 +254,7 @@ def fido(
     iterations: Count = 100,
     lr: Rate = 0.2,
     seed: Seed = 0,
-    max_batch: Batch = 32,
+    max_batch: BatchSize = 32,
 ) -> Optimised:
     """Return FIDO: the probability with which each cell belongs to the evidence, as relaxed coin flips.
 
@@ -266,7 +266,7 @@ def fido(
     stay grey and speckled here. The learning rate falls linearly to zero. Raises ValueError for unknown names.
     Source: Chang, Creager, Goldenberg & Duvenaud, Explaining Image Classifiers by Counterfactual Generation (2019).
     """
-    evidence = _chosen(FIDO_VARIANTS, variant, "variant")(_chosen(SCORES, score, "score"))
+    evidence = _looked_up(FIDO_VARIANTS, variant, "variant")(_looked_up(SCORES, score, "score"))
     return Optimised(
         Bernoulli(cells=cells, temperature=temperature),
         Objective(evidence | {"area": (price, area)}),
@@ -295,7 +295,7 @@ def extremal(
     iterations: Count = 800,
     lr: Rate = 0.01,
     seed: Seed = 0,
-    max_batch: Batch = 32,
+    max_batch: BatchSize = 32,
 ) -> Optimised:
     """Return extremal perturbations: the region of a given area that keeps or destroys the class best.
 
@@ -307,7 +307,7 @@ def extremal(
     800 / iterations. On the published strides 200 steps end with a mask that is not yet black outside.
     Source: Fong, Patrick & Vedaldi, Understanding Deep Networks via Extremal Perturbations (2019).
     """
-    evidence = _chosen(EXTREMAL_VARIANTS, variant, "variant")(_chosen(SCORES, score, "score"))
+    evidence = _looked_up(EXTREMAL_VARIANTS, variant, "variant")(_looked_up(SCORES, score, "score"))
     stride = min(_LONGEST_STRIDE, _PUBLISHED_STEPS / max(1, iterations))  # `Schedule` refuses a number below 1
     wanted = (areas,) if isinstance(areas, float | int) else tuple(areas)
     return Optimised(
@@ -356,7 +356,7 @@ def refined(
     iterations: Count = 30,
     lr: Rate = 0.1,
     best: bool = True,
-    max_batch: Batch = 32,
+    max_batch: BatchSize = 32,
 ) -> Refined:
     """Return an explainer that starts at another one's map and improves it with the training objective.
 
