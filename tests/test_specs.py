@@ -200,7 +200,8 @@ def test_a_run_json_that_was_changed_is_refused_by_its_field(run, change, words)
         ({"image_size": "64"}, "image_size: expected a whole number"),
         ({"mean": [0.5, "red", 0.5]}, r"mean\[1\]: expected a number"),
         ({"std": [0.5, 0.0, 0.5]}, r"std\[1\]: expected a number, 1e-09 to"),
-        ({"mean": [0.5]}, "expected a mean of 3 numbers"),
+        ({"options": {"outputs": "louder"}}, "options.outputs: expected 'auto' or"),
+        ({"options": {"grid": [10**9, 1]}}, r"options.grid\[0\]: expected a whole number"),
     ],
 )
 def test_metadata_of_weights_that_were_changed_are_refused_by_their_field(tmp_path, loaded, change, words) -> None:

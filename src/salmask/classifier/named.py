@@ -122,27 +122,41 @@ def named_network(
 
 
 def timm_network(
-    name: str, *, pretrained: bool, num_classes: int | None = None, checkpoint: str | Path | None = None
+    name: str,
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    checkpoint: str | Path | None = None,
+    channels: int | None = None,
 ) -> Named:
-    """Build a timm network in eval mode. Errors: ValueError for unknown names and weights that do not fit."""
+    """Build a timm network in eval mode. Errors: ValueError for unknown names and weights that do not fit.
+
+    channels: that it reads; None: as many as the weights of a file read, or three. Of others than three the
+    normalisation is not known.
+    """
     if not timm.is_model(name) and not name.startswith(_HUB):
         near = get_close_matches(name, timm.list_models(), 3)
         raise ValueError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
     weights = None if checkpoint is None else load_weights(checkpoint)
     if pretrained and weights is None and num_classes in (None, 1000):
         weights = packaged_weights(name)  # the hub's, to the bit
+    own: Any = timm.get_pretrained_cfg(name)
+    if weights is not None and checkpoint is not None and own is not None and channels is None:
+        first = weights.get(f"{own.first_conv}.weight")
+        channels = None if first is None or first.ndim != 4 else first.shape[1]
     if weights is not None and num_classes is None:
-        own: Any = timm.get_pretrained_cfg(name)
         head = own.classifier if own is not None else None
         num_classes = _classes_in(weights, head[0] if isinstance(head, tuple) else head, name)
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if channels not in (None, 3):
+        options["in_chans"] = channels
     network = _flexible(name, pretrained=pretrained and weights is None, **options).eval()
     if weights is not None:
         fit_weights(network, weights, name if checkpoint is None else f"{name} from {checkpoint}")
     config = timm.data.resolve_model_data_config(network)
     return Named(
         network,
-        {"mean": tuple(config["mean"]), "std": tuple(config["std"])},
+        {"mean": tuple(config["mean"]), "std": tuple(config["std"])} if channels in (None, 3) else {},
         config["input_size"][-1],
         config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bilinear",
         "squash" if config.get("crop_mode") == "squash" else "crop",

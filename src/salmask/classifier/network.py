@@ -94,6 +94,7 @@ class Classifier(nn.Module):
         checkpoint: str | Path | None = None,
         layers: Sequence[str] | None = None,
         image_size: int | None = None,
+        channels: int | None = None,
         **options: Any,
     ) -> "Classifier":
         """Build a timm network with its own mean and std; transformers accept other sizes than their own.
@@ -102,9 +103,12 @@ class Classifier(nn.Module):
         pretrained: timm's weights, from an installed package where one holds them (`imagenet.PACKAGES`), or the hub.
         checkpoint: a .safetensors or state-dict file; the number of classes is read from it where not given.
         layers: None reads five stages, shallow to deep (for a ResNet: maxpool, layer1 ... layer4).
+        channels: that it reads; of other than three, `mean` and `std` must be given.
         options: of `Classifier`. Raises ValueError for unknown names and for weights that do not fit.
         """
-        named = timm_network(name, pretrained=pretrained, num_classes=num_classes, checkpoint=checkpoint)
+        named = timm_network(
+            name, pretrained=pretrained, num_classes=num_classes, checkpoint=checkpoint, channels=channels
+        )
         return cls(named.network, layers=layers, **named.options(image_size), **options)
 
     def forward(self, images: Tensor) -> Answers:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from salmask.cli.console import progress_bar, say
 from salmask.cli.options import DataOptions
+from salmask.files import JSON
 from salmask.training.settings import Precision
 
 __all__ = ["ClassifierCommand"]
@@ -61,8 +62,15 @@ class ClassifierCommand(DataOptions):
                     f"{len(classes)}: go on from weights for these classes, or begin anew"
                 )
         else:
+            channels = 3 if self.channels is None else self.channels
+            colours: JSON = {"mean": self.mean or [0.5] * channels, "std": self.std or [0.25] * channels}
             built = Classifier.from_timm(
-                name, pretrained=self.pretrained, num_classes=len(classes), image_size=self.image_size
+                name,
+                pretrained=self.pretrained,
+                num_classes=len(classes),
+                image_size=self.image_size,
+                channels=channels,
+                **({} if channels == 3 else colours),
             )
             loaded = Loaded(built, name, Sight(built.image_size)).seen(**self.pictures())
         loaded = replace(loaded, classes=classes)

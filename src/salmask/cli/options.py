@@ -39,7 +39,7 @@ class SightOptions:
     std: tuple[float, ...] | None = None
     """And what it divides by."""
     channels: int | None = None
-    """How many channels the classifier reads, where that is to be checked."""
+    """How many channels a new classifier reads; of one that is there, only checked."""
     depth: int | None = None
     """Bits that 16-bit files use, such as 12; by their highest value where not given."""
     window: float | None = None

@@ -44,8 +44,13 @@ _RUN = {
 _METADATA = {
     "network?": str,
     "classes?": Maybe(Several(str, 1, _CLASSES)),
+    "options?": {
+        "outputs?": Word(*KINDS),
+        "output?": Maybe((str, int)),
+        "prefix?": Maybe(Within(0, 65536)),
+        "grid?": Maybe(Several(Within(1, 65536), 2, 2)),
+    },
     "mean?": Several(_VALUE, 1, _CHANNELS),
-    "options?": {"outputs?": Word(*KINDS), str: ANYTHING},
     "std?": Several(Within(1e-9, 1e9, whole=False), 1, _CHANNELS),
     **{f"{key.rstrip('?')}?": shape for key, shape in _SIGHT.items()},
 }
