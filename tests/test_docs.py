@@ -98,3 +98,26 @@ def test_the_readme_names_every_explainer_and_the_plain_metrics() -> None:
     assert not [name for name in EXPLAINERS if f"`{name}`" not in readme]
     for named in re.findall(r"`([a-z0-9_]+(?::[a-z_]+)?)`", readme.partition("## Metrics")[2].partition("##")[0]):
         assert named in METRICS or named.startswith("name"), named
+
+
+@pytest.mark.slow
+def test_one_s_own_network_is_explained_in_python_and_by_command(tmp_path, monkeypatch, capsys) -> None:
+    from salmask.cli.main import main
+    from salmask.data.synthetic import write_folder
+
+    monkeypatch.chdir(tmp_path)
+    *python, own = _blocks("docs/own-network.md")
+    names: dict[str, object] = {}
+    for block in python:
+        exec(compile(block, "docs/own-network.md", "exec"), names)
+    assert names["explanation"].masks.shape == (2, 1, 64, 64)
+    assert names["classifier"].layers[-1].startswith("layer4")
+    (tmp_path / "mine.py").write_text(own.replace("in_features, 3)", "in_features, 10)"))
+    write_folder(tmp_path / "DATA", train=12, val=6, seed=0, size=64)
+    spec = ["--classifier", "mine.py:network"]
+    assert main(["layers", "mine.py:network"]) == 0
+    steps = ["--epochs", "0.5", "--batch-size", "6", "--target", "predicted"]
+    assert main(["train", "--data", "DATA", *spec, *steps, "--out", "runs/mine"]) == 0
+    picture = str(next((tmp_path / "DATA" / "val").rglob("*.png")))
+    assert main(["explain", picture, "--explainer", "runs/mine", "--out", "explained"]) == 0
+    assert "layer4" in capsys.readouterr().out and list((tmp_path / "explained").glob("*.png"))
