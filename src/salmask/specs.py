@@ -27,6 +27,7 @@ from salmask.files import JSON, Facts
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remasked
 from salmask.metrics import METRICS, Metric
 from salmask.training.inpainter import load_inpainter
+from salmask.training.log import LOG
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.run import (
     RUN,
@@ -37,7 +38,6 @@ from salmask.training.run import (
     load_run,
     load_shipped,
 )
-from salmask.training.train import LOG
 from salmask.types import Infill
 
 __all__ = [

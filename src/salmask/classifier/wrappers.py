@@ -7,6 +7,7 @@ Hooks on the inside of a compiled module are not called, and those inside DataPa
 `passed_through` lets such wrappers call what they hold, for as long as layers are read.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -14,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 __all__ = ["Called", "as_module", "bare", "find_layers", "named_layers", "passed_through", "unwrapped"]
 
-_INNER = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module", OptimizedModule: "_orig_mod"}
+_INNER = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
+_COMPILER = "torch._dynamo.eval_frame"
 _ABSENT = object()
 
 
@@ -58,10 +59,16 @@ def _is_session(network: Any) -> bool:
 
 
 def _passes_on(module: nn.Module) -> nn.Module | None:
-    for kind, name in _INNER.items():
+    for kind, name in _inner().items():
         if isinstance(module, kind):
             return module.__dict__["_modules"][name]
     return None
+
+
+def _inner() -> dict[type, str]:
+    """Return the wrappers with where each holds its network. torch.compile's is slow to import: who has used it has."""
+    compiler = sys.modules.get(_COMPILER)
+    return _INNER if compiler is None else {**_INNER, vars(compiler)["OptimizedModule"]: "_orig_mod"}
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ batch k, or runs with other workers, reads the bits that the uninterrupted run w
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -255,6 +255,9 @@ def _loaded(dataset: Any, keys: Iterable[list[Any]], *, workers: int) -> Iterato
     )
     return map(unpack_samples, iter(loader))
 
+
+Batches: TypeAlias = Callable[[int], Iterable[Batch]]
+"""Number -> the training batches from that number on, endless and the same at every call."""
 
 Bar = Callable[[Iterable[Any]], Iterable[Any]]
 

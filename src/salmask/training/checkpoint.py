@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 
 from salmask.files import replace_file
 from salmask.training.schemas import read_state
@@ -44,15 +43,15 @@ def fresh(out: Path) -> tuple[int, Mapping[str, Any]]:
     return 0, {}
 
 
-def scaler_state(fabric: Fabric) -> dict[str, Any]:
-    """Return the state of the gradient scaler of 16-mixed; empty at other precisions."""
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
+def scaler_state(precision: Any) -> dict[str, Any]:
+    """Return the state of the gradient scaler of Fabric's 16-mixed precision; empty for other precisions."""
+    scaler = getattr(precision, "scaler", None)
     return {} if scaler is None else scaler.state_dict()
 
 
-def set_scaler(fabric: Fabric, state: dict[str, Any]) -> None:
+def set_scaler(precision: Any, state: dict[str, Any]) -> None:
     """Take up what `scaler_state` returned."""
-    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    scaler = getattr(precision, "scaler", None)
     if scaler is not None and state:
         scaler.load_state_dict(state)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from salmask.files import replace_file
 
@@ -62,6 +61,8 @@ class Log:
         if active:
             kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start]
             replace_file(self.path, lambda path: path.write_text("".join(kept)))
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
             self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def add(self, numbers: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,6 @@
 from typing import get_args
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from salmask.classifier import Classifier
@@ -27,7 +26,10 @@ def chosen_precision(precision: Precision, classifier: Classifier, *, device: to
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision != "auto":
         return precision
-    device = device or Fabric(accelerator="auto", devices=1).device
+    if device is None:
+        from lightning.fabric import Fabric  # slow to import, and only training needs it
+
+        device = Fabric(accelerator="auto", devices=1).device
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     computes = device.type == "cpu" and _cpu_computes_bfloat16()

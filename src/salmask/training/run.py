@@ -26,7 +26,7 @@ from salmask.data.folders import class_folders
 from salmask.data.layouts import layout_of
 from salmask.data.naming import folder_names, listed_classes
 from salmask.data.sight import Sight
-from salmask.data.streams import Bar
+from salmask.data.streams import Bar, Batches
 from salmask.files import JSON, Facts, in_use, replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.training.log import LOG, collapse
@@ -36,7 +36,6 @@ from salmask.training.released import load_released
 from salmask.training.resume import agree_on_training
 from salmask.training.schemas import read_metadata, read_run
 from salmask.training.settings import Settings
-from salmask.training.train import Batches, train
 from salmask.types import Infill
 
 __all__ = [
@@ -312,6 +311,8 @@ def train_run(
 
     masker_options: of `Masker`. infill: of `train`. facts: written to run.json beside the recipe and the settings.
     """
+    from salmask.training.train import train  # slow to import: explaining needs none of it
+
     if settings.target == "label":
         check_labels(dataset)
         check_classes(dataset, loaded)

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.classifier.hold import _learning, still_statistics
 from salmask.data import Batch
+from salmask.data.streams import Batches
 from salmask.draws import drawing, generator_for
 from salmask.files import writable_folder
 from salmask.masker import Masker
@@ -50,7 +51,6 @@ from salmask.types import Infill, size_of
 __all__ = ["LOG", "Batches", "train"]
 
 POOL = "pool"
-Batches = Callable[[int], Iterable[Batch]]
 
 
 def train(
@@ -339,7 +339,7 @@ class _Run:
             "masker": self.masker.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
-            "scaler": scaler_state(self.fabric),
+            "scaler": scaler_state(self.fabric.strategy.precision),
             "log": dict(logged),
         }
         if self.averaged is not None:
@@ -372,7 +372,7 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         for name, generator_state in state["generators"].items():
             self.generators[name].set_state(generator_state.cpu())
-        set_scaler(self.fabric, state["scaler"])
+        set_scaler(self.fabric.strategy.precision, state["scaler"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         if not self.recipe.fixed:
