@@ -397,7 +397,7 @@ def test_explain_lists_what_can_be_set(capsys) -> None:
     assert main(["explain", "--list"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{name}\n" in shown for name in EXPLAINERS)
-    assert "    score: logit, probability, log_probability, margin, log_odds [probability]" in shown
+    assert f"    score: {', '.join(terms.SCORES)} [probability]" in shown
 
 
 @pytest.mark.parametrize(
