@@ -43,7 +43,7 @@ Term = Callable[["Outcome"], Tensor]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the classifier said of the clean, the kept and the removed picture under masks m.
+    """The classifier's logits of the clean, the kept and the removed picture under masks m.
 
     masks (B, 1, h, w); targets (B,); clean, kept, removed (B, K) logits. A side that was not played is None.
     zoom: pixels of the picture along one side of a cell of `masks`. A mask enlarged by repetition has the mean

@@ -1,4 +1,4 @@
-"""Names for the tensors that travel through the library: shapes and ranges, said once.
+"""Names for the tensors that travel through the library: shapes and ranges, stated once.
 
 | name | shape | range |
 |---|---|---|

@@ -85,8 +85,8 @@ class Tokens:
         if count == self.count:  # a network that brings every picture to one size of its own
             fitting.add(self.grid)
         if len(fitting) != 1:
-            said = " or ".join(f"{rows}x{columns}" for rows, columns in sorted(fitting)) or "no grid"
-            raise ValueError(f"{cells} tokens of a picture of {size[0]}x{size[1]} fit {said}: {_REMEDY}")
+            sides = " or ".join(f"{rows}x{columns}" for rows, columns in sorted(fitting)) or "no grid"
+            raise ValueError(f"{cells} tokens of a picture of {size[0]}x{size[1]} fit {sides}: {_REMEDY}")
         return fitting.pop()
 
     def _along(self, axis: int, length: int) -> set[int]:

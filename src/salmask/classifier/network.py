@@ -174,7 +174,7 @@ class Classifier(nn.Module):
         )
 
     def options(self) -> dict[str, Any]:
-        """Return what the constructor was told, or found out, of outputs and tokens, where it is not the usual."""
+        """Return the options of outputs and tokens, given or detected, that are not the default."""
         kinds = {"outputs": self.outputs.kind, "output": self.outputs.entry, "prefix": self._prefix, "grid": self._grid}
         return {name: value for name, value in kinds.items() if value is not None and value != "logits"}
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def progress_bar(what: str) -> Callable[[Iterable[T]], Iterator[T]]:
-    """Return what wraps an iterable in a progress bar with rate and time left; silent where nobody watches."""
+    """Return a wrapper that shows a progress bar with rate and time left on a terminal, and nothing elsewhere."""
 
     def wrap(items: Iterable[T]) -> Iterator[T]:
         from rich.console import Console

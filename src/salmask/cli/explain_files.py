@@ -68,7 +68,7 @@ def explain_files(
 
     All files are read before the first is explained, so that a broken one loses no work; skip_broken leaves those
     that cannot be read out, with a warning that names them. No file that something else has written is
-    overwritten. say: is told, in one line, where the classifier sees less than the file.
+    overwritten. say: prints one line where the classifier sees less than the file.
     """
     shown = Shown() if shown is None else shown
     names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
@@ -176,7 +176,7 @@ def _short(name: str) -> str:
 
 
 def _free(out: Path, name: str) -> bool:
-    """Return whether nothing lies under the output names, or what an earlier `explain` has written."""
+    """Return whether the output names are free, or taken by an earlier `explain`."""
     if not any((out / f"{name}{ending}").exists() for ending in _ENDINGS):
         return True
     try:

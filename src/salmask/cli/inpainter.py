@@ -56,6 +56,6 @@ class InpainterCommand:
             seed=self.seed,
             progress=progress_bar("inpainter"),
         )
-        told = ", ".join(f"{name} {value:.4f}" for name, value in errors.items())
-        say(f"mean absolute error in the holes: {told}")
+        shares = ", ".join(f"{name} {value:.4f}" for name, value in errors.items())
+        say(f"mean absolute error in the holes: {shares}")
         say(f"inpainter: {self.out}; what it fills: {self.out.with_suffix('.png')}")

@@ -83,17 +83,17 @@ def _word(arguments: list[str] | None) -> str:
 
 def _parsed(arguments: list[str] | None) -> Callable[[], None]:
     """Return the command that was typed. A value that its record refuses is an error as any other, in one line."""
-    told = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(message):
             command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
                 dict(COMMANDS), args=arguments, prog="salmask", description=_ABOUT
             )
     except SystemExit:
-        words = " ".join(re.sub(r"[\u2500-\u257f]", " ", told.getvalue()).split())
+        words = " ".join(re.sub(r"[\u2500-\u257f]", " ", message.getvalue()).split())
         if (refused := re.search(r"Error parsing \S+: (.*?) For full helptext", words)) is not None:
             raise ValueError(refused[1]) from None
-        sys.stderr.write(told.getvalue())
+        sys.stderr.write(message.getvalue())
         raise
     return command
 

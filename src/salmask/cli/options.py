@@ -52,7 +52,7 @@ class SightOptions:
     """Which of the classifier's channels are shown as red, green and blue, counted from 0."""
 
     def pictures(self) -> JSON:
-        """Return what `load_classifier` takes of pictures."""
+        """Return the keyword arguments of `load_classifier` that concern pictures."""
         return {field.name: getattr(self, field.name) for field in fields(SightOptions)}
 
 
@@ -112,5 +112,5 @@ class DataOptions(PictureOptions):
         return load_bank(self.read("train", loaded), loaded.view)
 
     def data_name(self) -> str:
-        """Return what a report calls the data."""
+        """Return the name of the data in a report."""
         return Path(self.data).name

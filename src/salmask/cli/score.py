@@ -58,7 +58,7 @@ class ScoreCommand(SightOptions):
         if (self.classifier is None) != (self.data is None):
             raise ValueError("scores that show pictures to a classifier need both: --classifier and --data")
         if self.classifier is not None and self.labels is None:
-            raise ValueError("which class is scored must be said: give --labels, a CSV with image,label")
+            raise ValueError("which class is to be scored? Give --labels, a CSV with image,label")
         scoring = None
         if self.classifier is not None and self.data is not None:
             loaded = load_classifier(self.classifier, **self.pictures())

@@ -73,7 +73,7 @@ class Sight:
         self.reader(channels=3 if self.bands is None else len(self.bands))  # for its clear errors
 
     def reader(self, *, channels: int, max_pixels: int | None = None) -> Reader:
-        """Return what decodes a file for a classifier of so many channels."""
+        """Return the reader of picture files for a classifier of so many channels."""
         return Reader(channels, self.bands, self.depth, self.window, self.level, max_pixels or MAX_PIXELS)
 
     def transform(self) -> SampleTransform:

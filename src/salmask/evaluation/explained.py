@@ -114,7 +114,7 @@ class Job:
 
 @dataclass
 class Block:
-    """What one explainer said of a batch, scored."""
+    """The maps of one explainer for a batch, with their scores."""
 
     batch: Any
     masks: Masks

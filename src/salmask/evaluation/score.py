@@ -111,7 +111,7 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
         raise ValueError(f"normalize must be one of {', '.join(NORMALISERS)}; got {normalize!r}")
     work = work or Work()
     if scoring is not None and labels is None:
-        raise ValueError("which class is scored must be said: give labels (image,label) beside the classifier")
+        raise ValueError("which class is to be scored? Give labels (image,label) beside the classifier")
     saved = open_maps(maps)
     if wrong := [name for name in baselines if name not in BASELINES or name == saved.path.stem]:
         raise ValueError(

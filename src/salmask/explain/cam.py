@@ -181,9 +181,9 @@ class ScoreCAM(Explainer):
             return twin.logits(pictures)[:, chosen[0]]
 
         answers = torch.cat(list(pieces(scores, len(asked), max_batch=at_once(images, self.max_batch))))
-        said = answers[-1:].repeat(len(channels))
-        said[alive] = answers[:-1]
-        weights = said.softmax(0)[None, :, None, None]
+        channel_scores = answers[-1:].repeat(len(channels))
+        channel_scores[alive] = answers[:-1]
+        weights = channel_scores.softmax(0)[None, :, None, None]
         masks = _finished(_combined(maps, weights), size)
         notes = (classifier.layers[index],)
         return Explanation(masks, chosen, logits, Passes(1 + len(asked)), range=POSITIVE, notes=notes)

@@ -180,8 +180,8 @@ def _shown(classifier: Classifier, images: Images, targets: Targets | None, maps
         return Explanation(images.new_zeros(len(images), 1, *images.shape[-2:]), chosen, logits, Passes(1))
 
     with at_rest(classifier, gradients=False):
-        said = by_pieces(explain, classifier, images, targets, max_batch=max_batch)
-    return Explanation(maps, said.targets, said.logits, said.passes, notes=(CLASS_AGNOSTIC,))
+        answer = by_pieces(explain, classifier, images, targets, max_batch=max_batch)
+    return Explanation(maps, answer.targets, answer.logits, answer.passes, notes=(CLASS_AGNOSTIC,))
 
 
 Map = Float[Tensor, "height width"]

@@ -23,7 +23,7 @@ class Learned(Explainer):
     masker: trained for the classifier that it will be called with; one that does not fit is refused.
     area: target area in [0, 1], for a masker conditioned on areas.
     top: a binary mask of this share of the cells of the masker's grid, those with the highest logits; of equal ones
-        the first in reading order. How a masker that was told no area is brought to one.
+        the first in reading order. This brings a masker that is not conditioned on areas to one.
     max_batch: images in one pass.
 
     Most maskers are class-agnostic: they read the features, not a class, and the explanation says so in `notes`.
@@ -89,11 +89,11 @@ class Learned(Explainer):
         logits, maps = classifier.features(images) if self.reader is None else self._read(classifier, images)
         chosen = check_targets(targets, logits)
         size = size_of(images)
-        told = {"areas": self._areas(images), "targets": self._classes(chosen)}
+        conditions = {"areas": self._areas(images), "targets": self._classes(chosen)}
         if self.top is None:
-            masks = self.masker(maps, size, **told)
+            masks = self.masker(maps, size, **conditions)
         else:
-            cells = top_cells(self.masker.logits(maps, size, **told), self.top)
+            cells = top_cells(self.masker.logits(maps, size, **conditions), self.top)
             masks = F.interpolate(cells, size, mode="nearest")
         notes = () if self.masker.classes else (CLASS_AGNOSTIC,)
         return Explanation(masks, chosen, logits, Passes(forward=1 if self.reader is None else 2), notes=notes)

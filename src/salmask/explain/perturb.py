@@ -72,8 +72,8 @@ class Rise(Explainer):
 
         def credit(rows: slice) -> Tensor:
             masks = drawn.build(rows).to(images.dtype)
-            said = twin.logits(keep(images.expand(len(masks), -1, -1, -1), masks, infill))
-            return torch.einsum("n,nchw->chw", self.score(said, chosen.expand(len(masks))), masks.float())
+            masked_logits = twin.logits(keep(images.expand(len(masks), -1, -1, -1), masks, infill))
+            return torch.einsum("n,nchw->chw", self.score(masked_logits, chosen.expand(len(masks))), masks.float())
 
         total = torch.zeros_like(images[:, :1], dtype=torch.float32)
         for part in pieces(credit, self.masks, max_batch=at_once(images, self.max_batch)):
@@ -158,8 +158,8 @@ class Occlusion(Explainer):
         def losses(which: slice) -> Tensor:
             at = torch.arange(which.start, which.stop, device=images.device)
             holes = rows[at // len(columns), :, None] * columns[at % len(columns), None, :]
-            said = twin.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
-            return own - self.score(said, chosen.expand(len(at)))
+            masked_logits = twin.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
+            return own - self.score(masked_logits, chosen.expand(len(at)))
 
         lost = torch.cat(list(pieces(losses, count, max_batch=at_once(images, self.max_batch)))).view(
             len(rows), len(columns)

@@ -162,8 +162,8 @@ def masked_input_accuracy(
     for source in sources:
         masks = recursive_mask(classifier, images, labels[source], steps=steps, attribution=attribution)
         with at_rest(classifier, gradients=False):
-            said = torch.stack([classifier.logits(masked_by(classifier, images, m)).argmax(1) for m in masks])
-        found[source] = MaskedInputAccuracy(labels[source], said == labels[source], said == truth)
+            decided = torch.stack([classifier.logits(masked_by(classifier, images, m)).argmax(1) for m in masks])
+        found[source] = MaskedInputAccuracy(labels[source], decided == labels[source], decided == truth)
     return found
 
 

@@ -186,11 +186,16 @@ def _metrics() -> list[Metric]:
         ("", _as_is, _as_is, "none"),
         (":wsol", minmax, _minmax32, "minmax in float64"),
     ):
-        said: dict[str, object] = {"normalize": how}
+        normalising: dict[str, object] = {"normalize": how}
         rows += [
-            ("max_box_acc" + suffix, _hits(largest_contour, (0.5,), normalize), v1 | said, boxes),
-            ("max_box_acc_v2" + suffix, _hits(all_contours, DELTAS, normalize), v2 | said, boxes),
-            ("pxap" + suffix, _pixel_counts(TAUS, scores), {"thresholds": len(TAUS), "truth": "pixels"} | said, pixels),
+            ("max_box_acc" + suffix, _hits(largest_contour, (0.5,), normalize), v1 | normalising, boxes),
+            ("max_box_acc_v2" + suffix, _hits(all_contours, DELTAS, normalize), v2 | normalising, boxes),
+            (
+                "pxap" + suffix,
+                _pixel_counts(TAUS, scores),
+                {"thresholds": len(TAUS), "truth": "pixels"} | normalising,
+                pixels,
+            ),
         ]
     px = {"truth": "pixels", "normalize": "none"}
     rows += [

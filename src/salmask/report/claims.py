@@ -91,9 +91,9 @@ def _finding(
     if bad := [row for row in (first, second) if row.collapsed]:
         return f"{claim['text']}: no verdict, {_collapse(bad)}. {first.name} has {numbers}"
     if once:
-        told = "are told apart" if p < _SURE else "are not told apart"
+        difference = "are told apart" if p < _SURE else "are not told apart"
         return (
-            f"{claim['text']}: no verdict from one training of {' and of '.join(once)}. These maskers {told}: "
+            f"{claim['text']}: no verdict from one training of {' and of '.join(once)}. These maskers {difference}: "
             f"{first.name} has {numbers}"
         )
     better = (change.mean > 0) == (directions.get(metric) == "up")

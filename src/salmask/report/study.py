@@ -176,8 +176,8 @@ def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval
 def _notes(study: Mapping[str, Any]) -> list[str]:
     notes = []
     for name, tried in study.get("tuning", {}).items():
-        told = "; ".join(f"{_weights(one['variant'])}: {number(one['le'])}" for one in tried)
-        notes.append(f"Tuned {name} on boxes of held-out training images, LE by candidate: {told}.")
+        scores = "; ".join(f"{_weights(one['variant'])}: {number(one['le'])}" for one in tried)
+        notes.append(f"Tuned {name} on boxes of held-out training images, LE by candidate: {scores}.")
     notes += [f"Failed: {name} ({reason})." for name, reason in study.get("failed", {}).items()]
     return notes
 

@@ -139,19 +139,19 @@ def summarize(rows: Rows, counts: Mapping[str, Mapping[str, Any]], meta: Mapping
 
 
 def _columns(rows: Rows, counts: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> list[Column]:
-    told = meta.get("metrics", {})
+    described = meta.get("metrics", {})
     set_level = {metric for table in counts.values() for metric in table}
     present = set(rows.metrics) | set_level
-    names = [name for name in told if name in present]
+    names = [name for name in described if name in present]
     names += [name for name in (*rows.metrics, *sorted(set_level)) if name not in names]
     names.sort(key=lambda name: name in COST or name == "degenerate")  # stable: cost to the right
     return [
         Column(
             name,
-            told.get(name, {}).get("direction", "none"),
-            told.get(name, {}).get("protocol", {}),
-            told.get(name, {}).get("source", ""),
-            told.get(name, {}).get("range") or (None, None),
+            described.get(name, {}).get("direction", "none"),
+            described.get(name, {}).get("protocol", {}),
+            described.get(name, {}).get("source", ""),
+            described.get(name, {}).get("range") or (None, None),
             name in set_level,
         )
         for name in dict.fromkeys(names)

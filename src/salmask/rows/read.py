@@ -180,7 +180,7 @@ def agree_on_meta(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     joined = asked | {"explainers": explainers}
     commands = [str(meta["command"]) for meta in (earlier, asked) if meta.get("command")]
     if commands:  # one a line, each once
-        joined["command"] = "\n".join(dict.fromkeys(line for told in commands for line in told.splitlines()))
+        joined["command"] = "\n".join(dict.fromkeys(line for text in commands for line in text.splitlines()))
     write_json(folder / META, joined)
     return joined
 

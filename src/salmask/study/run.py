@@ -184,7 +184,7 @@ class _Desk:
         return {_results(task, self.scale): task for task in tasks if not _done(task, self.scale)}
 
     def _costs(self, missing: Mapping[Path, Task]) -> dict[Path, float]:
-        """Return what each task costs: the first one of a folder trains the masker, the others find it trained."""
+        """Return what each task costs: the first one in a folder trains the masker, the others read it."""
         costs, trained = {}, set()
         for path, task in missing.items():
             costs[path] = min(task.cost, _READ) if task.folder in trained else task.cost
@@ -224,7 +224,7 @@ def _checks(study: Study, members: Mapping[str, Mapping[str, Task]]) -> list[Tas
 
 
 def _checked(tasks: Sequence[Task], scale: Scale) -> dict[str, Checked]:
-    """Return where the maps and checks of each explainer lie."""
+    """Return the files of the maps and checks of each explainer."""
     folders = {(task.name, task.on): _results(task, scale) for task in tasks}
     names = dict.fromkeys(task.name for task in tasks)
     return {name: Checked(folders[name, "maps"], folders.get((name, "checks"))) for name in names}

@@ -1,7 +1,7 @@
-"""The settings of a study: what a masker is (`Variant`), what a row of a table is (`Row`), and how long all takes.
+"""The settings of a study: a masker (`Variant`), a row of a table (`Row`), and the length of its trainings (`Scale`).
 
-Settings are values. Two jobs of equal content are one job, whatever table asks for them: a variant is told from
-another by `Variant.settings` alone, where fields at their default do not count, so that a new field changes no old job.
+Settings are values. Two jobs of equal content are one job, whatever table asks for them. Variants are compared
+by `Variant.settings` alone, where fields at their default do not count, so that a new field changes no old job.
 """
 
 from dataclasses import dataclass

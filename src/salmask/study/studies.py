@@ -146,9 +146,11 @@ def masks(scale: Scale) -> Study:
     rows = [Row(name=name, variant=one, seeds=scale.other_seeds) for name, one in settings.items()]
     for share in (0.3, 0.5, 0.7):
         for power, norm in ((1.0, "l1"), (2.0, "l2")):
-            told = fix(area_condition=True, area_power=power, area=share)
+            conditioned = fix(area_condition=True, area_power=power, area=share)
             line = f"told its area, {norm}"
-            rows.append(Row(name=f"{line}, {share:g}", variant=told, place=share, line=line, seeds=scale.other_seeds))
+            rows.append(
+                Row(name=f"{line}, {share:g}", variant=conditioned, place=share, line=line, seeds=scale.other_seeds)
+            )
         cut = fix(top=share)
         rows.append(Row(name=f"top {share:g}", variant=cut, place=share, line="top pixels", seeds=scale.other_seeds))
     claims = (

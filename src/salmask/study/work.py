@@ -81,7 +81,7 @@ class Source:
         return len(self.folder("train", transform=None).classes)
 
     def fingerprint(self) -> JSON:
-        """Return what tells data and classifier apart, wherever they lie."""
+        """Return an identity of data and classifier that does not depend on their paths."""
         train = self.folder("train", transform=None)
         digest = hashlib.sha256(json.dumps([list(train.ids), list(train.targets)]).encode()).hexdigest()[:16]
         loaded = self.load()
@@ -104,7 +104,7 @@ class StudyJob:
     explainer: str | None = None
 
     def content(self, fingerprint: JSON) -> JSON:
-        """Return what tells the job from others, as JSON has it."""
+        """Return the settings that make this job different from others, as JSON has it."""
         used = {name: value for name, value in asdict(self.scale).items() if name not in _OF_THE_TABLE}
         facts: JSON = fingerprint | ({"as_released": True} if used.pop("as_released") else {})
         if self.variant is None:

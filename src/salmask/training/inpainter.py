@@ -201,9 +201,9 @@ def fit_inpainter(
 
 def save_inpainter(path: Path, inpainter: Inpainter) -> None:
     """Write weights and settings as one file, whole or not at all."""
-    told = {"format": _FORMAT, "settings": json.dumps(inpainter.settings())}
+    metadata = {"format": _FORMAT, "settings": json.dumps(inpainter.settings())}
     weights = {name: value.detach().cpu().contiguous() for name, value in inpainter.state_dict().items()}
-    replace_file(path, lambda at: save_file(weights, at, metadata=told))
+    replace_file(path, lambda at: save_file(weights, at, metadata=metadata))
 
 
 def load_inpainter(path: Path) -> Inpainter:
@@ -212,10 +212,10 @@ def load_inpainter(path: Path) -> Inpainter:
         raise FileNotFoundError(f"no inpainter at {path}: make one with `salmask inpainter`")
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-        if told.get("format") != _FORMAT:
-            raise ValueError(f"its format is {told.get('format')!r}")
-        inpainter = Inpainter(**json.loads(told["settings"]))
+            metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"its format is {metadata.get('format')!r}")
+        inpainter = Inpainter(**json.loads(metadata["settings"]))
         inpainter.load_state_dict(load_file(path))
     except Exception as error:  # safetensors' own error is no ValueError
         raise ValueError(f"{path} holds no inpainter of `salmask inpainter`: {error}") from error

@@ -116,8 +116,8 @@ def _masker(weights: Mapping[str, Tensor], classifier: Classifier, options: Mapp
     if "final.weight" not in renamed:
         raise ValueError(f"{where}: expected final.0.weight or final.conv.weight, found {', '.join(list(weights)[:6])}")
     layers = sorted({int(name.split(".")[1]) for name in renamed if name.startswith("projections.")})
-    told = {k: renamed[f"projections.{k}.0.weight"].shape[1] - classifier.channels[k] for k in layers}
-    extra = max(told.values(), default=0)
+    surplus = {k: renamed[f"projections.{k}.0.weight"].shape[1] - classifier.channels[k] for k in layers}
+    extra = max(surplus.values(), default=0)
     raw = renamed["final.weight"].shape[1] - 64 * len(layers)
     if raw:
         layers = [0, *layers]

@@ -77,7 +77,7 @@ class Loaded:
         channels: int | None = None,
         **sight: Any,
     ) -> "Loaded":
-        """Return it with another way from files to what the network reads; None leaves a value as it is.
+        """Return it with other settings of how files reach the network; None leaves a setting as it is.
 
         mean, std: the normalisation, one number a channel; it is set in the classifier itself. channels: to be checked.
         sight: fields of the view. Errors: ValueError for values out of range or of another number of channels.
@@ -107,7 +107,7 @@ class Loaded:
         return folder_names(folders, list(zip(names, others, strict=True)), where=root / split)
 
     def reader(self, *, max_pixels: int | None = None) -> Reader:
-        """Return what decodes files for this classifier."""
+        """Return the reader of picture files for this classifier."""
         return self.view.reader(channels=self.classifier.mean.numel(), max_pixels=max_pixels)
 
 

@@ -103,7 +103,7 @@ class Learns:
     changes: tuple[tuple[str, object], ...] = ()
     """Other fields of the `Recipe`, such as history, pool_size or statistics."""
     area_power: float = 1.0
-    """1 or 2: the power of abs(mean m - p) where the masker is told an area p."""
+    """1 or 2: the power of abs(mean m - p) where the masker is conditioned on an area p."""
     tv_border: float = 0.3
     """Weight of the picture's border in the total variation; 0 for neighbours alone."""
     infill: str = "mean"

@@ -1,6 +1,6 @@
 """One way to train a masker: what it learns, what its masks are like, from which examples, and how it is read.
 
-A variant is told from another by its content alone: `Variant.settings` is flat, and leaves out what is at its default,
+Two variants are the same if their settings are: `Variant.settings` is flat, and leaves out what is at its default,
 so that a new field changes no old job.
 """
 
