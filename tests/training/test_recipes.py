@@ -47,6 +47,24 @@ def test_the_default_spares_the_user_s_classifier_and_shows_masked_pictures_to_a
     assert spared == {"reader", "fix", "casm_f", "dabkowski_gal"}
 
 
+def test_areas_of_the_default_count_with_the_range_of_the_entropies() -> None:
+    """Both are log K: 15 beside log 1000 is 5 beside log 10."""
+
+    def areas(recipe: Recipe) -> list[float]:
+        weights = recipe.settings()["weights"]
+        return [weights["area_if_kept_right"], weights["area_if_removed_wrong"]]
+
+    reader = RECIPES[RECIPE]
+    assert areas(reader.at(1000)) == pytest.approx([1, 15]) and areas(reader.at(10)) == pytest.approx([1 / 3, 5])
+    assert areas(reader.at(1)) == areas(reader.at(2)) != [0, 0]  # a single logit tells two classes apart
+    assert reader.at(10).at(10) == reader.at(10) and reader.at(10).settings()["areas_for"] is None
+    assert areas(reader.weighted(area_if_removed_wrong=3.0).at(10)) == [1, 3]  # weights that are named are meant
+    assert areas(reader.weighted(total_variation=0.0).at(10)) == pytest.approx([1 / 3, 5])
+    assert RECIPES["ca"].at(10) is RECIPES["ca"]
+    with pytest.raises(ValueError, match="areas_for is a number of classes, at least 2, got 1"):
+        dataclasses.replace(reader, areas_for=1)
+
+
 def test_weighted_changes_weights_alone() -> None:
     other = RECIPES["ca"].weighted(area_if_removed_wrong=3.0)
     assert other.objective.terms["area_if_removed_wrong"][0] == 3.0

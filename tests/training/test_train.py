@@ -236,7 +236,7 @@ def reference(recipe: Recipe, steps: int, *, learns: bool) -> tuple[Masker, Clas
     sgd = torch.optim.SGD(
         classifier.network.parameters(), lr=SETTINGS.classifier_lr, momentum=0.9, weight_decay=SETTINGS.weight_decay
     )
-    weights = {name: weight for name, (weight, _) in recipe.objective.terms.items()}
+    weights = {name: weight for name, (weight, _) in recipe.at(4).objective.terms.items()}
     infill = MeanColour((0.5, 0.4, 0.3))
     for k in range(steps):
         factor = 0.1 ** sum(k >= share * SETTINGS.steps(IMAGES) for share in SETTINGS.decay_at)

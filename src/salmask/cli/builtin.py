@@ -133,7 +133,9 @@ def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: NamedBar
 
 def _masker(train_set: Labelled, loaded: Loaded, epochs: float, out: Path, seed: int, progress: NamedBar) -> None:
     # float32, so that the numbers are the same on machines with and without bfloat16
-    settings = Settings(epochs=epochs, batch_size=50, seed=seed, decay_at=(0.7, 0.9), precision="32-true")
+    settings = Settings(
+        epochs=epochs, batch_size=50, seed=seed, decay_at=(0.7, 0.9), averaging=0.95, precision="32-true"
+    )
     augment = replace(loaded.view.augmentation(), scale=(0.5, 1.0))
     train_run(
         train_set,

@@ -2,7 +2,7 @@
 
 | recipe | objective | opponent of the masker | features that the masker reads |
 |---|---|---|---|
-| reader | the paper's final at (1, 15) | a copy of the classifier, trained alongside | the given classifier's |
+| reader | the final at (1, 15), see `at` | a copy of the classifier, trained alongside | the given classifier's |
 | fix | the paper's final at (1, 10) | the classifier, fixed | the given classifier's |
 | ca | the paper's final at (1, 15) | the classifier, trained alongside, "skip_update" | the trained classifier's |
 | casm_f, casm_l, casm_fl, casm_l100, casm_l1000 | MaxEnt (O) | fixed, last, first + last, history | the opponent's |
@@ -15,6 +15,7 @@ given classifier, unchanged, in one pass.
 Sources: Phang, Park & Geras (2020); Zolna, Geras & Cho (2018); Dabkowski & Gal (2017).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -28,6 +29,7 @@ __all__ = ["HISTORIES", "READERS", "RECIPES", "STATISTICS", "Recipe"]
 HISTORIES = ("off", "skip_update", "sample")
 STATISTICS = ("all", "clean", "held")
 READERS = ("opponent", "given")
+_AREAS = {"area_if_kept_right", "area_if_removed_wrong"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Recipe:
         nothing: it works with its own, in training as in use, so that small batches are no trouble.
     reader: whose features the masker reads where the opponent is trained alongside: the "opponent"'s own (CA), or those
         of the "given" classifier, which stays as it is, while the opponent is a copy that is thrown away.
+    areas_for: the number of classes that the weights of the conditional areas are meant for. With K classes they count
+        log K / log areas_for times, as cross-entropy and entropy do, whose range is log K. None: as they stand.
     """
 
     objective: Objective
@@ -55,6 +59,7 @@ class Recipe:
     pool_size: int = 30
     statistics: str = "all"
     reader: str = "opponent"
+    areas_for: int | None = None
     name: str = field(default="own", compare=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +75,8 @@ class Recipe:
             )
         if self.reader not in READERS:
             raise ValueError(f"reader is one of {', '.join(READERS)}, got {self.reader!r}")
+        if self.areas_for is not None and self.areas_for < 2:
+            raise ValueError(f"areas_for is a number of classes, at least 2, got {self.areas_for}")
 
     @property
     def spares_classifier(self) -> bool:
@@ -85,8 +92,17 @@ class Recipe:
             )
 
     def weighted(self, **weights: float) -> "Recipe":
-        """Return the recipe with other weights of its terms."""
-        return replace(self, objective=self.objective.with_weights(**weights))
+        """Return the recipe with other weights of its terms; once an area has one, areas count as they stand."""
+        areas_for = None if _AREAS & weights.keys() else self.areas_for
+        return replace(self, objective=self.objective.with_weights(**weights), areas_for=areas_for)
+
+    def at(self, num_classes: int) -> "Recipe":
+        """Return the recipe as it is carried out for a classifier of so many classes, with the weights that count."""
+        if self.areas_for is None:
+            return self
+        factor = math.log(max(2, num_classes)) / math.log(self.areas_for)
+        terms = self.objective.terms
+        return self.weighted(**{name: float(terms[name][0]) * factor for name in sorted(_AREAS & terms.keys())})
 
     def settings(self) -> dict[str, Any]:
         """Return the recipe as JSON-able values."""
@@ -100,6 +116,7 @@ class Recipe:
             "pool_size": self.pool_size,
             "statistics": self.statistics,
             "reader": self.reader,
+            "areas_for": self.areas_for,
         }
 
 
@@ -110,7 +127,7 @@ def _recipes() -> dict[str, Recipe]:
     alongside = {"fixed": False, "historic": 0.5}
     casm = {name: OBJECTIVES[name] for name in OBJECTIVES if name.startswith("casm")}
     table = {
-        "reader": Recipe(OBJECTIVES["ca"], **alongside, history="skip_update", reader="given"),  # type: ignore[arg-type]
+        "reader": Recipe(OBJECTIVES["ca"], **alongside, history="skip_update", reader="given", areas_for=1000),  # type: ignore[arg-type]
         "fix": Recipe(OBJECTIVES["fix"]),
         "ca": Recipe(OBJECTIVES["ca"], **alongside, history="skip_update"),  # type: ignore[arg-type]
         "casm_f": Recipe(casm["casm_f"]),

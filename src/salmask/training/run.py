@@ -316,6 +316,7 @@ def train_run(
     if settings.target == "label":
         check_labels(dataset)
         check_classes(dataset, loaded)
+    recipe = recipe.at(loaded.classifier.num_classes)
     settings = replace(settings, precision=chosen_precision(settings.precision, loaded.classifier))
     learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
     generator = torch.Generator().manual_seed(settings.seed)

@@ -80,6 +80,7 @@ def train(
     """
     masker.fits(classifier)
     recipe.check(classifier)
+    recipe = recipe.at(classifier.num_classes)
     out = writable_folder(out)
     if fabric is None:
         settings = replace(settings, precision=chosen_precision(settings.precision, classifier))

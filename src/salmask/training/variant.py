@@ -148,7 +148,7 @@ def build_recipe(learns: Learns) -> Recipe:
     recipe = RECIPES[learns.recipe]
     if learns.terms:
         named = {name: (weight, TERMS[name]) for name, weight in learns.terms}
-        recipe = replace(recipe, objective=Objective(named))
+        recipe = replace(recipe, objective=Objective(named), areas_for=None)
     if learns.weights:
         recipe = recipe.weighted(**dict(learns.weights))
     if learns.area_power != 1.0:
