@@ -2,7 +2,7 @@
 
 | name | shape | range |
 |---|---|---|
-| Images | (B, 3, H, W) float | [0, 1], RGB, not normalised |
+| Images | (B, C, H, W) float | [0, 1], not normalised; C is the classifier's number of channels, RGB where it is 3 |
 | Masks | (B, 1, H, W) float | [0, 1], 1 = evidence |
 | Targets | (B,) integer | class indices |
 | Logits | (B, K) float | unnormalised class scores |

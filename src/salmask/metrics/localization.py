@@ -110,12 +110,13 @@ def crop(images: Images, boxes: Boxes, background: Float[Tensor, "1 channels 1 1
     commutes with normalisation, clamping does not. A box of zero area gives the background colour.
     """
     height, width = images.shape[-2:]
-    crops = background.to(images).expand(len(images), 3, height, width).clone()
+    crops = background.to(images).expand(len(images), -1, height, width).clone()
     pixels = images.detach().cpu().permute(0, 2, 3, 1)
     for i, (x0, y0, x1, y1) in enumerate(clip(boxes, (height, width)).long().tolist()):
         if x1 > x0 and y1 > y0:
             part = np.ascontiguousarray(pixels[i, y0:y1, x0:x1].numpy())
             grown = cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
+            grown = grown.reshape(height, width, -1)  # of one channel OpenCV takes the axis away
             crops[i] = torch.from_numpy(grown).permute(2, 0, 1).to(crops)
     return crops
 
@@ -124,7 +125,7 @@ def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: A
     """Return the terms of SM for one box per image, scored by `classifier` (which normalises its input itself)."""
     height, width = images.shape[-2:]
     with torch.no_grad():
-        logits = classifier.unbounded(crop(images, boxes, classifier.mean.view(1, 3, 1, 1)))
+        logits = classifier.unbounded(crop(images, boxes, classifier.mean.view(1, -1, 1, 1)))
     share = areas(boxes).to(logits) / (height * width)
     targets = targets.to(logits.device)
     return SaliencyTerms(

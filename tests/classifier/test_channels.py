@@ -1,0 +1,97 @@
+"""Pictures of any number of channels: networks, infills and explainers."""
+
+import pytest
+import torch
+from torch import Generator, nn
+
+from salmask.classifier import Classifier
+from salmask.explain import EXPLAINERS
+from salmask.explain.learned import Learned
+from salmask.masker import Masker
+from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, keep
+
+
+class Bands(nn.Module):
+    """Class k counts what stands in band k % C, in two stages."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def of(channels: int) -> Classifier:
+    torch.manual_seed(0)
+    mean = [0.3 + 0.02 * k for k in range(channels)]
+    return Classifier(Bands(channels), mean=mean, std=[0.25] * channels, layers=["first", "second"], image_size=32)
+
+
+CHEAP = {
+    "rise": {"masks": 8},
+    "smoothgrad": {"samples": 2},
+    "integrated_gradients": {"steps": 2},
+    "extremal": {"iterations": 2, "areas": [0.2]},
+    "occlusion": {"window": 96, "stride": 96},
+} | {name: {"iterations": 2} for name in ("meaningful", "fido", "opticam", "bank_masks")}
+SERVED = sorted(set(EXPLAINERS) - {"ground_truth", "cam", "bank_masks"})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+@pytest.mark.parametrize("name", [*SERVED, "learned"])
+def test_every_explainer_takes_any_number_of_channels(name, channels) -> None:
+    classifier = of(channels)
+    x = torch.rand(2, channels, 32, 32, generator=Generator().manual_seed(1))
+    if name == "learned":
+        explainer = Learned(Masker.for_classifier(classifier, generator=Generator().manual_seed(0)))
+    else:
+        explainer = EXPLAINERS[name](**CHEAP.get(name, {}))
+    masks = explainer(classifier, x).masks
+    assert masks.shape == (2, 1, 32, 32) and masks.isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_every_infill_fills_any_number_of_channels(channels) -> None:
+    x = torch.rand(2, channels, 16, 16, generator=Generator().manual_seed(1))
+    colour = MeanColour.of(of(channels))
+    infills = [
+        colour,
+        Blur(border=colour.colour),
+        Noise(Generator().manual_seed(0)),
+        RandomColour(Generator().manual_seed(0)),
+        Bank(x.flip(0), Generator().manual_seed(0)),
+    ]
+    for infill in infills:
+        shown = keep(x, torch.zeros(2, 1, 16, 16), infill)
+        assert shown.shape == x.shape and 0 <= shown.min() and shown.max() <= 1
+    assert torch.allclose(keep(x, torch.zeros(2, 1, 16, 16), colour)[0, :, 0, 0], of(channels).mean.flatten())
+
+
+def test_a_bank_of_other_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="the bank's images have 3 channels, the pictures 4"):
+        Bank(torch.rand(2, 3, 8, 8), Generator())(torch.rand(1, 4, 8, 8), torch.ones(1, 1, 8, 8))
+
+
+def test_a_mean_of_another_number_of_channels_than_the_network_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="of 3 channels, but the network's first convolution reads 13: give mean and std"):
+        Classifier(Bands(13), mean=[0.5] * 3, std=[0.2] * 3, layers=["first"], image_size=32)
+    with pytest.raises(ValueError, match="one number a channel, got 3 and 1"):
+        Classifier(Bands(3), mean=[0.5] * 3, std=[0.2], layers=["first"], image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x - 0.5) / 0.2, "from -2.5 to 2.5: they seem to be normalised already"),
+        (lambda x: 255 * x, "from 0 to 255: divide by 255"),
+        (lambda x: x.where(x < 0.99, torch.nan), "got NaN in them"),
+    ],
+)
+def test_values_outside_0_and_1_are_refused_with_the_remedy(change, message) -> None:
+    x = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    for call in (of(3).logits, of(3).features, lambda images: EXPLAINERS["gradcam"]()(of(3), images)):
+        with pytest.raises(ValueError, match=message):
+            call(change(x))
+    assert of(3).unbounded(2 * x).shape == (1, 4)

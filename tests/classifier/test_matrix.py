@@ -1,0 +1,212 @@
+"""Networks of every source in every wrapping and state: evidence found, the same map as bare, the network as before."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Generator, Tensor, nn
+
+from conftest import SmallNet
+from salmask.classifier import Classifier
+from salmask.explain import EXPLAINERS
+from salmask.explain.learned import Learned
+from salmask.masker import Masker
+
+SIZE = 64
+MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
+
+
+def hugging_face(name: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    small = {"num_labels": 3}
+    if name == "resnet":
+        sizes = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 4, 1], "embedding_size": 8, "layer_type": "basic"}
+        return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, **small))
+    if name == "convnext":
+        sizes = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 4, 1]}
+        return transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**sizes, **small))
+    if name == "swin":
+        sizes = {"image_size": SIZE, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 4, 1]}
+        heads = {"num_heads": [1, 2, 2, 2], "window_size": 2}
+        return transformers.SwinForImageClassification(transformers.SwinConfig(**sizes, **heads, **small))
+    sizes = {"image_size": SIZE, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 6}
+    more = {"num_attention_heads": 2, "intermediate_size": 16}
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, **more, **small))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "timm cnn": (lambda: timm.create_model("test_resnet", num_classes=3), 32),
+    "timm vit": (lambda: timm.create_model("test_vit", num_classes=3, img_size=SIZE), 16),
+    "torchvision": (lambda: torchvision.models.resnet18(num_classes=3), 32),
+    "torchvision vit": (lambda: torchvision.models.VisionTransformer(SIZE, 8, 6, 2, 16, 16, num_classes=3), 8),
+    "hf resnet": (lambda: hugging_face("resnet"), 32),
+    "hf convnext": (lambda: hugging_face("convnext"), 32),
+    "hf vit": (lambda: hugging_face("vit"), 8),
+    "hf swin": (lambda: hugging_face("swin"), 32),
+    "own": (lambda: SmallNet(3), 8),
+}
+
+
+class LightningLike(nn.Module):
+    """A trainer's module: the network beside a loss."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.model, self.loss = network, nn.CrossEntropyLoss()
+
+    def forward(self, x: Tensor) -> object:
+        return self.model(x)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DataParallel": nn.DataParallel,
+    "compiled": lambda network: torch.compile(network, backend="eager"),
+    "Lightning": LightningLike,
+    "compiled in Lightning": lambda network: LightningLike(torch.compile(network, backend="eager")),
+    "frozen": lambda network: network.requires_grad_(False),
+    "train mode": lambda network: network.train(),
+    "bf16": lambda network: network.bfloat16(),
+}
+
+
+def seeded(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETWORKS[name][0]().eval()
+
+
+def around(network: nn.Module) -> Classifier:
+    return Classifier(network, mean=MEAN, std=STD, layers=None, image_size=SIZE)
+
+
+def pictures(count: int = 2) -> Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=Generator().manual_seed(1))
+
+
+EXPLAINED: dict[str, Callable[[Classifier], Callable[..., object]]] = {
+    "gradcam": lambda classifier: EXPLAINERS["gradcam"](),
+    "layercam": lambda classifier: EXPLAINERS["layercam"](),
+    "gradient": lambda classifier: EXPLAINERS["gradient"](),
+    "occlusion": lambda classifier: EXPLAINERS["occlusion"](window=56, stride=56),
+    "learned": lambda classifier: Learned(Masker.for_classifier(classifier, generator=Generator().manual_seed(0))),
+}
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    def state() -> object:
+        modules = [(m.training, len(m._forward_hooks), m.__dict__.get("forward")) for m in network.modules()]
+        return modules, [(p.requires_grad, p.grad is None, p.dtype, p.device) for p in network.parameters()]
+
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_last_spatial_output_is_read_and_published(name) -> None:
+    classifier = around(seeded(name))
+    assert classifier.strides[-1] == NETWORKS[name][1] == max(classifier.strides)
+    assert len(classifier.layers) >= 3
+    described = classifier.describe()
+    maps = classifier.features(pictures()).maps
+    assert [layer.shape for layer in described] == [tuple(m.shape[1:]) for m in maps]
+    assert [layer.name for layer in described] == list(classifier.layers)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_wrappers_and_states_change_no_map(name, wrapper) -> None:
+    bare = around(seeded(name))
+    network = WRAPPERS[wrapper](seeded(name))
+    classifier = around(network)
+    assert [each.removeprefix("model.") for each in classifier.layers] == list(bare.layers)
+    assert classifier.fingerprint() == bare.fingerprint() or wrapper == "bf16"
+    loose = {"rtol": 0.3, "atol": 0.1} if wrapper == "bf16" else {"rtol": 1e-4, "atol": 1e-5}
+    for method, build in EXPLAINED.items():
+        if wrapper == "bf16" and method == "learned":  # the masker reads float32 maps
+            continue
+        wanted = build(bare)(bare, pictures(), torch.tensor([0, 2])).masks
+        with unchanged(network), torch.no_grad():
+            got = build(classifier)(classifier, pictures(), torch.tensor([0, 2])).masks
+        if wrapper == "bf16":
+            assert got.isfinite().all()
+        else:
+            torch.testing.assert_close(got, wanted, **loose, msg=lambda text, method=method: f"{method}: {text}")
+
+
+def test_a_masker_fits_its_own_network_in_a_wrapper() -> None:
+    network = seeded("own")
+    masker = Masker.for_classifier(around(network))
+    for wrap in ("DataParallel", "compiled", "Lightning"):
+        masker.fits(around(WRAPPERS[wrap](network)))
+        assert around(WRAPPERS[wrap](network)).fingerprint() == masker.classifier
+
+
+class Squares(nn.Module):
+    """Class k is the share of red, green or blue: what it rests on can be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mix = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+        self.stem, self.stage1, self.stage2 = nn.Conv2d(3, 3, 1), nn.AvgPool2d(2), nn.AvgPool2d(2)
+        self.head = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.stem.weight.copy_((mix * torch.tensor(STD))[:, :, None, None])
+            self.stem.bias.copy_(mix @ torch.tensor(MEAN))
+            self.head.weight.copy_(60 * torch.eye(3))
+            self.head.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage2(self.stage1(self.stem(x).relu())).mean((2, 3)))
+
+
+def scene() -> Tensor:
+    x = torch.full((1, 3, SIZE, SIZE), 0.45)
+    x[:, :, 4:24, 4:24] = torch.tensor([1.0, 0, 0])[:, None, None]
+    x[:, :, 44:60, 44:60] = torch.tensor([0.0, 0, 1])[:, None, None]
+    return x
+
+
+@pytest.mark.parametrize("wrapper", [*WRAPPERS, None])
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "occlusion"])
+def test_planted_evidence_is_found(method, wrapper) -> None:
+    network = Squares() if wrapper is None else WRAPPERS[wrapper](Squares())
+    explainer = EXPLAINERS[method](**({"window": 28, "stride": 28} if method == "occlusion" else {}))
+    for target, inside in ((0, (slice(0, 30), slice(0, 30))), (2, (slice(38, 64), slice(38, 64)))):
+        masks = explainer(around(network), scene(), torch.tensor([target])).masks[0, 0].clamp_min(0)
+        assert masks[inside].sum() > 0.9 * masks.sum() > 0
+
+
+CHEAP = {
+    "rise": {"masks": 8},
+    "smoothgrad": {"samples": 2},
+    "integrated_gradients": {"steps": 2},
+    "extremal": {"iterations": 2, "areas": [0.2]},
+    "occlusion": {"window": 112, "stride": 112},
+} | {name: {"iterations": 2} for name in ("meaningful", "fido", "opticam")}
+THREADED = sorted(set(EXPLAINERS) - {"ground_truth", "bank_masks", "cam"})
+
+
+@pytest.mark.parametrize("name", [*THREADED, "learned"])
+def test_eight_threads_get_the_maps_that_they_get_alone(name) -> None:
+    torch.manual_seed(0)
+    network = SmallNet(5).train()
+    classifiers = [Classifier(n, mean=MEAN, std=STD, layers=None, image_size=32) for n in (network, LightningLike(network))]
+    learned = Learned(Masker.for_classifier(classifiers[0], generator=Generator().manual_seed(0)).train())
+    explainer = learned if name == "learned" else EXPLAINERS[name](**CHEAP.get(name, {}))
+    shown = [torch.rand(1, 3, 32, 32, generator=Generator().manual_seed(k)) for k in range(16)]
+
+    def ask(k: int) -> Tensor:
+        return explainer(classifiers[k % 2], shown[k], torch.tensor([k % 5])).masks
+
+    with unchanged(network):
+        alone = [ask(k) for k in range(16)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(ask, range(16)))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert learned.masker.training
