@@ -22,7 +22,7 @@ from salmask.types import Logits
 
 __all__ = ["Layer", "Probe", "described_layers", "pick_layers", "tensor_of", "to_map_of", "watched", "with_tensor"]
 
-_FIXED_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_FIXED_SIZE = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4")
 _MOST = 5
 _HIDDEN = "last_hidden_state"
@@ -172,7 +172,7 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
     inner = bare(probe.network)
     if output.ndim == 4 and (lies := grid_of(shape, last=getattr(inner, "output_fmt", None) == "NHWC")) is not None:
         return lies[0]
-    if output.ndim == 3 and shape[1] > 1:
+    if output.ndim == 3 and min(shape[1:]) > 1:
         options: dict[str, Any] = {"prefix": probe.prefix, "grid": probe.grid, "maps": maps}
         try:
             return Tokens.of(shape[1], probe.size, inner, **options)

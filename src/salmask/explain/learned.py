@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
-from salmask.classifier.hold import at_rest, check_limit
+from salmask.classifier.hold import at_rest, check_limit, held
 from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import BatchSize, Share
@@ -77,13 +77,13 @@ class Learned(Explainer):
         """Return masks in [0, 1] at the images' size."""
         reader = classifier if self.reader is None else self.reader.to(classifier.device)
         self.masker.fits(reader)
-        training = self.masker.training
-        try:
-            self.masker.eval()
-            with at_rest(classifier, gradients=False), at_rest(reader, gradients=False):
+        with held(self.masker), at_rest(classifier, gradients=False), at_rest(reader, gradients=False):
+            training = self.masker.training
+            try:
+                self.masker.eval()
                 return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
-        finally:
-            self.masker.train(training)
+            finally:
+                self.masker.train(training)
 
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         logits, maps = classifier.features(images) if self.reader is None else self._read(classifier, images)
