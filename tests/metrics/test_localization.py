@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from metric_cases import linear, part, random_case
-from salmask.boxes import mask_boxes, stack
+from salmask.boxes import mask_boxes
+from salmask.classifier import Classifier
 from salmask.metrics import METRICS, Case, check_maps, generator_for
 from salmask.metrics.attention import ATTENTION
 from salmask.metrics.localization import (
@@ -19,7 +21,6 @@ from salmask.metrics.localization import (
     f1_of_boxes,
     pointing_game,
     saliency_terms,
-    saliency_terms_of_boxes,
 )
 from salmask.metrics.maps import MAPS, area_moments, mask_entropy, mask_mean, mask_std, mask_tv
 from salmask.metrics.wsol import WSOL
@@ -226,13 +227,19 @@ def test_crop_commutes_with_normalisation() -> None:
     assert before.abs().max() > ((images - mean) / std)[0].min().abs()  # overshoot is kept
 
 
-def test_sm_of_ground_truth_averages_over_boxes() -> None:
-    case = random_case()
-    mean = saliency_terms_of_boxes(case.images, case.boxes, case.targets, case.classifier)
-    boxes, owner = stack(case.boxes)
-    single = saliency_terms(case.images[owner], boxes, case.targets[owner], case.classifier)
-    assert mean.logprob[1].item() == pytest.approx(single.logprob[owner == 1].mean().item(), rel=1e-5)
-    assert mean.area[1].item() == pytest.approx(single.area[owner == 1].mean().item(), rel=1e-5)
+def test_sm_is_scored_at_rest_and_leaves_the_network_as_it_was() -> None:
+    """A network in train mode, whose batch normalisation would mix the images, is read in eval mode."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    classifier = Classifier(network, mean=(0.5,) * 3, std=(0.2,) * 3, layers=("0",), image_size=16)
+    images, boxes = torch.rand(3, 3, 16, 16), torch.tensor([[2.0, 2, 9, 9]] * 3)
+    network.eval()
+    expected = saliency_terms(images, boxes, torch.tensor([0, 1, 2]), classifier).logprob
+    network.train()
+    before = network[1].running_mean.clone()
+    torch.testing.assert_close(saliency_terms(images, boxes, torch.tensor([0, 1, 2]), classifier).logprob, expected)
+    assert network.training and torch.equal(network[1].running_mean, before)
 
 
 # --- games -----------------------------------------------------------------------------------------------------

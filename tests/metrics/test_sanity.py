@@ -34,18 +34,22 @@ def images():
     return torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(2))
 
 
+def answer(masks, range=(0.0, 1.0)):
+    return SimpleNamespace(masks=masks, range=range)
+
+
 def gradient(classifier, images, targets):
     """Explain by the size of the input gradient, scaled to [0, 1]."""
     with torch.enable_grad(), classifier.frozen():
         x = images.clone().requires_grad_()
         score = classifier.logits(x).gather(1, targets[:, None]).sum()
         size = torch.autograd.grad(score, x)[0].abs().sum(1, keepdim=True)
-    return SimpleNamespace(masks=size / size.amax((2, 3), keepdim=True).clamp_min(1e-12))
+    return answer(size / size.amax((2, 3), keepdim=True).clamp_min(1e-12))
 
 
 def edges(classifier, images, targets):
     """Explain by the picture alone: insensitive to the network."""
-    return SimpleNamespace(masks=images.mean(1, keepdim=True))
+    return answer(images.mean(1, keepdim=True))
 
 
 def weights(network):
@@ -246,12 +250,12 @@ def test_raw_maps_are_compared_on_their_own_scale(classifier, images):
     """The same explainer, one in [0, 1] and one a thousandth of it: SSIM must not tell another story."""
 
     def small(classifier, images, targets):
-        return SimpleNamespace(masks=gradient(classifier, images, targets).masks * 1e-3, range=(0.0, math.inf))
+        return answer(gradient(classifier, images, targets).masks * 1e-3, range=(0.0, math.inf))
 
     def unit(classifier, images, targets):
         masks = gradient(classifier, images, targets).masks
         low = masks.amin((2, 3), keepdim=True)
-        return SimpleNamespace(masks=(masks - low) / (masks.amax((2, 3), keepdim=True) - low))
+        return answer((masks - low) / (masks.amax((2, 3), keepdim=True) - low))
 
     for name in ("ssim", "hog"):
         raw, scaled = (
@@ -326,7 +330,7 @@ def test_masker_can_be_randomised_instead(classifier, images):
     masker = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1), nn.Sigmoid())
 
     def learned(classifier, images, targets):
-        return SimpleNamespace(masks=masker(images))
+        return answer(masker(images))
 
     before, classifiers = weights(masker), weights(classifier)
     found = randomisation(learned, classifier, images, network=masker, similarities=RANKS)
@@ -356,7 +360,7 @@ def test_degenerate_maps_are_counted(classifier, images):
         masks = images.mean(1, keepdim=True).clone()
         if len(calls) > 1:
             masks[0] = 0.5
-        return SimpleNamespace(masks=masks)
+        return answer(masks)
 
     found = randomisation(vanishes, classifier, images, similarities=RANKS)
     assert set(found.degenerate.values()) == {1}

@@ -9,7 +9,6 @@ the crops) is computed once per case.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
@@ -30,8 +29,10 @@ from salmask.boxes import (
     stack,
     sums_inside,
 )
+from salmask.classifier import Classifier
+from salmask.classifier.hold import at_rest
 from salmask.metrics.case import Case, Metric
-from salmask.types import IGNORED, Boxes, Images, Masks, Targets, Values, size_of
+from salmask.types import IGNORED, Boxes, Images, Masks, Targets, Values
 
 __all__ = [
     "LOCALIZATION",
@@ -42,7 +43,6 @@ __all__ = [
     "f1_of_boxes",
     "pointing_game",
     "saliency_terms",
-    "saliency_terms_of_boxes",
 ]
 
 EPS = 1e-6
@@ -121,11 +121,11 @@ def crop(images: Images, boxes: Boxes, background: Float[Tensor, "1 channels 1 1
     return crops
 
 
-def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: Any) -> SaliencyTerms:
+def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: Classifier) -> SaliencyTerms:
     """Return the terms of SM for one box per image, scored by `classifier` (which normalises its input itself)."""
     height, width = images.shape[-2:]
-    with torch.no_grad():
-        logits = classifier.unbounded(crop(images, boxes, classifier.mean.view(1, -1, 1, 1)))
+    with at_rest(classifier, gradients=False):
+        logits = classifier.unbounded(crop(images, boxes, classifier.mean))
     share = areas(boxes).to(logits) / (height * width)
     targets = targets.to(logits.device)
     return SaliencyTerms(
@@ -133,15 +133,6 @@ def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: A
         logprob=logits.log_softmax(1).gather(1, targets[:, None])[:, 0],
         right=(logits.argmax(1) == targets).to(logits.dtype),
     )
-
-
-def saliency_terms_of_boxes(images: Images, truth: BoxSets, targets: Targets, classifier: Any) -> SaliencyTerms:
-    """Return the terms of the ground truth itself: boxes clipped to the image, terms averaged over its boxes."""
-    boxes, owner = stack(truth)
-    clipped = clip(boxes, size_of(images))
-    terms = saliency_terms(images[owner.to(images.device)], clipped, targets.cpu()[owner], classifier)
-    mean = [_reduce(term.cpu(), owner, len(truth), "mean") for term in (terms.area, terms.logprob, terms.right)]
-    return SaliencyTerms(*mean)
 
 
 # --- two games with mass and maxima --------------------------------------------------------------------------------
@@ -240,9 +231,9 @@ def _om(rule: BoxRule = above_mean, legacy: bool = False) -> Callable[[Case], Va
 
 def _sm(read: Callable[[SaliencyTerms], Values], legacy: bool = False) -> Callable[[Case], Values]:
     def terms(case: Case) -> SaliencyTerms:
-        assert case.images is not None  # by Metric.needs
+        classifier, images, targets = case.played()
         boxes = _boxes_of_maps(case, above_mean, legacy)
-        return saliency_terms(case.images, boxes, case.targets, case.classifier)
+        return saliency_terms(images, boxes, targets, classifier)
 
     return lambda case: read(case.once(("sm", legacy), lambda: terms(case)))
 

@@ -10,13 +10,14 @@ class stays the one that the untouched network predicts (or the one given). Weig
 How a module is randomised is a *rule*: a callable that redraws the parameters which a module holds itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from salmask.classifier import Classifier
 from salmask.classifier.hold import ResetRule, layers_to_randomise, randomised, reset
 from salmask.metrics.similarity import SIMILARITIES, Similarity, similarities_for
 from salmask.types import Images, Masks, Targets, constant
@@ -55,9 +56,19 @@ class SanityCheck:
     degenerate: dict[str, int] = field(default_factory=dict)
 
 
+class _Mapped(Protocol):
+    """What an explanation is to a sanity check: raw maps, and the range that they live in."""
+
+    @property
+    def masks(self) -> Tensor: ...
+
+    @property
+    def range(self) -> tuple[float, float]: ...
+
+
 def randomisation(
-    explainer: Any,
-    classifier: Any,
+    explainer: Callable[[Classifier, Images, Targets], _Mapped],
+    classifier: Classifier,
     images: Images,
     targets: Targets | None = None,
     *,
@@ -78,7 +89,7 @@ def randomisation(
     keep: of how many images the maps are kept for the picture strip.
     Raises ValueError if there is nothing to randomise; the weights are as before in any case.
     """
-    network = getattr(classifier, "network", classifier) if network is None else network
+    network = classifier.network if network is None else network
     groups = layers_to_randomise(network)
     ids = [str(index) for index in range(len(images))] if ids is None else list(ids)
     if targets is None:
@@ -87,7 +98,7 @@ def randomisation(
     untouched = explainer(classifier, images, targets)
     before = _on_cpu(untouched)
     if similarities is None:
-        similarities = similarities_for(min(before.shape[-2:]), getattr(untouched, "range", (0.0, 1.0)))
+        similarities = similarities_for(min(before.shape[-2:]), untouched.range)
     kind = "cascading" if cascading else "independent"
     check = _Check(kind, ids, before, images[:keep].detach().cpu(), similarities)
     if cascading:
@@ -174,5 +185,5 @@ class _Check:
         return SanityCheck(self.kind, tuple(self.steps), self.rows, self.images, maps, self.degenerate)
 
 
-def _on_cpu(explanation: Any) -> Masks:
+def _on_cpu(explanation: _Mapped) -> Masks:
     return explanation.masks.detach().float().cpu()
