@@ -28,7 +28,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier.weights import fingerprint
-from salmask.files import replace_file, writable_folder
+from salmask.files import JSON, replace_file, writable_folder
 from salmask.schema import Maybe, Several, Within, Word, read_json
 from salmask.types import FeatureMap, Masks
 
@@ -49,7 +49,7 @@ class Sigmoid(nn.Module):
         """
         return logits.float().sigmoid()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSON:
         """Return what `config.json` needs to build this head again."""
         return {"head": "sigmoid"}
 
@@ -91,7 +91,7 @@ class Concrete(nn.Module):
         soft = (noisy / self.log_temperature.exp()).sigmoid()
         return soft + ((soft > 0.5).to(soft.dtype) - soft).detach() if self.hard else soft
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSON:
         """Return what `config.json` needs to build this head again."""
         return {"head": "concrete", "temperature": self.start, "hard": self.hard, "learnable": self.learnable}
 
@@ -228,7 +228,7 @@ class Masker(nn.Module):
                     "use the classifier that it was trained beside, or train a masker for this one"
                 )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSON:
         """Return the JSON-able settings that `config.json` holds."""
         return {
             "format": "salmask masker 1",
@@ -353,7 +353,7 @@ _CONFIG = {
 }
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> JSON:
     settings = read_json(path, _CONFIG, remedy="it is not the configuration of a salmask masker; save the masker again")
     if unknown := sorted(settings.keys() - {key.rstrip("?") for key in _CONFIG}):
         raise ValueError(f"{path} is not the configuration of a salmask masker: got the entry {unknown[0]!r}")
@@ -365,7 +365,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return {**settings, "head": partial(head, **options)}
 
 
-def _check_weights(build: type[Masker], settings: dict[str, Any], config: Path, weights: Path) -> None:
+def _check_weights(build: type[Masker], settings: JSON, config: Path, weights: Path) -> None:
     """Raise ValueError where weights are not of the shapes that a configuration means; nothing is allocated."""
     head = settings["head"]
     try:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from salmask.classifier.hold import redraw_as_released, reset
 from salmask.data import Labelled, collate
 from salmask.data.streams import Bar
 from salmask.explain.base import Explainer
-from salmask.files import replace_file, writable_folder
+from salmask.files import JSON, replace_file, writable_folder
 from salmask.metrics.sanity import SanityCheck, Step, randomisation
 from salmask.metrics.sanity_figures import curve_figure, strip_figure
 from salmask.metrics.similarity import Similarity
@@ -39,7 +38,7 @@ def randomise(
     if masker and network is None:
         raise ValueError("only a learned masker has weights of its own: name the folder of a run")
     batch = collate([dataset[index] for index in range(len(dataset))])
-    options: dict[str, Any] = {"rule": redraw_as_released if released else reset, "network": network, "seed": seed}
+    options: JSON = {"rule": redraw_as_released if released else reset, "network": network, "seed": seed}
     return [
         randomisation(
             explainer,

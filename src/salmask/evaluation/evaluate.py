@@ -21,7 +21,7 @@ from salmask.data import Labelled
 from salmask.data.streams import Bar, _Stream
 from salmask.evaluation.explained import COLUMNS, Block, Job, Rules, measure, take
 from salmask.explain.base import Explainer, explainer_of
-from salmask.files import writable_folder
+from salmask.files import JSON, Facts, writable_folder
 from salmask.report import write_report
 from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
@@ -34,8 +34,8 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def evaluate(
-    explainers: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    explainers: Facts,
+    metrics: Facts,
     batches: Iterable[Any],
     classifier: Any,
     *,
@@ -44,7 +44,7 @@ def evaluate(
     pictures: int | Collection[str] = 24,
     about: Mapping[str, object] | None = None,
     progress: Progress = iter,
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> dict[str, dict[str, JSON]]:
     """Measure explainers and write rows, counts, pictures, failures, summary.json and index.html to `out`.
 
     explainers: name -> explainer. metrics: name -> Metric. batches: of `data.Batch`, e.g. a DataLoader with
@@ -104,7 +104,7 @@ def _peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, again
 
 
-def _usable(metrics: Mapping[str, Any], first: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def _usable(metrics: Facts, first: Any) -> tuple[JSON, dict[str, str]]:
     """Split metrics into those that the data can serve and {name: why not}."""
     lacking = {"gaze": "human attention"}
     if not any(len(boxes) for boxes in first.boxes):
@@ -145,12 +145,12 @@ def _draw(folder: Path, block: Block, wanted: Callable[[str], bool]) -> None:
 
 
 def _meta(
-    explainers: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    explainers: Facts,
+    metrics: Facts,
     left_out: Mapping[str, str],
     rules: Rules,
     about: Mapping[str, object],
-) -> dict[str, Any]:
+) -> JSON:
     """Return the settings of this run as JSON can hold them."""
     table = {name: _describe_metric(metric) for name, metric in metrics.items()} | COLUMNS
     return {
@@ -167,7 +167,7 @@ def _meta(
     }
 
 
-def _describe_metric(metric: Any) -> dict[str, Any]:
+def _describe_metric(metric: Any) -> JSON:
     return {
         "protocol": _plain(dict(metric.protocol)),
         "direction": metric.direction,
@@ -177,7 +177,7 @@ def _describe_metric(metric: Any) -> dict[str, Any]:
     }
 
 
-def _describe_explainer(explainer: Explainer) -> dict[str, Any]:
+def _describe_explainer(explainer: Explainer) -> JSON:
     """Return the settings of an explainer; `truth` marks one that reads boxes or pixels: it is not ranked."""
     truth = bool({"boxes", "pixels"} & explainer.wants)
     return {"kind": explainer.kind, "settings": _plain(explainer.settings), "truth": truth}
@@ -203,7 +203,7 @@ def _plain(value: Any) -> Any:
 
 def compare(
     explainers: Mapping[str, tuple[Explainer, Loaded]],
-    metrics: Mapping[str, Any],
+    metrics: Facts,
     dataset: Labelled,
     *,
     rules: Rules,
@@ -212,7 +212,7 @@ def compare(
     batch_size: int = 32,
     pictures: int | Collection[str] = 24,
     progress: Bar = iter,
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> dict[str, dict[str, JSON]]:
     """Measure explainers, each on its own classifier, on one data set; return the summary.
 
     An explainer that `rules` does not say how to normalise is taken as it is if it makes masks in [0, 1], and by

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from salmask.explain.base import Explainer, Explanation
+from salmask.files import JSON, Facts
 from salmask.masking import MEAN, Fill, keep, remove
 from salmask.metrics.case import Case
 from salmask.outcome import whole_logits
@@ -21,7 +22,7 @@ from salmask.types import Images, Infill, Masks, Targets, constant
 
 __all__ = ["COLUMNS", "Block", "Job", "Rules", "measure", "predicted", "take"]
 
-COLUMNS: dict[str, dict[str, Any]] = {
+COLUMNS: dict[str, JSON] = {
     "acc_whole": {"direction": "none", "range": [0, 1], "protocol": {"picture": "whole", "class": "label"}},
     "acc_kept": {"direction": "up", "range": [0, 1], "protocol": {"picture": "kept", "class": "label"}},
     "acc_removed": {"direction": "down", "range": [0, 1], "protocol": {"picture": "removed", "class": "label"}},
@@ -100,7 +101,7 @@ class Job:
     name: str
     explainer: Any
     classifier: Any
-    metrics: Mapping[str, Any]
+    metrics: Facts
     rules: Rules
     known: dict[tuple[int, tuple[str, ...]], Tensor] = field(default_factory=dict)
 

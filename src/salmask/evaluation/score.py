@@ -24,7 +24,7 @@ from salmask.evaluation.gaze import Gaze, read_gaze
 from salmask.evaluation.saved import Piece, SavedMaps, open_maps
 from salmask.evaluation.truth import Truth, read_labels, read_truth
 from salmask.explain.controls import BASELINES
-from salmask.files import writable_folder
+from salmask.files import JSON, writable_folder
 from salmask.masking import MeanColour, keep, remove
 from salmask.metrics import METRICS, Metric
 from salmask.metrics.case import check_maps
@@ -91,7 +91,7 @@ def score(  # noqa: PLR0913  (every kind of truth is a file of its own)
     baselines: Sequence[str] = tuple(BASELINES),
     seed: int = 0,
     work: Work | None = None,
-) -> dict[str, Any]:
+) -> JSON:
     """Score saved maps and write rows, counts, meta.json, summary.json, index.html and some pictures to `out`.
 
     maps: MAPS.npz or MAPS.npy (`saved_maps`). boxes: image,class,x0,y0,x1,y1[,width,height], in pixels of the maps
@@ -197,7 +197,7 @@ _REMEDY = (
 )
 
 
-def _meta(run: _Run) -> dict[str, Any]:
+def _meta(run: _Run) -> JSON:
     ours = {run.maps.path.stem: {"maps": str(run.maps.path), "normalize": run.normalize, "truth": False}}
     trivial = {name: {"maps": "baseline", "normalize": "none", "truth": False} for name in run.baselines}
     return {

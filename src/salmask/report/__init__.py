@@ -3,7 +3,7 @@
 from salmask.report.charts import agreement_chart, cost_chart, curves_chart, line_chart, png, scatter_chart, svg
 from salmask.report.page import write_markdown_table, write_report
 from salmask.report.sentences import describe
-from salmask.report.tables import Column, Summary, markdown, number, spread, summarize
+from salmask.report.tables import Column, Summary, interval_text, markdown, number, summarize
 from salmask.report.training import add_training
 
 __all__ = [
@@ -14,12 +14,12 @@ __all__ = [
     "cost_chart",
     "curves_chart",
     "describe",
+    "interval_text",
     "line_chart",
     "markdown",
     "number",
     "png",
     "scatter_chart",
-    "spread",
     "summarize",
     "svg",
     "write_markdown_table",

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 from numpy import ndarray
 
+from salmask.files import JSON
 from salmask.rows.statistics import Interval
 
 __all__ = ["agreement_chart", "cost_chart", "curves_chart", "line_chart", "png", "scatter_chart", "steps_chart", "svg"]
@@ -225,7 +226,7 @@ def curves_chart(runs: Mapping[str, Mapping[str, tuple[ndarray, ndarray]]], *, c
     names = list(dict.fromkeys(name for run in runs.values() for name in run))
     rows = max(1, math.ceil(len(names) / columns))
     figure = Figure(figsize=(3.35 * columns, 2.25 * rows + 0.35), layout="constrained")
-    handles: dict[str, Any] = {}
+    handles: JSON = {}
     for place, name in enumerate(names):
         axes = _axes(figure, rows, columns, place + 1)
         axes.set_title(name, fontsize=9, loc="left", color=_INK)

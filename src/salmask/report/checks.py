@@ -17,7 +17,7 @@ from numpy import ndarray
 from scipy import stats
 
 from salmask.report.charts import steps_chart
-from salmask.report.tables import number, spread
+from salmask.report.tables import interval_text, number
 from salmask.rows import statistics
 from salmask.rows.read import file_name
 from salmask.rows.statistics import Interval
@@ -62,7 +62,7 @@ class ChecksPart:
         """Return the table as a GitHub text."""
         lines = [f"| {' | '.join(['how alike the maps are', *self.columns])} |", f"|---|{'---:|' * len(self.columns)}"]
         for name, row in self.cells.items():
-            texts = [f"{number(row[column].mean)} {spread(row[column])}".strip() for column in self.columns]
+            texts = [f"{number(row[column].mean)} {interval_text(row[column])}".strip() for column in self.columns]
             lines.append(f"| {' | '.join([name.replace('|', '/'), *texts])} |")
         lines += ["", "1: equal maps. [low, high]: 95 %, over images. –: not defined, because maps are constant."]
         return "\n".join(lines) + "\n"
@@ -223,4 +223,4 @@ def _interval(values: ndarray) -> Interval:
 
 
 def _cell(interval: Interval) -> str:
-    return f"{number(interval.mean)} {spread(interval)}".strip()
+    return f"{number(interval.mean)} {interval_text(interval)}".strip()

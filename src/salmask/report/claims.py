@@ -7,15 +7,15 @@ two maskers that were trained once each, the difference is that of these maskers
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from salmask.files import Facts
 from salmask.report.sentences import p_text
-from salmask.report.tables import number, spread
+from salmask.report.tables import interval_text, number
 from salmask.rows.read import Rows
 from salmask.rows.statistics import holm
-from salmask.rows.trainings import COLLAPSED, EMPTY, FULL, Comparison, collapsed, compare
+from salmask.rows.trainings import COLLAPSED, EMPTY, FULL, Comparison, collapsed, compare_rows
 
 __all__ = ["StudyRow", "findings", "row_notes", "rows_of"]
 
@@ -46,7 +46,7 @@ class StudyRow:
         return f"collapsed: {count} of {len(self.members)}" if count else ""
 
 
-def rows_of(study: Mapping[str, Any], rows: Rows) -> dict[str, StudyRow]:
+def rows_of(study: Facts, rows: Rows) -> dict[str, StudyRow]:
     """Return the rows of study.json with what their masks say of them."""
     made = {}
     for row in study["rows"]:
@@ -64,7 +64,7 @@ def findings(
     for claim in claims:
         first, second = (members[claim[side]] for side in ("row", "against"))
         values = [np.stack([rows.values[one][claim["metric"]] for one in row.members], 1) for row in (first, second)]
-        compared.append(compare((first.name, values[0]), (second.name, values[1])))
+        compared.append(compare_rows((first.name, values[0]), (second.name, values[1])))
     adjusted = holm([one.p for one in compared])
     return [
         _finding(claim, members[claim["row"]], members[claim["against"]], one, p, directions, len(claims))
@@ -85,7 +85,7 @@ def _finding(
     corrected = f" after correction for {claims} claims" if claims > 1 else ""
     numbers = (
         f"{metric} {number(found.means[0])}, {second.name} {number(found.means[1])}; difference {number(change.mean)} "
-        f"{spread(change)} over {change.n} images{_counted(first, second)}, {p_text(p)}{corrected}."
+        f"{interval_text(change)} over {change.n} images{_counted(first, second)}, {p_text(p)}{corrected}."
     )
     once = [row.name for row in (first, second) if row.trainings == 1]
     if bad := [row for row in (first, second) if row.collapsed]:

@@ -11,13 +11,13 @@ from PIL import Image
 from salmask.report.sheet import panels_of, read_picture
 from salmask.rows.read import file_name
 
-__all__ = ["CELL", "Grid", "embedded", "picture_files", "picture_grid"]
+__all__ = ["CELL", "PictureGrid", "embedded", "picture_files", "picture_grid"]
 
 CELL = 112  # pixels of a picture's panel in the page
 
 
 @dataclass(frozen=True)
-class Grid:
+class PictureGrid:
     """explainers: heads of the columns. rows: (image, its picture, strip by explainer or what stands there instead)."""
 
     explainers: Sequence[str]
@@ -32,7 +32,7 @@ def picture_files(folder: Path, explainers: Sequence[str]) -> dict[str, dict[str
 
 def picture_grid(
     files: Mapping[str, Mapping[str, Path]], ids: Sequence[str], failures: Sequence[Mapping[str, str]]
-) -> Grid:
+) -> PictureGrid:
     """Return the grid of `picture_files`; ids: of all images, by which file names are read."""
     names = {file_name(image): image for image in ids}
     failed = {(one["explainer"], file_name(one["image"])) for one in failures}
@@ -46,7 +46,7 @@ def picture_grid(
             for name in files
         }
         rows.append((names.get(image, image), _embed(next(iter(strips.values()))[0]), cells))
-    return Grid(list(files), rows)
+    return PictureGrid(list(files), rows)
 
 
 def embedded(path: Path) -> str:

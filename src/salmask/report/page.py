@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from salmask.files import replace_file, writable_folder
+from salmask.files import JSON, Facts, replace_file, writable_folder
 from salmask.report import charts
 from salmask.report.checks import read_checks
 from salmask.report.grid import CELL, embedded, picture_files, picture_grid
 from salmask.report.sentences import describe, p_text
 from salmask.report.sheet import MAP_KEPT_REMOVED, picture_sheet
 from salmask.report.study import OVER, STRIP, StudyPart, picture_strip, read_study, study_part
-from salmask.report.tables import COST, Summary, markdown, number, spread, summarize
+from salmask.report.tables import COST, Summary, interval_text, markdown, number, summarize
 from salmask.report.training import training_chart
 from salmask.rows import statistics
 from salmask.rows.archive import unpacked
@@ -39,8 +38,8 @@ class _Numbers:
     """What the files of a folder hold, read and checked."""
 
     rows: Rows
-    meta: Mapping[str, Any]
-    counts: Mapping[str, Mapping[str, Any]]
+    meta: Facts
+    counts: Mapping[str, Facts]
     failures: Sequence[Mapping[str, str]]
     summary: Summary
 
@@ -50,9 +49,7 @@ class _Numbers:
         return cls(rows, meta, counts, read_failures(source), summarize(rows, counts, meta))
 
 
-def write_report(
-    folder: Path, *, out: Path | None = None, title: str | None = None
-) -> dict[str, dict[str, dict[str, Any]]]:
+def write_report(folder: Path, *, out: Path | None = None, title: str | None = None) -> dict[str, dict[str, JSON]]:
     """Write summary.json, differences.json, agreement.json, table.md, index.html and a picture from a folder's files.
 
     The same files give the same bytes. Reads rows.jsonl, counts/, meta.json, failures.jsonl, training/<run>.jsonl, or
@@ -104,7 +101,7 @@ def write_markdown_table(folder: Path, *, metrics: Sequence[str] | None = None) 
         return _write_table(Path(folder), _Numbers.read(source).summary, metrics)
 
 
-def _study(study: Mapping[str, Any], numbers: _Numbers, source: Path) -> StudyPart:
+def _study(study: Facts, numbers: _Numbers, source: Path) -> StudyPart:
     return study_part(study, numbers.rows, numbers.counts, numbers.summary, read_checks(source))
 
 
@@ -132,7 +129,7 @@ def _write_study(folder: Path, part: StudyPart) -> None:
         replace_file(folder / f"figure_{place}.png", partial(Path.write_bytes, data=charts.png(figure)))
 
 
-def _differences(summary: Summary) -> dict[str, Any]:
+def _differences(summary: Summary) -> JSON:
     return {
         metric: {
             "best": summary.best[metric],
@@ -178,14 +175,14 @@ def _environment() -> Environment:
         "number": number,
         "p_text": p_text,
         "plain": lambda settings: json.dumps(settings, ensure_ascii=False).strip("{}").replace('"', ""),
-        "spread": spread,
+        "spread": interval_text,
         "svg": _svg,
     }
     environment.tests["nan"] = math.isnan
     return environment
 
 
-def _page(numbers: _Numbers) -> dict[str, Any]:
+def _page(numbers: _Numbers) -> JSON:
     """Return what the template needs of everything but pictures and study."""
     summary, meta = numbers.summary, numbers.meta
     agreed, controls = _agreement(summary), _controls(meta, summary)
@@ -204,7 +201,7 @@ def _page(numbers: _Numbers) -> dict[str, Any]:
     }
 
 
-def _about(meta: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]]:
+def _about(meta: Facts, summary: Summary) -> list[tuple[str, str]]:
     facts = {
         "data": meta.get("data"),
         "images": summary.images,
@@ -251,7 +248,7 @@ def _turned(interval: Interval) -> Interval:
     return Interval(1 - interval.mean, 1 - interval.high, 1 - interval.low, interval.n, interval.missing)
 
 
-def _controls(meta: Mapping[str, Any], summary: Summary) -> list[str]:
+def _controls(meta: Facts, summary: Summary) -> list[str]:
     """Return the explainers that look at no classifier, by the kind that meta.json holds."""
     settings = meta.get("explainers", {})
     return [name for name in summary.intervals if settings.get(name, {}).get("kind") in _CONTROLS]

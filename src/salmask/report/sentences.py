@@ -1,13 +1,13 @@
 """Sentences from numbers: every claim carries its number, interval and certainty; nothing else is claimed."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy import ndarray
 
-from salmask.report.tables import Summary, number, spread
+from salmask.files import Facts
+from salmask.report.tables import Summary, interval_text, number
 from salmask.rows.statistics import Difference
 
 __all__ = ["describe", "p_text"]
@@ -30,7 +30,7 @@ def _names(names: Sequence[str]) -> str:
 def describe(
     summary: Summary,
     *,
-    failures: Sequence[Mapping[str, Any]] = (),
+    failures: Sequence[Facts] = (),
     agreement: tuple[Sequence[str], ndarray] | None = None,
     controls: Sequence[str] = (),
 ) -> list[str]:
@@ -71,7 +71,9 @@ def _metric(summary: Summary, metric: str) -> str:
     leader = summary.best[metric]
     interval = summary.intervals[leader][metric]
     better = "more" if summary.column(metric).direction == "up" else "less"
-    text = f"{metric} ({better} is better): {leader} leads with {number(interval.mean)} {spread(interval)}".rstrip()
+    text = (
+        f"{metric} ({better} is better): {leader} leads with {number(interval.mean)} {interval_text(interval)}".rstrip()
+    )
     tied = summary.tied(metric)
     surely = [one for one in summary.differences[metric] if one.first not in tied]
     if surely:

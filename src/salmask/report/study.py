@@ -8,20 +8,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from salmask.files import JSON, Facts
 from salmask.report.charts import line_chart, scatter_chart
 from salmask.report.checks import Checks, ChecksPart, checks_part
 from salmask.report.claims import StudyRow, findings, row_notes, rows_of
 from salmask.report.sheet import MAP_ALONE, picture_sheet
-from salmask.report.tables import Summary, number, spread
+from salmask.report.tables import Summary, interval_text, number
 from salmask.rows.read import Rows, file_name
 from salmask.rows.statistics import Interval
-from salmask.rows.trainings import compare, score_interval
+from salmask.rows.trainings import compare_rows, score_interval
 from salmask.schema import ANYTHING, NUMBER, read_json
 
 __all__ = ["OVER", "STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
@@ -68,12 +68,12 @@ class StudyPart:
         return text if self.checks is None else f"{text}\n{self.checks.markdown()}"
 
 
-def read_study(folder: Path) -> dict[str, Any] | None:
+def read_study(folder: Path) -> JSON | None:
     """Return study.json, None where there is none. Errors: ValueError for a file that is no study."""
     path = Path(folder) / FILE
     if not path.is_file():
         return None
-    study: dict[str, Any] = read_json(path, _SHAPE, remedy="run the study again")
+    study: JSON = read_json(path, _SHAPE, remedy="run the study again")
     rows = {row["name"] for row in study["rows"]}
     for claim in study["claims"]:
         if absent := {claim["row"], claim["against"]} - rows:
@@ -82,9 +82,9 @@ def read_study(folder: Path) -> dict[str, Any] | None:
 
 
 def study_part(
-    study: Mapping[str, Any],
+    study: Facts,
     rows: Rows,
-    counts: Mapping[str, Mapping[str, Any]],
+    counts: Mapping[str, Facts],
     summary: Summary,
     checks: Checks | None = None,
 ) -> StudyPart:
@@ -110,11 +110,11 @@ def study_part(
     )
 
 
-def _interval(row: StudyRow, column: str, rows: Rows, counts: Mapping[str, Mapping[str, Any]]) -> Interval:
+def _interval(row: StudyRow, column: str, rows: Rows, counts: Mapping[str, Facts]) -> Interval:
     """Return the mean of a row over its trainings, of scores by image or of the set; NaN where a training has none."""
     if all(column in rows.values[one] for one in row.members):
         values = np.stack([rows.values[one][column] for one in row.members], axis=1)
-        return compare((row.name, values)).interval
+        return compare_rows((row.name, values)).interval
     entries = [counts[one][column] for one in row.members if column in counts.get(one, {})]
     if len(entries) < len(row.members):
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -134,7 +134,7 @@ def _within(interval: Interval, bounds: Sequence[object]) -> Interval:
     )
 
 
-def picture_strip(folder: Path, study: Mapping[str, Any]) -> Image.Image | None:
+def picture_strip(folder: Path, study: Facts) -> Image.Image | None:
     """Return the first training's maps of every row, one column each, over 24 pictures; None without pictures."""
     columns = {
         row["name"]: {path.stem: path for path in (folder / "pictures" / file_name(row["members"][0])).glob("*.png")}
@@ -143,7 +143,7 @@ def picture_strip(folder: Path, study: Mapping[str, Any]) -> Image.Image | None:
     return picture_sheet(columns, count=24, side=_SIDE, panels=MAP_ALONE)
 
 
-def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, Figure]]:
+def _figures(study: Facts, cells: Mapping[str, Mapping[str, Interval]]) -> list[tuple[str, Figure]]:
     figures = []
     axis = study.get("axis")
     error = next((name for name in ("le", "le" + RELEASED) if any(name in row for row in cells.values())), "le")
@@ -173,7 +173,7 @@ def _figures(study: Mapping[str, Any], cells: Mapping[str, Mapping[str, Interval
     return figures
 
 
-def _notes(study: Mapping[str, Any]) -> list[str]:
+def _notes(study: Facts) -> list[str]:
     notes = []
     for name, tried in study.get("tuning", {}).items():
         scores = "; ".join(f"{_weights(one['variant'])}: {number(one['le'])}" for one in tried)
@@ -182,7 +182,7 @@ def _notes(study: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _weights(variant: Mapping[str, Any]) -> str:
+def _weights(variant: Facts) -> str:
     """Return a candidate by its area weights, which is what candidates differ in."""
     pairs = [*variant.get("terms", ()), *variant.get("weights", ())]
     areas = [f"{name} {weight:g}" for name, weight in pairs if name.startswith("area")]
@@ -190,4 +190,4 @@ def _weights(variant: Mapping[str, Any]) -> str:
 
 
 def _cell(interval: Interval) -> str:
-    return f"{number(interval.mean)} {spread(interval)}".strip()
+    return f"{number(interval.mean)} {interval_text(interval)}".strip()

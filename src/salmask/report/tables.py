@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from salmask.files import Facts
 from salmask.rows import statistics
 from salmask.rows.read import Rows
 from salmask.rows.statistics import Difference, Interval
 
-__all__ = ["COST", "Column", "Summary", "markdown", "number", "spread", "summarize"]
+__all__ = ["COST", "Column", "Summary", "interval_text", "markdown", "number", "summarize"]
 
 COST = ("seconds", "passes", "passes_forward", "passes_backward")
 _SURE = 0.05
@@ -103,7 +104,7 @@ class Summary:
         }
 
 
-def summarize(rows: Rows, counts: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> Summary:
+def summarize(rows: Rows, counts: Mapping[str, Facts], meta: Facts) -> Summary:
     """Return intervals, best and paired differences of everything in rows and counts.
 
     counts: explainer -> metric -> {ids, score, replicates}, see `records.read_counts`. meta: see meta.json;
@@ -138,7 +139,7 @@ def summarize(rows: Rows, counts: Mapping[str, Mapping[str, Any]], meta: Mapping
     return Summary(columns, intervals, best, differences, unranked, len(rows.ids))
 
 
-def _columns(rows: Rows, counts: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> list[Column]:
+def _columns(rows: Rows, counts: Mapping[str, Facts], meta: Facts) -> list[Column]:
     described = meta.get("metrics", {})
     set_level = {metric for table in counts.values() for metric in table}
     present = set(rows.metrics) | set_level
@@ -171,9 +172,7 @@ def _row_intervals(intervals: dict[str, dict[str, Interval]], metric: str, rows:
         intervals[name][metric] = statistics.as_interval(_mean(column), replicates[:, place], n=n, missing=missing)
 
 
-def _set_level_intervals(
-    intervals: dict[str, dict[str, Interval]], metric: str, counts: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _set_level_intervals(intervals: dict[str, dict[str, Interval]], metric: str, counts: Mapping[str, Facts]) -> None:
     for name in intervals:
         if entry := counts.get(name, {}).get(metric):
             intervals[name][metric] = statistics.as_interval(entry["score"], entry["replicates"], n=len(entry["ids"]))
@@ -207,9 +206,7 @@ def _row_pairs(metric: str, leader: str, others: Sequence[str], rows: Rows) -> l
     return result
 
 
-def _count_pairs(
-    metric: str, leader: str, others: Sequence[str], counts: Mapping[str, Mapping[str, Any]]
-) -> list[Difference]:
+def _count_pairs(metric: str, leader: str, others: Sequence[str], counts: Mapping[str, Facts]) -> list[Difference]:
     """Return differences of set-level scores; NaN where the images differ, as the replicates are then not paired."""
     first = counts[leader][metric]
     result = []
@@ -250,7 +247,7 @@ def number(value: float | None, *, cost: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def spread(interval: Interval, *, cost: bool = False) -> str:
+def interval_text(interval: Interval, *, cost: bool = False) -> str:
     """Return "[low, high]", nothing where there is no interval."""
     if math.isnan(interval.low):
         return ""
@@ -281,6 +278,6 @@ def markdown(
             text = number(interval.mean, cost=cost)
             text = f"**{text}**" if (best or {}).get(column.name) == name else text
             text += "°" if name in (tied or {}).get(column.name, ()) else ""
-            texts.append(text if cost else f"{text} {spread(interval)}".strip())
+            texts.append(text if cost else f"{text} {interval_text(interval)}".strip())
         lines.append("| " + " | ".join([name.replace("|", "\\|"), *texts]) + " |")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """The curves of the trainings beside a folder's rows: training/<run>.jsonl, lines {"step": ..., name: value}."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from salmask.files import replace_file
+from salmask.files import Facts, replace_file
 from salmask.report.charts import curves_chart
 from salmask.rows.read import file_name, read_lines
 
@@ -42,7 +42,7 @@ def training_chart(folder: Path, explainers: Sequence[str]) -> Figure | None:
     return curves_chart(runs) if runs else None
 
 
-def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[ndarray, ndarray]]:
+def _curves(lines: Sequence[Facts]) -> dict[str, tuple[ndarray, ndarray]]:
     """Return name -> (steps, values), thinned by means of equal stretches; what is no finite number is passed over."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     for i, line in enumerate(lines):

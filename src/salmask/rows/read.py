@@ -12,16 +12,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from salmask.files import replace_file
+from salmask.files import JSON, Facts, replace_file
 from salmask.schema import ANYTHING, NUMBER, check_shape, read_json
 
 __all__ = [
@@ -83,7 +82,7 @@ def write_json(path: Path, value: object) -> None:
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, int, JSON]]:
     """Yield (line number, end of the line in unpacked bytes, object) of a JSON-lines file.
 
     Errors: ValueError that names file and line, for a line that is no JSON object.
@@ -97,7 +96,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
                 yield number, end, value
 
 
-def _parse(path: Path, before: int, chunk: Sequence[bytes]) -> list[dict[str, Any]]:
+def _parse(path: Path, before: int, chunk: Sequence[bytes]) -> list[JSON]:
     """Return the objects of some lines, parsed as one list: several times as fast as one by one."""
     try:
         values = json.loads(b"[" + b",".join(chunk) + b"]")
@@ -108,7 +107,7 @@ def _parse(path: Path, before: int, chunk: Sequence[bytes]) -> list[dict[str, An
     return [_parse_line(path, before + place, line) for place, line in enumerate(chunk, start=1)]
 
 
-def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, line: bytes) -> JSON:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -121,7 +120,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_row(path: Path, number: int, line: Mapping[str, Any]) -> tuple[str, str, str, float]:
+def parse_row(path: Path, number: int, line: Facts) -> tuple[str, str, str, float]:
     """Return (explainer, image, metric, value), null as NaN. Errors: ValueError naming file and line."""
     value = line.get("value", "")
     names = line.get("explainer"), line.get("image"), line.get("metric")
@@ -152,23 +151,23 @@ def read_failures(folder: Path) -> list[dict[str, str]]:
     return entries
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> JSON:
     """Return meta.json; empty where there is none. Errors: ValueError naming a field that is not what it should be."""
     path = folder / META
     if not path.exists():
         return {}
-    meta: dict[str, Any] = read_json(path, _META_SHAPE, remedy=_AGAIN)
+    meta: JSON = read_json(path, _META_SHAPE, remedy=_AGAIN)
     return meta
 
 
-def agree_on_meta(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+def agree_on_meta(folder: Path, meta: Facts) -> JSON:
     """Write meta.json and return it, joined with the explainers and the commands of earlier runs in this folder.
 
     Errors: ValueError that names the setting, where an earlier run had another one; and for rows that are packed.
     """
     if (folder / ARCHIVE).exists() and not (folder / ROWS).exists():
         raise ValueError(f"{folder} holds packed rows: unpack them to add some, `tar -xf {ARCHIVE}` there")
-    asked: dict[str, Any] = json.loads(json.dumps(dict(meta)))  # what a later run will read back
+    asked: JSON = json.loads(json.dumps(dict(meta)))  # what a later run will read back
     earlier = read_meta(folder)
     for key in sorted((earlier.keys() | asked.keys()) - _MADE_AT - {"explainers"} if earlier else ()):
         if earlier.get(key) != asked.get(key):
@@ -241,12 +240,12 @@ def read_rows(folder: Path) -> Rows:
     return Rows(ids, values, present, metrics)
 
 
-def read_counts(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def read_counts(folder: Path) -> dict[str, dict[str, JSON]]:
     """Return explainer -> metric -> {ids, score, replicates} of every set-level score in the folder.
 
     The counts themselves stay on disk. Errors: ValueError that names a file that cannot be read.
     """
-    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    tables: dict[str, dict[str, JSON]] = {}
     for path in sorted((folder / COUNTS).glob("*/*.npz")):
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -26,7 +26,7 @@ from numpy import ndarray
 
 from salmask.rows.statistics import Interval, as_interval, mean_replicates, replicate_p
 
-__all__ = ["COLLAPSED", "EMPTY", "FULL", "Comparison", "collapsed", "compare", "over_trainings", "score_interval"]
+__all__ = ["COLLAPSED", "EMPTY", "FULL", "Comparison", "collapsed", "compare_rows", "over_trainings", "score_interval"]
 
 EMPTY, FULL, COLLAPSED = 0.02, 0.9, 0.5
 """A mask is empty below a mean of EMPTY and full above FULL; maps are collapsed if more than this share is either."""
@@ -66,7 +66,7 @@ def score_interval(scores: Sequence[float], replicates: Sequence[ndarray], *, n:
     return as_interval(float(np.mean(scores)), spread, n=n)
 
 
-def compare(
+def compare_rows(
     first: tuple[str, Float[ndarray, "images trainings"]],
     second: tuple[str, Float[ndarray, "images others"]] | None = None,
     *,

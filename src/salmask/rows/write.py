@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
-from salmask.files import replace_file
+from salmask.files import JSON, replace_file
 from salmask.rows.read import COUNTS, FAILURES, ROWS, file_name, parse_row, read_failures, read_lines
 from salmask.rows.statistics import count_replicates
 from salmask.schema import check_shape
@@ -194,7 +193,7 @@ def _header(stack: ndarray, explainer: str, metric: str) -> bytes:
     return (json.dumps(about) + "\n").encode()
 
 
-def _about(journal: Path) -> dict[str, Any]:
+def _about(journal: Path) -> JSON:
     """Return the header of a journal. Errors: ValueError for a file of another kind."""
     with journal.open("rb") as file:
         about = json.loads(file.readline())
@@ -202,7 +201,7 @@ def _about(journal: Path) -> dict[str, Any]:
     return {**about, "dtype": np.dtype(about["dtype"])}
 
 
-def _records(journal: Path, images: int) -> tuple[dict[str, Any], ndarray]:
+def _records(journal: Path, images: int) -> tuple[JSON, ndarray]:
     """Return the header of a journal and its first records, mapped, not read."""
     about = _about(journal)
     with journal.open("rb") as file:

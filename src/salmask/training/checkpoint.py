@@ -1,13 +1,12 @@
 """Checkpoints: all state of a training in one file, and the facts that say which training it belongs to."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from salmask.files import replace_file
+from salmask.files import JSON, Facts, replace_file
 from salmask.training.schemas import read_state
 
 __all__ = ["CHECKPOINT", "fresh", "read_checkpoint", "scaler_state", "set_scaler", "write_checkpoint"]
@@ -15,13 +14,13 @@ __all__ = ["CHECKPOINT", "fresh", "read_checkpoint", "scaler_state", "set_scaler
 CHECKPOINT = "checkpoint.pt"
 
 
-def write_checkpoint(out: Path, facts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def write_checkpoint(out: Path, facts: Facts, state: Facts) -> None:
     """Write the state beside its facts, whole or not at all."""
     content = {"facts": json.dumps(facts, sort_keys=True), **state}
     replace_file(out / CHECKPOINT, lambda path: torch.save(content, path))
 
 
-def read_checkpoint(out: Path, facts: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
+def read_checkpoint(out: Path, facts: Facts, device: torch.device) -> JSON | None:
     """Return the state of the checkpoint in a folder, None where there is none.
 
     Errors: ValueError for a file that is no checkpoint, and for one of another training, naming the first difference.
@@ -36,27 +35,27 @@ def read_checkpoint(out: Path, facts: Mapping[str, Any], device: torch.device) -
     return state
 
 
-def fresh(out: Path) -> tuple[int, Mapping[str, Any]]:
+def fresh(out: Path) -> tuple[int, Facts]:
     """Return the first step, with nothing logged yet. Errors: ValueError where a folder holds a run already."""
     if (out / CHECKPOINT).exists():
         raise ValueError(f"{out} holds a run already: resume it (--resume), or name another folder")
     return 0, {}
 
 
-def scaler_state(precision: Any) -> dict[str, Any]:
+def scaler_state(precision: Any) -> JSON:
     """Return the state of the gradient scaler of Fabric's 16-mixed precision; empty for other precisions."""
     scaler = getattr(precision, "scaler", None)
     return {} if scaler is None else scaler.state_dict()
 
 
-def set_scaler(precision: Any, state: dict[str, Any]) -> None:
+def set_scaler(precision: Any, state: JSON) -> None:
     """Take up what `scaler_state` returned."""
     scaler = getattr(precision, "scaler", None)
     if scaler is not None and state:
         scaler.load_state_dict(state)
 
 
-def _first_difference(earlier: dict[str, Any], wanted: dict[str, Any], path: str = "") -> str:
+def _first_difference(earlier: JSON, wanted: JSON, path: str = "") -> str:
     for key in sorted(earlier.keys() | wanted.keys()):
         one, other = earlier.get(key), wanted.get(key)
         if isinstance(one, dict) and isinstance(other, dict) and one != other:

@@ -14,7 +14,6 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,7 +26,7 @@ from torchvision.utils import save_image
 from salmask.data import CropFlip, Labelled, ShortSide, Subset, collate, training_batches
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar, spread
-from salmask.files import replace_file
+from salmask.files import JSON, replace_file
 from salmask.masking import IMAGENET_MEAN, Blur, MeanColour, keep
 from salmask.types import Images, Masks, size_of
 
@@ -83,7 +82,7 @@ class Inpainter(nn.Module):
         """Return pictures for the holes; what is hidden is not looked at."""
         return self.restore(images, holes.expand(len(images), -1, -1, -1)).to(images.dtype)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSON:
         """Return what is needed to build it again."""
         return {"width": self.width, "depth": self.depth, "colour": list(self.colour)}
 

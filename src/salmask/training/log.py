@@ -5,12 +5,11 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from salmask.files import replace_file
+from salmask.files import JSON, replace_file
 
 __all__ = ["COLLAPSED", "LOG", "Log", "collapse", "extremes"]
 
@@ -84,7 +83,7 @@ class Log:
         _refuse_nan(values["loss"], step)
         self._watch(values, step)
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JSON:
         """Return what is not written yet, for a checkpoint; there is none of a run whose loss is not a number."""
         if "loss" in self.sums:
             _refuse_nan(float(self.sums["loss"]), step)

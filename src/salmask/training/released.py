@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from salmask.classifier import Classifier
+from salmask.files import JSON, Facts
 from salmask.masker import Concrete, Masker, Sigmoid
 from salmask.metrics import METRICS
 from salmask.training.recipes import Recipe
@@ -65,7 +66,7 @@ def load_released(path: str | Path) -> tuple[Masker, Classifier, str]:
     return masker.eval(), classifier, network
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JSON:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
@@ -88,7 +89,7 @@ def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
-def _options(args: Any) -> dict[str, Any]:
+def _options(args: Any) -> JSON:
     return vars(args) if isinstance(args, argparse.Namespace) else dict(args or {})
 
 
@@ -102,7 +103,7 @@ def _network(weights: Mapping[str, Tensor], path: Path) -> str:
     return _BLOCKS[kind, blocks]
 
 
-def _masker(weights: Mapping[str, Tensor], classifier: Classifier, options: Mapping[str, Any], where: str) -> Masker:
+def _masker(weights: Mapping[str, Tensor], classifier: Classifier, options: Facts, where: str) -> Masker:
     renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
         projection = re.fullmatch(r"conv1x1_(\d)\.([01])\.(.+)", name)
@@ -134,7 +135,7 @@ def _masker(weights: Mapping[str, Tensor], classifier: Classifier, options: Mapp
     return masker
 
 
-def _head(options: Mapping[str, Any]) -> torch.nn.Module:
+def _head(options: Facts) -> torch.nn.Module:
     """Return the head; a temperature of -1, meant to be learnt, turned the mask around: it is taken as 0.1."""
     if not options.get("apply_gumbel"):
         return Sigmoid()

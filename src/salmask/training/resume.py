@@ -14,7 +14,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from salmask.data import Labelled
-from salmask.files import replace_file
+from salmask.files import JSON, Facts, replace_file
 from salmask.schema import ANYTHING, read_json
 from salmask.training.checkpoint import CHECKPOINT
 from salmask.types import Infill
@@ -29,7 +29,7 @@ def agree_on_training(
     out: Path,
     dataset: Labelled,
     *,
-    seen: Mapping[str, Any],
+    seen: Facts,
     infill: Infill | Mapping[str, Infill] | None,
     resume: bool,
 ) -> None:
@@ -70,7 +70,7 @@ def _described(value: Any) -> str:
     return type(value).__name__ if isinstance(value, nn.Module) else repr(value)
 
 
-def _described_data(dataset: Labelled) -> dict[str, Any]:
+def _described_data(dataset: Labelled) -> JSON:
     digest = hashlib.blake2b(digest_size=8)
     for name, target in zip(dataset.ids, dataset.targets, strict=True):
         digest.update(f"{name}\0{target}\n".encode())

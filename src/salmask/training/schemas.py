@@ -6,7 +6,6 @@ One line names file and field where a file was changed by hand, cut short, or be
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from salmask.classifier.outputs import KINDS
 from salmask.data.sight import FITS, INTERPOLATIONS, LARGEST, SMALLEST, Sight
+from salmask.files import JSON
 from salmask.schema import ANYTHING, Maybe, Several, Within, Word, check_shape, parse_json, read_json
 
 __all__ = ["check_state", "read_metadata", "read_run", "read_state"]
@@ -69,7 +69,7 @@ _STATE = {
 }
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def read_run(path: Path) -> JSON:
     """Return what a run.json says. Errors: ValueError naming the field, FileNotFoundError."""
     remedy = "it does not describe a salmask run; copy it from where the run was trained, or train again"
     facts = read_json(path, _RUN, remedy=remedy)
@@ -78,7 +78,7 @@ def read_run(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> JSON:
     """Return what a .safetensors file of weights says of its classifier; {} where it says nothing, or is no such file.
 
     Errors: ValueError naming the field.
@@ -93,7 +93,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return parse_json(f"{path}, its metadata", text, _METADATA, remedy="save the classifier again")
 
 
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+def read_state(path: Path, device: torch.device) -> JSON:
     """Return a training's checkpoint. Errors: ValueError naming the file, and the entry that is not as it must be."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
