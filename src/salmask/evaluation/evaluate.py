@@ -13,15 +13,17 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from salmask.data import Labelled
+from salmask.classifier import Classifier
+from salmask.data import Batch, Labelled
 from salmask.data.streams import Bar, _Stream
 from salmask.evaluation.explained import COLUMNS, Block, Job, Rules, measure, take
-from salmask.explain.base import Explainer, explainer_of
+from salmask.explain.base import Explainer, Explanation, explainer_of
 from salmask.files import JSON, Facts, writable_folder
+from salmask.metrics import Metric
 from salmask.report import write_report
 from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
@@ -30,20 +32,18 @@ from salmask.training.run import Loaded, check_classes
 
 __all__ = ["COLUMNS", "Rules", "compare", "evaluate"]
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
 
 def evaluate(
-    explainers: Facts,
-    metrics: Facts,
-    batches: Iterable[Any],
-    classifier: Any,
+    explainers: Mapping[str, Explainer | Callable[..., Explanation]],
+    metrics: Mapping[str, Metric],
+    batches: Iterable[Batch],
+    classifier: Classifier | Mapping[str, Classifier],
     *,
     rules: Rules,
     out: Path,
     pictures: int | Collection[str] = 24,
     about: Mapping[str, object] | None = None,
-    progress: Progress = iter,
+    progress: Bar = iter,
 ) -> dict[str, dict[str, JSON]]:
     """Measure explainers and write rows, counts, pictures, failures, summary.json and index.html to `out`.
 
@@ -58,18 +58,20 @@ def evaluate(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    explainers = {name: explainer_of(one) for name, one in explainers.items()}
+    table = {name: explainer_of(explainer) for name, explainer in explainers.items()}
     first, batches = _peek(batches)
     usable, left_out = _usable(metrics, first)
-    agree_on_meta(out, _meta(explainers, usable, left_out, rules, about or {}))
+    agree_on_meta(out, _meta(table, usable, left_out, rules, about or {}))
     wanted = _picture_ids(pictures, batches)
     computes = {name: metric.compute for name, metric in usable.items() if metric.compute is not None}
     names = [*(name for name in usable if name not in computes), *COLUMNS]
-    failures = Failures(out, explainers)
+    failures = Failures(out, table)
     with Writer(out, names, computes) as writer:
         for batch in progress(batches):
-            known: dict[Any, Any] = {}  # what the classifiers say of the whole pictures: the same for all explainers
-            for name, explainer in explainers.items():
+            known: dict[
+                tuple[int, tuple[str, ...]], Tensor
+            ] = {}  # what the classifiers say of the whole pictures: the same for all explainers
+            for name, explainer in table.items():
                 missing = [i for i, one in enumerate(batch.ids) if not writer.has(name, one)]
                 if not missing:
                     continue
@@ -83,7 +85,7 @@ def evaluate(
     return write_report(out)
 
 
-def _of(classifier: Any, name: str) -> Any:
+def _of(classifier: Classifier | Mapping[str, Classifier], name: str) -> Classifier:
     if not isinstance(classifier, Mapping):
         return classifier
     if name not in classifier:
@@ -91,20 +93,15 @@ def _of(classifier: Any, name: str) -> Any:
     return classifier[name]
 
 
-def _peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+def _peek(batches: Iterable[Batch]) -> tuple[Batch, Iterable[Batch]]:
     """Return the first batch and an iterable that still begins with it."""
-    if not isinstance(batches, Iterator):
-        first = next(iter(batches), None)
-        again: Iterable[Any] = batches
-    else:
-        first = next(batches, None)
-        again = itertools.chain([first], batches)
+    first = next(iter(batches), None)
     if first is None:
         raise ValueError("expected at least one batch of images, got none: look at the data's folder and split")
-    return first, again
+    return first, itertools.chain([first], batches) if isinstance(batches, Iterator) else batches
 
 
-def _usable(metrics: Facts, first: Any) -> tuple[JSON, dict[str, str]]:
+def _usable(metrics: Mapping[str, Metric], first: Batch) -> tuple[dict[str, Metric], dict[str, str]]:
     """Split metrics into those that the data can serve and {name: why not}."""
     lacking = {"gaze": "human attention"}
     if not any(len(boxes) for boxes in first.boxes):
@@ -118,7 +115,7 @@ def _usable(metrics: Facts, first: Any) -> tuple[JSON, dict[str, str]]:
     return {name: metric for name, metric in metrics.items() if name not in left_out}, left_out
 
 
-def _picture_ids(pictures: int | Collection[str], batches: Iterable[Any]) -> Callable[[str], bool]:
+def _picture_ids(pictures: int | Collection[str], batches: Iterable[Batch]) -> Callable[[str], bool]:
     """Return whether an image gets a picture: the named ones, else ids spread evenly, else the first ones."""
     if not isinstance(pictures, int):
         return set(pictures).__contains__
@@ -167,7 +164,7 @@ def _meta(
     }
 
 
-def _describe_metric(metric: Any) -> JSON:
+def _describe_metric(metric: Metric) -> JSON:
     return {
         "protocol": _plain(dict(metric.protocol)),
         "direction": metric.direction,
@@ -183,7 +180,7 @@ def _describe_explainer(explainer: Explainer) -> JSON:
     return {"kind": explainer.kind, "settings": _plain(explainer.settings), "truth": truth}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return what JSON can hold: tables and lists entry by entry, other things as their text without addresses."""
     if value is None or isinstance(value, bool | int | str):
         return value

@@ -7,16 +7,17 @@ told apart from everything else that may go wrong: its batch is repeated image b
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from salmask.classifier import Classifier
+from salmask.data import Batch
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import JSON, Facts
 from salmask.masking import MEAN, Fill, keep, remove
-from salmask.metrics.case import Case
+from salmask.metrics.case import Case, Metric
 from salmask.outcome import whole_logits
 from salmask.types import Images, Infill, Masks, Targets, constant
 
@@ -38,15 +39,15 @@ COLUMNS: dict[str, JSON] = {
 }
 """Rows that every evaluation has beside its metrics: accuracy, cost, degenerate maps."""
 
-Choose = Callable[[Any, Tensor], Targets]
+Choose = Callable[[Batch, Tensor], Targets]
 
 
-def label(batch: Any, logits: Tensor) -> Targets:
+def label(batch: Batch, logits: Tensor) -> Targets:
     """Explain the label of the data."""
     return batch.targets
 
 
-def predicted(batch: Any, logits: Tensor) -> Targets:
+def predicted(batch: Batch, logits: Tensor) -> Targets:
     """Explain the class that the explained classifier predicts on the whole picture."""
     return logits.argmax(1)
 
@@ -70,7 +71,7 @@ class Rules:
     target: str | Choose
     normalize: str | Mapping[str, str] = field(default_factory=dict)
     infill: Infill | None = None
-    scoring: Any = None
+    scoring: Classifier | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Rules:
                 f"got {self.target!r}"
             )
 
-    def choose(self, batch: Any, logits: Tensor) -> Targets:
+    def choose(self, batch: Batch, logits: Tensor) -> Targets:
         """Return the classes to explain."""
         return (self.target if callable(self.target) else _TARGETS[self.target])(batch, logits)
 
@@ -99,13 +100,13 @@ class Job:
     """
 
     name: str
-    explainer: Any
-    classifier: Any
+    explainer: Explainer
+    classifier: Classifier
     metrics: Facts
     rules: Rules
     known: dict[tuple[int, tuple[str, ...]], Tensor] = field(default_factory=dict)
 
-    def whole(self, classifier: Any, batch: Any, images: Images) -> Tensor:
+    def whole(self, classifier: Classifier, batch: Batch, images: Images) -> Tensor:
         """Return a classifier's logits of the whole pictures; asked once, whatever number of jobs share `known`."""
         key = (id(classifier), tuple(batch.ids))
         if key not in self.known:
@@ -117,7 +118,7 @@ class Job:
 class Block:
     """The maps of one explainer for a batch, with their scores."""
 
-    batch: Any
+    batch: Batch
     masks: Masks
     infill: Infill
     values: dict[str, Tensor]  # metric -> (B,), or (B, ...) counts of set-level scores
@@ -142,7 +143,7 @@ class ExplainerFailed(Exception):  # noqa: N818  (carries the cause; never leave
     """An explainer raised, or returned maps that are not finite."""
 
 
-def measure(job: Job, batch: Any, failed: Callable[[str, Exception], None]) -> Iterator[Block]:
+def measure(job: Job, batch: Batch, failed: Callable[[str, Exception], None]) -> Iterator[Block]:
     """Yield the block of the batch or, where the explainer fails, those of its single images."""
     try:
         yield _score_batch(job, batch)
@@ -155,7 +156,7 @@ def measure(job: Job, batch: Any, failed: Callable[[str, Exception], None]) -> I
         yield from measure(job, take(batch, [i]), failed)
 
 
-def _score_batch(job: Job, batch: Any) -> Block:
+def _score_batch(job: Job, batch: Batch) -> Block:
     """Explain, time, normalise, play and score one batch."""
     device = _device(job.classifier)
     images, labels = batch.images.to(device), batch.targets.to(device)
@@ -199,7 +200,7 @@ def _right(explainer: Explainer, logits: Tensor, labels: Targets) -> Tensor:
     return torch.ones_like(right) if explainer.naive else right
 
 
-def _explain(job: Job, batch: Any, images: Images, targets: Targets) -> tuple[Explanation, float]:
+def _explain(job: Job, batch: Batch, images: Images, targets: Targets) -> tuple[Explanation, float]:
     """Return the explanation and the seconds it took; raise ExplainerFailed for whatever goes wrong."""
     extra = {key: getattr(batch, key) for key in ("boxes", "pixels", "ids") if key in job.explainer.wants}
     try:
@@ -231,7 +232,7 @@ def _masks(explanation: Explanation, normalizer: str, name: str, ids: list[str])
     return masks
 
 
-def _score(metric: Any, case: Case) -> Tensor:
+def _score(metric: Metric, case: Case) -> Tensor:
     values = metric(case)
     if len(values) != len(case.ids) or (metric.compute is None and values.ndim != 1):
         raise ValueError(
@@ -257,7 +258,7 @@ def _cost(explanation: Explanation, seconds: float, size: int) -> dict[str, Tens
     }
 
 
-def _device(classifier: Any) -> torch.device:
+def _device(classifier: Classifier) -> torch.device:
     parameters = getattr(classifier, "parameters", None)
     first = next(iter(parameters()), None) if parameters else None
     return torch.device("cpu") if first is None else first.device
@@ -268,8 +269,10 @@ def _wait(images: Tensor) -> None:
         torch.cuda.synchronize(images.device)
 
 
-def take(batch: Any, places: list[int]) -> Any:
+def take(batch: Batch, places: list[int]) -> Batch:
     """Return the batch of the images at these places."""
     if len(places) == len(batch.ids):
         return batch
-    return type(batch)(*(part[places] if isinstance(part, Tensor) else [part[i] for i in places] for part in batch))
+    parts: JSON = dict(zip(batch._fields, batch, strict=True))
+    parts = {n: part[places] if isinstance(part, Tensor) else [part[i] for i in places] for n, part in parts.items()}
+    return batch._replace(**parts)

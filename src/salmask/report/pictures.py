@@ -11,6 +11,7 @@ import cv2
 import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy import ndarray
@@ -161,13 +162,13 @@ def _layout(shape: Sequence[int], lines: int, title: str) -> tuple[Figure, Any]:
     return figure, grid
 
 
-def _show(axes: Any, panel: ndarray, name: str) -> None:
+def _show(axes: Axes, panel: ndarray, name: str) -> None:
     axes.imshow(panel, interpolation="nearest")
     axes.set_title(name, fontsize=9.5, loc="left", pad=3, color="#222222")
     axes.set_axis_off()
 
 
-def _bars(axes: Any, pairs: Probabilities, lines: int, colour: str) -> None:
+def _bars(axes: Axes, pairs: Probabilities, lines: int, colour: str) -> None:
     """Draw one bar per class with its name and probability written over it: names of any length fit."""
     axes.set(xlim=(0, 1), ylim=(lines - 0.5, -0.5))
     axes.set_axis_off()
@@ -179,7 +180,7 @@ def _bars(axes: Any, pairs: Probabilities, lines: int, colour: str) -> None:
         axes.text(0.98, line, f"{probability:.2f}", va="center", ha="right", fontsize=8, color="#111111")
 
 
-def _scale(place: Any) -> None:
+def _scale(place: Axes) -> None:
     """Draw the colour scale of the overlay where the mask has no probabilities."""
     place.set_axis_off()
     axes = place.inset_axes((0.03, 0.62, 0.94, 0.22))
@@ -187,8 +188,10 @@ def _scale(place: Any) -> None:
     axes.set_yticks([])
     axes.set_xticks([0, 0.5, 1], ["0 hidden", "0.5", "1 evidence"], fontsize=7.5)
     axes.tick_params(length=2, pad=1.5)
-    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    left, centre, right = axes.get_xticklabels()
+    left.set_horizontalalignment("left")
+    centre.set_horizontalalignment("center")
+    right.set_horizontalalignment("right")
 
 
 def _plane(mask: Any) -> Float[ndarray, "height width"]:
