@@ -98,9 +98,10 @@ def _agree(out: Path, asked: Mapping[str, object]) -> None:
     earlier = None
     if path.is_file():
         earlier = read_json(path, {"seed": int, "quick": bool}, remedy="delete the folder to start anew")
-    unknown = earlier is None and any((out / name).exists() for name in ("classifier.safetensors", RECIPE, "ca"))
-    if unknown or (out / "index.html").exists() or (earlier is not None and earlier != asked):
-        raise FileExistsError(f"{out} holds an earlier demo: delete it, or name another folder with --out")
+    there = [name for name in ("classifier.safetensors", RECIPE, "ca", _DEMO) if (out / name).exists()]
+    goes_on = earlier == asked and not (out / "index.html").exists()
+    if there and not goes_on:
+        raise FileExistsError(f"{out} holds an earlier demo ({there[0]}): delete it, or name another folder with --out")
     writable_folder(out)
     replace_file(path, lambda at: at.write_text(json.dumps(asked) + "\n"))
 
