@@ -25,6 +25,7 @@ def _run(page: str, names: dict[str, object]) -> dict[str, object]:
     return names
 
 
+@pytest.mark.filterwarnings("default:the training has collapsed")  # of masks for a network that knows nothing
 def test_the_examples_of_the_readme_run(small_net, capsys) -> None:
     train, explain = _blocks("README.md")
     assert len([line for line in train.splitlines() if line.strip()]) <= 5
@@ -101,6 +102,7 @@ def test_the_readme_names_every_explainer_and_the_plain_metrics() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default:the training has collapsed")
 def test_one_s_own_network_is_explained_in_python_and_by_command(tmp_path, monkeypatch, capsys) -> None:
     from salmask.cli.main import main
     from salmask.data.synthetic import write_folder
