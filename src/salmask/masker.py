@@ -314,6 +314,8 @@ class Masker(nn.Module):
 
 
 def _resolve(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if not count:
+        raise ValueError("a masker reads layers, and the classifier reads none (layers=[]): name layers in Classifier")
     if layers is None:
         return tuple(range(max(0, count - 2), count))
     resolved = tuple(sorted({layer + count if layer < 0 else layer for layer in layers}))

@@ -70,7 +70,7 @@ def test_every_infill_fills_any_number_of_channels(channels) -> None:
 
 
 def test_a_bank_of_other_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match="the bank's images have 3 channels, the pictures 4"):
+    with pytest.raises(ValueError, match="a bank of 3 channels does not fit pictures of 4"):
         Bank(torch.rand(2, 3, 8, 8), Generator())(torch.rand(1, 4, 8, 8), torch.ones(1, 1, 8, 8))
 
 

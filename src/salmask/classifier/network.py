@@ -135,6 +135,15 @@ class Classifier(nn.Module):
         """Whether each class is a label of its own, present or not."""
         return self.outputs.kind == "multilabel"
 
+    def check_exclusive(self, what: str) -> None:
+        """Raise ValueError where what weighs one class against the others is asked of independent labels."""
+        if self.multilabel:
+            raise ValueError(
+                f"{what} weighs one class against the others, and this classifier's labels are independent: take "
+                "an explainer of single logits (gradcam, gradient, occlusion, rise, ...), or wrap the network so "
+                "that it returns one label's logit and give outputs='binary'"
+            )
+
     def features(self, images: Images) -> Features:
         """Return logits and one map (B, C, h, w) a layer, from one pass; differentiable, shallow to deep.
 

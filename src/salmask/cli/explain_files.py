@@ -216,7 +216,7 @@ def _figure(
     infill, masks = MeanColour.of(classifier), shown.masks.float()
     outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
     sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
-    shares = {side: logits.softmax(1)[0] for side, logits in sides.items()}
+    shares = {side: classifier.probabilities(logits)[0] for side, logits in sides.items()}
     kept, removed = keep(images, masks, infill), remove(images, masks, infill)
     best = shares["whole"].topk(min(top, len(names))).indices.tolist()
     if (explained := int(explanation.targets[0])) not in best:

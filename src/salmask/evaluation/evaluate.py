@@ -56,6 +56,9 @@ def evaluate(
     Errors: ValueError for rows of other settings in `out`, for maps outside [0, 1] without a normaliser, for
     no image; OSError where `out` cannot be written. A failing explainer is no error: see failures.jsonl.
     """
+    for one in classifier.values() if isinstance(classifier, Mapping) else [classifier]:
+        if isinstance(one, Classifier):
+            one.check_exclusive("measuring")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     table = {name: explainer_of(explainer) for name, explainer in explainers.items()}

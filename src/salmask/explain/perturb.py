@@ -24,7 +24,7 @@ from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import backdrop, by_pieces
 from salmask.explain.knobs import BatchSize, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
-from salmask.terms import SCORES, ClassScore, probability
+from salmask.terms import SCORES, ClassScore, probability, score_for
 from salmask.types import Images, Infill, Masks, Targets, size_of
 
 __all__ = ["Occlusion", "Rise"]
@@ -68,12 +68,13 @@ class Rise(Explainer):
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
         infill = backdrop(self.infill, classifier, images, seed=self.seed)
+        score = score_for(classifier, self.score)
         drawn = RandomMasks.draw(self, size_of(images), images.device)
 
         def credit(rows: slice) -> Tensor:
             masks = drawn.build(rows).to(images.dtype)
             masked_logits = twin.logits(keep(images.expand(len(masks), -1, -1, -1), masks, infill))
-            return torch.einsum("n,nchw->chw", self.score(masked_logits, chosen.expand(len(masks))), masks.float())
+            return torch.einsum("n,nchw->chw", score(masked_logits, chosen.expand(len(masks))), masks.float())
 
         total = torch.zeros_like(images[:, :1], dtype=torch.float32)
         for part in pieces(credit, self.masks, max_batch=at_once(images, self.max_batch)):
@@ -149,7 +150,8 @@ class Occlusion(Explainer):
     ) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
-        own = self.score(logits, chosen)
+        score = score_for(classifier, self.score)
+        own = score(logits, chosen)
         infill = backdrop(self.infill, classifier, images)
         size = size_of(images)
         rows, columns = (self._windows(side, min(size)).to(images) for side in size)
@@ -159,7 +161,7 @@ class Occlusion(Explainer):
             at = torch.arange(which.start, which.stop, device=images.device)
             holes = rows[at // len(columns), :, None] * columns[at % len(columns), None, :]
             masked_logits = twin.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
-            return own - self.score(masked_logits, chosen.expand(len(at)))
+            return own - score(masked_logits, chosen.expand(len(at)))
 
         lost = torch.cat(list(pieces(losses, count, max_batch=at_once(images, self.max_batch)))).view(
             len(rows), len(columns)

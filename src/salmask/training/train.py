@@ -78,6 +78,7 @@ def train(
     Warns of a training that collapses: more than half of the masks empty, or full, after a third of the run.
     Raises ValueError for a masker that does not fit the classifier, a folder that holds another run, NaN losses.
     """
+    classifier.check_exclusive("training a masker")
     masker.fits(classifier)
     recipe.check(classifier)
     recipe = recipe.at(classifier.num_classes)

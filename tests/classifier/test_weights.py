@@ -1,0 +1,89 @@
+"""Weights as trainers leave them: read without running their code, or refused with the reason."""
+
+import argparse
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from conftest import SmallNet
+from salmask.classifier import Classifier
+from salmask.classifier.weights import fit_weights, load_weights
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return timm.create_model("test_resnet", num_classes=6).state_dict()
+
+
+CONTENTS = {
+    "plain": lambda w: w,
+    "module.": lambda w: {f"module.{k}": v for k, v in w.items()},
+    "_orig_mod.": lambda w: {f"_orig_mod.{k}": v for k, v in w.items()},
+    "both": lambda w: {f"module._orig_mod.{k}": v for k, v in w.items()},
+    "lightning": lambda w: {"state_dict": {**{f"model.{k}": v for k, v in w.items()}, "loss.weight": torch.ones(6)}},
+    "compiled lightning": lambda w: {"state_dict": {f"net._orig_mod.{k}": v for k, v in w.items()}},
+    "tutorial": lambda w: {"epoch": 3, "model_state_dict": w, "optimizer_state_dict": {"state": {}}},
+    "timm": lambda w: {"epoch": 3, "arch": "resnet", "state_dict": w, "args": argparse.Namespace(lr=0.1)},
+    "deep": lambda w: {"checkpoint": 1, "model": {"state_dict": OrderedDict(w)}},
+    "path": lambda w: {"model": w, "args": {"data": Path("data")}},
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_weights_of_every_trainer_are_read(kind, weights, tmp_path) -> None:
+    torch.save(CONTENTS[kind](weights), tmp_path / "w.pth")
+    classifier = Classifier.from_timm("test_resnet", pretrained=False, checkpoint=tmp_path / "w.pth", image_size=64)
+    assert classifier.num_classes == 6
+    assert all(torch.equal(value, weights[key]) for key, value in classifier.network.state_dict().items())
+
+
+def test_a_network_that_was_pickled_whole_gives_its_weights(tmp_path) -> None:
+    torch.manual_seed(0)
+    network = SmallNet()
+    torch.save(network, tmp_path / "whole.pth")
+    torch.save({"model": nn.DataParallel(network), "epoch": 1}, tmp_path / "wrapped.pth")
+    for name in ("whole.pth", "wrapped.pth"):
+        other = SmallNet()
+        fit_weights(other, load_weights(tmp_path / name), name)
+        assert all(torch.equal(v, network.state_dict()[k]) for k, v in other.state_dict().items())
+
+
+class Trap:
+    """Would write a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_code_of_a_file_is_run(weights, tmp_path) -> None:
+    torch.save({"state_dict": weights, "args": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+    read = load_weights(tmp_path / "trap.pth")
+    assert read.keys() == weights.keys()
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_that_fit_twice_are_refused(weights) -> None:
+    both = {**{f"model.{k}": v for k, v in weights.items()}, **{f"ema.{k}": v for k, v in weights.items()}}
+    with pytest.raises(ValueError, match=r"fit this under ema\., model\.: keep one of them"):
+        fit_weights(timm.create_model("test_resnet", num_classes=6), both, "this")
+
+
+def test_a_scripted_network_is_named_as_such(tmp_path) -> None:
+    torch.jit.script(SmallNet()).save(str(tmp_path / "scripted.pt"))
+    with pytest.raises(ValueError, match=r"holds a scripted network, no weights: load it with torch\.jit\.load"):
+        load_weights(tmp_path / "scripted.pt")
+
+
+def test_what_a_file_holds_instead_is_named(tmp_path) -> None:
+    torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "numbers.pth")
+    with pytest.raises(ValueError, match="holds no state dict: expected names with tensors, got epoch, loss"):
+        load_weights(tmp_path / "numbers.pth")
