@@ -55,6 +55,10 @@ def test_a_constant_logit_has_the_evidence_of_the_others_taken_off_and_is_said()
         classifier = around(lambda z: torch.cat([torch.zeros(len(z), 1), one_logit(z)], 1))
     binary = around(one_logit, outputs="binary")
     torch.testing.assert_close(classifier.logits(scene()), binary.logits(scene()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = around(lambda z: torch.cat([torch.zeros(len(z), 1), one_logit(z)], 1), outputs="logits")
+    assert plain.logits(scene())[0, 0] == 0 and plain.options() == {"outputs": "logits"}
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])

@@ -38,7 +38,9 @@ def weights():
 
 @pytest.fixture
 def classifier(weights):
-    return Classifier(PixelSum(weights), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE)
+    return Classifier(
+        PixelSum(weights), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE, outputs="logits"
+    )
 
 
 @pytest.fixture
@@ -90,7 +92,9 @@ def test_rise_equals_a_slow_loop(limit, classifier, images, weights):
 def test_rise_finds_the_one_pixel_that_counts(images):
     weights = torch.zeros(SIZE, SIZE)
     weights[5, 17] = 10.0
-    classifier = Classifier(PixelSum(weights), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE)
+    classifier = Classifier(
+        PixelSum(weights), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE, outputs="logits"
+    )
     found = Rise(masks=1500, cells=6)(classifier, torch.ones_like(images[:1]), torch.tensor([0])).masks[0, 0]
     y, x = divmod(int(found.argmax()), SIZE)
     assert abs(y - 5) <= 2
@@ -99,7 +103,12 @@ def test_rise_finds_the_one_pixel_that_counts(images):
 
 def test_rise_of_a_constant_classifier_is_its_masks_mean(images):
     classifier = Classifier(
-        PixelSum(torch.zeros(SIZE, SIZE)), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE
+        PixelSum(torch.zeros(SIZE, SIZE)),
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        layers=("tap",),
+        image_size=SIZE,
+        outputs="logits",
     )
     rise = Rise(masks=64, cells=4, chance=0.25)
     masks = RandomMasks.draw(rise, (SIZE, SIZE), torch.device("cpu")).build(slice(0, 64))

@@ -78,7 +78,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, device=like.device).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=like.device).view(shape), persistent=False)
         self.image_size, self.channels_in = image_size, len(mean)
-        self.outputs, self._prefix, self._grid = Outputs(outputs, output), prefix, grid
+        self.outputs, self._said, self._prefix, self._grid = Outputs(outputs, output), outputs, prefix, grid
         with self.frozen():
             self._try_out()
             probe = Probe(self.network, self._asked, self._normalised(self._pictures(_SHOWN)), prefix, grid)
@@ -184,8 +184,10 @@ class Classifier(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """Return the options of outputs and tokens, given or detected, that are not the default."""
-        kinds = {"outputs": self.outputs.kind, "output": self.outputs.entry, "prefix": self._prefix, "grid": self._grid}
-        return {name: value for name, value in kinds.items() if value is not None and value != "logits"}
+        usual = self._said == "auto" and self.outputs.kind == "logits"
+        kinds = {"outputs": None if usual else self.outputs.kind, "output": self.outputs.entry}
+        kinds |= {"prefix": self._prefix, "grid": self._grid}
+        return {name: value for name, value in kinds.items() if value is not None}
 
     def module_read(self, index: int) -> nn.Module:
         """Return the module that is read as layer number `index`."""

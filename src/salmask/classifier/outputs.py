@@ -10,7 +10,7 @@
 "auto" is "logits", or "probabilities" where rows sum to 1 on several pictures, which is said once. A sigmoid at the
 end of a binary or a multi-label network is noticed and taken back in the same way. A class whose logit is a constant,
 as in (0, z), has no evidence of its own; the mean over classes is then taken off all logits, which changes no
-probability: (0, z) becomes (-z/2, z/2).
+probability: (0, z) becomes (-z/2, z/2). "logits", said outright, leaves all of them as they are.
 """
 
 import warnings
@@ -109,7 +109,7 @@ class Outputs:
             warnings.warn(
                 f"the logit of class {int(constant.nonzero()[0])} is a constant, for which there is no evidence: the "
                 "mean over classes is taken off all logits, which changes no probability; for one logit z give "
-                "outputs='binary' instead of (0, z)",
+                "outputs='binary' instead of (0, z), and outputs='logits' to leave them as they are",
                 stacklevel=5,
             )
         return replace(self, kind="logits", centred=centred)
