@@ -16,6 +16,8 @@ from salmask.terms import logit
 SIZE = 24
 BLACK = MeanColour((0.0, 0.0, 0.0))
 
+PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "layers": ("tap",), "image_size": SIZE, "outputs": "logits"}
+
 
 class PixelSum(nn.Module):
     """f_0 = sum of weights * red; f_1 = 0."""
@@ -38,9 +40,7 @@ def weights():
 
 @pytest.fixture
 def classifier(weights):
-    return Classifier(
-        PixelSum(weights), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE, outputs="logits"
-    )
+    return Classifier(PixelSum(weights), **PLAIN)
 
 
 @pytest.fixture
@@ -92,9 +92,7 @@ def test_rise_equals_a_slow_loop(limit, classifier, images, weights):
 def test_rise_finds_the_one_pixel_that_counts(images):
     weights = torch.zeros(SIZE, SIZE)
     weights[5, 17] = 10.0
-    classifier = Classifier(
-        PixelSum(weights), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE, outputs="logits"
-    )
+    classifier = Classifier(PixelSum(weights), **PLAIN)
     found = Rise(masks=1500, cells=6)(classifier, torch.ones_like(images[:1]), torch.tensor([0])).masks[0, 0]
     y, x = divmod(int(found.argmax()), SIZE)
     assert abs(y - 5) <= 2

@@ -185,7 +185,7 @@ class Classifier(nn.Module):
     def options(self) -> dict[str, Any]:
         """Return the options of outputs and tokens, given or detected, that are not the default."""
         usual = self._said == "auto" and self.outputs.kind == "logits"
-        kinds = {"outputs": None if usual else self.outputs.kind, "output": self.outputs.entry}
+        kinds: dict[str, Any] = {"outputs": None if usual else self.outputs.kind, "output": self.outputs.entry}
         kinds |= {"prefix": self._prefix, "grid": self._grid}
         return {name: value for name, value in kinds.items() if value is not None}
 
