@@ -38,7 +38,7 @@ def pack(folder: Path) -> Path:
 
     def write(draft: Path) -> None:
         with (
-            lzma.open(draft, "wb", preset=9) as file,
+            lzma.open(draft, "wb", preset=9 | lzma.PRESET_EXTREME) as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
             for path in paths:
