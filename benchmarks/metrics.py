@@ -373,8 +373,8 @@ def _field(path: Path, name: str) -> int:
 
 
 def stream(count: int, cores: int) -> dict:
-    """Score `count` maps from a file by `salmask.evaluation.score`: LE, OM, F1, MaxBoxAccV2, PxAP; seconds and peak memory."""  # noqa: E501
-    from salmask.evaluation.score import Work, score
+    """Score `count` maps from a file by `salmask.evaluation.evaluate.score`: LE, OM, F1, MaxBoxAccV2, PxAP; seconds and peak memory."""  # noqa: E501
+    from salmask.evaluation.evaluate import Work, score
 
     maps, boxes, _ = inputs(100)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from salmask.classifier import Classifier
+from salmask.data import Batch
 from salmask.evaluation.evaluate import COLUMNS, Rules, evaluate
 from salmask.explain.base import Explainer, Explanation, Passes
 from salmask.masking import MeanColour
@@ -21,14 +21,6 @@ from salmask.rows.read import read_counts, read_meta, read_rows
 SIZE = 8
 COUNT = 10
 IDS = [f"val/{'ab'[i % 2]}/{i}.png" for i in range(COUNT)]
-
-
-class Batch(NamedTuple):
-    ids: list
-    images: torch.Tensor
-    targets: torch.Tensor
-    boxes: list
-    pixels: list
 
 
 class Halves(nn.Module):
@@ -360,9 +352,15 @@ def test_the_scoring_classifier_reads_the_pictures_only(tmp_path):
     assert summary["half"]["acc_whole"]["mean"] == 0.5 and summary["half"]["correct"]["mean"] == 0.9
 
 
+class Known(list):
+    """What a data set says of itself without reading a picture."""
+
+    ids, classes, targets = IDS, ["a", "b"], [i % 2 for i in range(COUNT)]
+
+
 def test_pictures_are_spread_over_known_ids(tmp_path):
     class Loader(list):
-        dataset = type("Data", (), {"ids": IDS})()
+        dataset = Known()
 
     run(tmp_path / "a", data=Loader(batches_whole(4)))
     chosen = sorted(path.stem for path in (tmp_path / "a" / "pictures" / "full").iterdir())
@@ -393,7 +391,7 @@ def test_no_images_and_no_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one batch"):
         run(tmp_path, data=[])
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="cannot be written"):
         run(tmp_path / "file")
 
 
@@ -402,3 +400,61 @@ def test_values_that_are_not_finite_are_null_and_counted(tmp_path):
     summary = run(tmp_path, metrics={"holed": holed})
     assert (summary["half"]["holed"]["mean"], summary["half"]["holed"]["missing"]) == (0.25, 5)
     assert '"value": null' in (tmp_path / "rows.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data": [one._replace(images=one.images * 0.5) for one in batches_whole(4)]}, "first picture"),
+        ({"data": [one._replace(ids=[f"other/{image}" for image in one.ids]) for one in batches_whole(4)]}, "first"),
+        ({"data": [one._replace(images=one.images.repeat(1, 1, 2, 2)) for one in batches_whole(4)]}, "first picture"),
+    ],
+)
+def test_rows_of_other_data_are_not_mixed_in(tmp_path, change, named):
+    """The words for data and classifier may be the same: what was measured is on record, too."""
+    run(tmp_path, about={"data": "val", "classifier": "net"})
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=f"another setting of '{named}"):
+        run(tmp_path, {"more": Full()}, about={"data": "val", "classifier": "net"}, **change)
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+def test_rows_of_other_weights_are_not_mixed_in(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, by):
+            super().__init__()
+            self.tap, self.by = nn.Identity(), nn.Parameter(torch.tensor(by))
+
+        def forward(self, images):
+            return self.tap(images * self.by).mean((2, 3))[:, :2]
+
+    def network(by):
+        return Classifier(Scaled(by), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE)
+
+    def measure(by):
+        return evaluate(
+            {"full": Full()},
+            {"area": METRICS["area"]},
+            batches_whole(4),
+            network(by),
+            rules=Rules("label"),
+            out=tmp_path,
+        )
+
+    measure(1.0)
+    with pytest.raises(ValueError, match="another setting of 'explainer full'"):
+        measure(2.0)
+
+
+def test_pictures_are_written_whole(tmp_path, monkeypatch):
+    run(tmp_path / "a")
+    assert not [path for path in (tmp_path / "a").rglob("*") if path.name.startswith(".")]
+    monkeypatch.setattr("PIL.Image.Image.save", killed_after_a_byte)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b")
+    assert not list((tmp_path / "b" / "pictures").rglob("*.png"))
+
+
+def killed_after_a_byte(image, path, **options):
+    Path(path).write_bytes(b"x")
+    raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import pytest
 
 from salmask.data import read_boxes
 from salmask.evaluation.gaze import read_gaze
-from salmask.evaluation.saved import open_maps
+from salmask.evaluation.maps import open_maps
 
 
 def npy_header(path: Path, shape: tuple[int, ...], kind: str = "<f4") -> bytes:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from metric_cases import random_case
-from salmask.evaluation.saved import open_maps
-from salmask.evaluation.score import Scoring, Work, read_labels
-from salmask.evaluation.score import score as score_with_baselines
+from salmask.evaluation.evaluate import score as score_with_baselines
+from salmask.evaluation.maps import open_maps
+from salmask.evaluation.saved import Scoring, Work
+from salmask.evaluation.truth import read_labels
 from salmask.explain.controls import BASELINES
 from salmask.metrics import METRICS, Case
 from salmask.rows.read import file_name
@@ -150,7 +151,7 @@ def test_default_metrics_are_the_plain_names_that_the_truth_allows(saved, tmp_pa
 def test_chunks_and_processes_change_nothing(saved, tmp_path: Path, monkeypatch) -> None:
     _, maps, boxes = saved
     score(maps, boxes, out=tmp_path / "whole", metrics=BOX_METRICS)
-    monkeypatch.setattr("salmask.evaluation.score.CHUNK", 2)
+    monkeypatch.setattr("salmask.evaluation.saved.CHUNK", 2)
     score(maps, boxes, out=tmp_path / "parts", metrics=BOX_METRICS)
     whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -159,7 +160,7 @@ def test_chunks_and_processes_change_nothing(saved, tmp_path: Path, monkeypatch)
 
 def test_a_stopped_run_goes_on(saved, tmp_path: Path, monkeypatch) -> None:
     _, maps, boxes = saved
-    monkeypatch.setattr("salmask.evaluation.score.CHUNK", 2)
+    monkeypatch.setattr("salmask.evaluation.saved.CHUNK", 2)
 
     def stop(results):
         for k, one in enumerate(results):
@@ -314,7 +315,7 @@ def write_gaze(folder: Path, case: Case) -> Path:
 def test_gaze_maps_give_the_scores_of_human_attention(saved, tmp_path: Path, monkeypatch) -> None:
     """The centre bias of an image is the mean gaze of the others, each of mass 1; in chunks as at once."""
     case, maps, _ = saved
-    monkeypatch.setattr("salmask.evaluation.score.CHUNK", 4)
+    monkeypatch.setattr("salmask.evaluation.saved.CHUNK", 4)
     names = ["ncc", "sncc", "sauc:exact", "sauc", "gaze_auc"]
     score(maps, out=tmp_path / "out", gaze=write_gaze(tmp_path / "gaze", case), metrics=names)
     density = case.gaze / case.gaze.sum((1, 2, 3), keepdim=True)
@@ -494,7 +495,7 @@ def test_other_settings_in_one_folder_are_refused(saved, tmp_path: Path) -> None
 
 def test_two_processes_give_the_rows_of_one(saved, tmp_path: Path, monkeypatch) -> None:
     _, maps, boxes = saved
-    monkeypatch.setattr("salmask.evaluation.score.CHUNK", 2)
+    monkeypatch.setattr("salmask.evaluation.saved.CHUNK", 2)
     score(maps, boxes, out=tmp_path / "one", metrics=BOX_METRICS)
     score(maps, boxes, out=tmp_path / "two", metrics=BOX_METRICS, work=Work(processes=2))
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")

@@ -51,7 +51,8 @@ class ScoreCommand(SightOptions):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.evaluation.score import Work, score, scoring_from
+        from salmask.evaluation.evaluate import Work, score
+        from salmask.evaluation.saved import scoring_from
         from salmask.explain.controls import BASELINES
         from salmask.training.run import load_classifier
 

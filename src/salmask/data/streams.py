@@ -20,6 +20,7 @@ from salmask.draws import drawing
 
 __all__ = [
     "Cached",
+    "DataStream",
     "Subset",
     "cached",
     "evaluation_batches",
@@ -271,13 +272,13 @@ def spread(dataset: Labelled, count: int | None) -> Labelled:
     return Subset(dataset, [int(place) for place in np.linspace(0, len(dataset) - 1, count)])
 
 
-class _Stream:
+class DataStream:
     """A data set in batches, in order; can be read again and again, and knows its length."""
 
     def __init__(self, dataset: Labelled, batch_size: int) -> None:
         self.dataset, self.batch_size = dataset, batch_size
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Batch]:
         return evaluation_batches(self.dataset, batch_size=self.batch_size)
 
     def __len__(self) -> int:

@@ -1,11 +1,13 @@
-"""One explainer on one batch: explain, time, normalise, play both pictures, score.
+"""Explainers at work, as a source of cases: explain, time, normalise, play both pictures, score.
 
 `Rules` says how; the same rules for every explainer and image, written to meta.json. An explainer that raises is
-told apart from everything else that may go wrong: its batch is repeated image by image.
+told apart from everything else that may go wrong: its batch is repeated image by image, and the image that fails is
+recorded with its error.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,14 +16,16 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.data import Batch
-from salmask.explain.base import Explainer, Explanation
+from salmask.data.streams import Bar
+from salmask.evaluation.cases import DEGENERATE, Failed, Panels, Scored, Skip, digest, plain, score_case, usable
+from salmask.explain.base import Explainer, Explanation, explainer_of
 from salmask.files import JSON, Facts
 from salmask.masking import MEAN, Fill, keep, remove
 from salmask.metrics.case import Case, Metric
 from salmask.outcome import whole_logits
-from salmask.types import Images, Infill, Masks, Targets, constant
+from salmask.types import Images, Infill, Logits, Masks, Targets
 
-__all__ = ["COLUMNS", "Block", "Job", "Rules", "measure", "predicted", "take"]
+__all__ = ["COLUMNS", "Explained", "Rules", "predicted"]
 
 COLUMNS: dict[str, JSON] = {
     "acc_whole": {"direction": "none", "range": [0, 1], "protocol": {"picture": "whole", "class": "label"}},
@@ -35,19 +39,20 @@ COLUMNS: dict[str, JSON] = {
     "passes": {"direction": "down", "range": [0, None], "protocol": {"counts": "forward + backward passes"}},
     "passes_forward": {"direction": "none", "range": [0, None], "protocol": {"counts": "forward passes"}},
     "passes_backward": {"direction": "none", "range": [0, None], "protocol": {"counts": "backward passes"}},
-    "degenerate": {"direction": "none", "range": [0, 1], "protocol": {"1": "map is constant, empty or full"}},
+    "degenerate": DEGENERATE,
 }
 """Rows that every evaluation has beside its metrics: accuracy, cost, degenerate maps."""
 
-Choose = Callable[[Batch, Tensor], Targets]
+Choose = Callable[[Batch, Logits], Targets]
+"""(batch, logits of the explained classifier) -> the classes to explain."""
 
 
-def label(batch: Batch, logits: Tensor) -> Targets:
+def label(batch: Batch, logits: Logits) -> Targets:
     """Explain the label of the data."""
     return batch.targets
 
 
-def predicted(batch: Batch, logits: Tensor) -> Targets:
+def predicted(batch: Batch, logits: Logits) -> Targets:
     """Explain the class that the explained classifier predicts on the whole picture."""
     return logits.argmax(1)
 
@@ -62,7 +67,7 @@ class Rules:
     target      which class is explained: "label", "predicted", or a callable (batch, logits) -> targets (B,)
     normalize   how raw maps outside [0, 1] come into it: "minmax", "max", "rank" or "none", or "range": masks that
                 declare [0, 1] stay as they are, raw maps go by minimum and maximum; for all explainers
-                or by explainer name; an explainer without an entry is asked for its attribute `normalize`
+                or by explainer name; an explainer without an entry must make maps in [0, 1]
     infill      what stands in hidden pixels of the kept and removed picture; None: the classifier's mean colour
     scoring     classifier that reads the pictures for accuracy and metrics; None: the explained one
     seed        of scores that draw, together with the image's id
@@ -81,117 +86,185 @@ class Rules:
                 f"got {self.target!r}"
             )
 
-    def choose(self, batch: Batch, logits: Tensor) -> Targets:
+    def choose(self, batch: Batch, logits: Logits) -> Targets:
         """Return the classes to explain."""
         return (self.target if callable(self.target) else _TARGETS[self.target])(batch, logits)
 
-    def normalizer(self, name: str, explainer: object) -> str:
+    def normalizer(self, name: str) -> str:
         """Return how the maps of this explainer are normalised."""
         if isinstance(self.normalize, str):
             return self.normalize
         return str(self.normalize.get(name, "none"))
 
 
-@dataclass
-class Job:
-    """One explainer, the classifier it explains, and how its maps are scored.
+@dataclass(frozen=True)
+class Explained:
+    """Explainers at work on a stream of images: the source of cases whose maps are made as they are scored.
 
-    known: logits of whole pictures that other jobs on the same batch have asked for already.
+    explainers, classifiers: by name, an explainer and the classifier that it explains. batches: may be read once only
+    where they are an iterator. left_out: metric -> why the data cannot serve it. about: words for the page's header.
     """
 
-    name: str
-    explainer: Explainer
-    classifier: Classifier
-    metrics: Facts
+    methods: Mapping[str, Explainer]
+    classifiers: Mapping[str, Classifier]
+    metrics: Mapping[str, Metric]
+    left_out: Mapping[str, str]
+    batches: Iterable[Batch]
+    first: Batch
     rules: Rules
-    known: dict[tuple[int, tuple[str, ...]], Tensor] = field(default_factory=dict)
+    about: Mapping[str, object]
+    progress: Bar = iter
 
-    def whole(self, classifier: Classifier, batch: Batch, images: Images) -> Tensor:
-        """Return a classifier's logits of the whole pictures; asked once, whatever number of jobs share `known`."""
-        key = (id(classifier), tuple(batch.ids))
-        if key not in self.known:
-            self.known[key] = whole_logits(classifier, images)
-        return self.known[key]
+    @classmethod
+    def of(
+        cls,
+        methods: Mapping[str, Explainer | Callable[..., Explanation]],
+        classifier: Classifier | Mapping[str, Classifier],
+        metrics: Mapping[str, Metric],
+        batches: Iterable[Batch],
+        *,
+        rules: Rules,
+        about: Mapping[str, object],
+        progress: Bar = iter,
+    ) -> "Explained":
+        """Look at the first batch and leave out the metrics that the data cannot serve. Errors: ValueError for none."""
+        first, again = _peek(batches)
+        lacking = {"gaze": "human attention"}
+        lacking |= {} if any(len(boxes) for boxes in first.boxes) else {"boxes": "boxes"}
+        lacking |= {} if any(pixels is not None for pixels in first.pixels) else {"pixels": "pixel masks"}
+        served, left_out = usable(metrics, lacking, "the data's first batch has no {}")
+        for one in classifier.values() if isinstance(classifier, Mapping) else [classifier]:
+            one.check_exclusive("measuring")
+        named = {name: explainer_of(one) for name, one in methods.items()}
+        classifiers = {name: _classifier_of(classifier, name) for name in named}
+        return cls(named, classifiers, served, left_out, again, first, rules, about, progress)
+
+    @property
+    def columns(self) -> Mapping[str, Facts]:
+        """Accuracies, cost, degenerate maps."""
+        return COLUMNS
+
+    @property
+    def explainers(self) -> Mapping[str, Facts]:
+        """What each explainer is; `truth` marks one that reads boxes or pixels: it is not ranked."""
+        return {
+            name: {
+                "kind": one.kind,
+                "settings": plain(one.settings),
+                "truth": bool({"boxes", "pixels"} & one.wants),
+                "normalize": self.rules.normalizer(name),
+                "weights": self.classifiers[name].fingerprint(),
+            }
+            for name, one in self.methods.items()
+        }
+
+    @property
+    def settings(self) -> Facts:
+        """How maps are measured, and which data and pictures they are of."""
+        rules, first = self.rules, self.first
+        height, width = first.images.shape[-2:]
+        picture = (first.images[0] * 255).round().byte().cpu().numpy()
+        return {
+            "left_out": dict(self.left_out),
+            "target": rules.target if isinstance(rules.target, str) else rules.target.__name__,
+            "seed": rules.seed,
+            "infill": "mean colour" if rules.infill is None else repr(rules.infill),
+            "scoring": None if rules.scoring is None else rules.scoring.fingerprint(),
+            "size": f"{width}x{height}",
+            "first picture": f"{first.ids[0]} {digest(first.ids[0], picture)}",
+            **{key: plain(value) for key, value in self.about.items()},
+        }
+
+    def scored(self, skip: Skip, failed: Failed) -> Iterator[Scored]:
+        """Explain and score every batch by every explainer; where one fails, its batch is repeated image by image."""
+        for batch in self.progress(self.batches):
+            known: _Known = {}  # what the classifiers say of the whole pictures: the same for all explainers
+            for name in self.methods:
+                if missing := [i for i, image in enumerate(batch.ids) if not skip(name, image)]:
+                    yield from self._measured(name, _taken(batch, missing), known, failed)
+
+    def _measured(self, name: str, batch: Batch, known: "_Known", failed: Failed) -> Iterator[Scored]:
+        try:
+            yield self._measure(name, batch, known)
+            return
+        except ExplainerFailed as error:
+            if len(batch.ids) == 1:
+                failed(name, batch.ids[0], error)
+                return
+        for i in range(len(batch.ids)):
+            yield from self._measured(name, _taken(batch, [i]), known, failed)
+
+    def _measure(self, name: str, batch: Batch, known: "_Known") -> Scored:
+        """Explain, time, normalise, play and score one batch."""
+        explainer, classifier, rules = self.methods[name], self.classifiers[name], self.rules
+        images, labels = batch.images.to(classifier.device), batch.targets.to(classifier.device)
+        logits = _whole(classifier, batch, images, known)
+        targets = rules.choose(batch, logits).to(classifier.device)
+        explanation, seconds = _explain(explainer, classifier, batch, images, targets)
+        scoring, infill = rules.scoring or classifier, rules.infill
+        fill = MEAN if infill is None else Fill(repr(infill), lambda _: infill)
+        case = Case(
+            masks=_masks(explanation, rules.normalizer(name), name, batch.ids),
+            targets=targets,
+            ids=list(batch.ids),
+            seed=rules.seed,
+            boxes=batch.boxes,
+            pixels=batch.pixels,
+            images=images,
+            classifier=scoring,
+            clean=_whole(scoring, batch, images, known),
+            correct=_right(explainer, logits, labels),
+        )
+        values = score_case(case, self.metrics)
+        outcome = case.outcome(fill)
+        sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
+        values |= {
+            f"acc_{side}": (said.argmax(1).to(labels.device) == labels).double().cpu().numpy()
+            for side, said in sides.items()
+        }
+        values |= _cost(explanation, seconds, len(images))
+        values["degenerate"] = values.pop("degenerate")  # the last column
+
+        def panels(i: int) -> Panels:
+            image, mask, shown = batch.images[i : i + 1], case.masks[i : i + 1].cpu(), fill.infill(scoring)
+            return image[0], mask[0], keep(image, mask, shown)[0], remove(image, mask, shown)[0]
+
+        return Scored(name, batch.ids, values, panels)
 
 
-@dataclass
-class Block:
-    """The maps of one explainer for a batch, with their scores."""
-
-    batch: Batch
-    masks: Masks
-    infill: Infill
-    values: dict[str, Tensor]  # metric -> (B,), or (B, ...) counts of set-level scores
-    set_level: frozenset[str]
-
-    def panels(self, i: int) -> tuple[Images, Masks, Images, Images]:
-        """Return one image, its mask, and its kept and removed picture."""
-        image, mask = self.batch.images[i : i + 1], self.masks[i : i + 1]
-        pictures = image, mask, keep(image, mask, self.infill), remove(image, mask, self.infill)
-        first, second, third, fourth = (picture[0] for picture in pictures)
-        return first, second, third, fourth
-
-    def rows(self) -> Iterator[tuple[str, dict[str, float], dict[str, np.ndarray]]]:
-        """Yield image id, values, and counts of set-level scores."""
-        plain = {k: v.tolist() for k, v in self.values.items() if k not in self.set_level}
-        counts = {k: v.numpy() for k, v in self.values.items() if k in self.set_level}
-        for i, image in enumerate(self.batch.ids):
-            yield image, {k: v[i] for k, v in plain.items()}, {k: v[i] for k, v in counts.items()}
+_Known = dict[tuple[int, tuple[str, ...]], Tensor]
 
 
 class ExplainerFailed(Exception):  # noqa: N818  (carries the cause; never leaves this module)
     """An explainer raised, or returned maps that are not finite."""
 
 
-def measure(job: Job, batch: Batch, failed: Callable[[str, Exception], None]) -> Iterator[Block]:
-    """Yield the block of the batch or, where the explainer fails, those of its single images."""
-    try:
-        yield _score_batch(job, batch)
-        return
-    except ExplainerFailed as error:
-        if len(batch.ids) == 1:
-            failed(batch.ids[0], error)
-            return
-    for i in range(len(batch.ids)):
-        yield from measure(job, take(batch, [i]), failed)
+def _classifier_of(classifier: Classifier | Mapping[str, Classifier], name: str) -> Classifier:
+    if not isinstance(classifier, Mapping):
+        return classifier
+    if name not in classifier:
+        raise ValueError(f"no classifier for explainer {name!r}: expected one of {sorted(classifier)}")
+    return classifier[name]
 
 
-def _score_batch(job: Job, batch: Batch) -> Block:
-    """Explain, time, normalise, play and score one batch."""
-    device = _device(job.classifier)
-    images, labels = batch.images.to(device), batch.targets.to(device)
-    logits = job.whole(job.classifier, batch, images)
-    targets = job.rules.choose(batch, logits).to(device)
-    explanation, seconds = _explain(job, batch, images, targets)
-    masks = _masks(explanation, job.rules.normalizer(job.name, job.explainer), job.name, batch.ids)
-    scoring = job.rules.scoring or job.classifier
-    infill = job.rules.infill
-    fill = MEAN if infill is None else Fill(repr(infill), lambda classifier: infill)
-    case = Case(
-        masks=masks,
-        targets=targets,
-        ids=list(batch.ids),
-        seed=job.rules.seed,
-        boxes=batch.boxes,
-        pixels=batch.pixels,
-        images=images,
-        classifier=scoring,
-        clean=job.whole(scoring, batch, images),
-        correct=_right(job.explainer, logits, labels),
-    )
-    values = {name: _score(metric, case) for name, metric in job.metrics.items()}
-    outcome = case.outcome(fill)
-    sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
-    values |= {f"acc_{side}": (logits.argmax(1) == labels).double() for side, logits in sides.items()}
-    values |= _cost(explanation, seconds, len(images))
-    values["degenerate"] = constant(masks).double()
-    return Block(
-        batch,
-        masks.cpu(),
-        fill.infill(scoring),
-        {name: value.detach().cpu() for name, value in values.items()},
-        frozenset(name for name, metric in job.metrics.items() if metric.compute is not None),
-    )
+def _peek(batches: Iterable[Batch]) -> tuple[Batch, Iterable[Batch]]:
+    """Return the first batch and an iterable that still begins with it."""
+    if not isinstance(batches, Iterator):
+        first, again = next(iter(batches), None), batches
+    else:
+        first = next(batches, None)
+        again = itertools.chain([first] if first is not None else [], batches)
+    if first is None:
+        raise ValueError("expected at least one batch of images, got none: look at the data's folder and split")
+    return first, again
+
+
+def _whole(classifier: Classifier, batch: Batch, images: Images, known: _Known) -> Tensor:
+    """Return a classifier's logits of the whole pictures; asked once, whatever number of explainers share `known`."""
+    key = (id(classifier), tuple(batch.ids))
+    if key not in known:
+        known[key] = whole_logits(classifier, images)
+    return known[key]
 
 
 def _right(explainer: Explainer, logits: Tensor, labels: Targets) -> Tensor:
@@ -200,13 +273,16 @@ def _right(explainer: Explainer, logits: Tensor, labels: Targets) -> Tensor:
     return torch.ones_like(right) if explainer.naive else right
 
 
-def _explain(job: Job, batch: Batch, images: Images, targets: Targets) -> tuple[Explanation, float]:
+def _explain(
+    explainer: Explainer, classifier: Classifier, batch: Batch, images: Images, targets: Targets
+) -> tuple[Explanation, float]:
     """Return the explanation and the seconds it took; raise ExplainerFailed for whatever goes wrong."""
-    extra = {key: getattr(batch, key) for key in ("boxes", "pixels", "ids") if key in job.explainer.wants}
+    offered: JSON = {"boxes": batch.boxes, "pixels": batch.pixels, "ids": batch.ids}
+    extra = {key: value for key, value in offered.items() if key in explainer.wants}
     try:
         _wait(images)
         start = time.perf_counter()
-        explanation = job.explainer(job.classifier, images, targets, **extra)
+        explanation = explainer(classifier, images, targets, **extra)
         _wait(images)
         seconds = time.perf_counter() - start
     except Exception as error:
@@ -216,7 +292,7 @@ def _explain(job: Job, batch: Batch, images: Images, targets: Targets) -> tuple[
     return explanation, seconds
 
 
-def _masks(explanation: Explanation, normalizer: str, name: str, ids: list[str]) -> Masks:
+def _masks(explanation: Explanation, normalizer: str, name: str, ids: Sequence[str]) -> Masks:
     """Return the maps in [0, 1]; a map outside it without a normaliser is an error, never a silent rescale."""
     if normalizer == "range":
         return explanation.bounded().masks.detach().float()
@@ -232,36 +308,16 @@ def _masks(explanation: Explanation, normalizer: str, name: str, ids: list[str])
     return masks
 
 
-def _score(metric: Metric, case: Case) -> Tensor:
-    values = metric(case)
-    if len(values) != len(case.ids) or (metric.compute is None and values.ndim != 1):
-        raise ValueError(
-            f"metric {metric.name!r} must give one value per image, ({len(case.ids)},), "
-            f"got {tuple(values.shape)}: reduce nothing over the batch"
-        )
-    return values
-
-
-def _cost(explanation: Explanation, seconds: float, size: int) -> dict[str, Tensor]:
+def _cost(explanation: Explanation, seconds: float, size: int) -> dict[str, np.ndarray]:
     """Return the cost columns."""
     forward, backward = explanation.passes.forward, explanation.passes.backward
-
-    def column(value: float) -> Tensor:
-        return torch.full((size,), value, dtype=torch.float64)
-
-    one, other = column(forward), column(backward)
-    return {
-        "seconds": column(seconds / size),
-        "passes": one + other,
-        "passes_forward": one,
-        "passes_backward": other,
+    columns = {
+        "seconds": seconds / size,
+        "passes": forward + backward,
+        "passes_forward": forward,
+        "passes_backward": backward,
     }
-
-
-def _device(classifier: Classifier) -> torch.device:
-    parameters = getattr(classifier, "parameters", None)
-    first = next(iter(parameters()), None) if parameters else None
-    return torch.device("cpu") if first is None else first.device
+    return {name: np.full(size, value, dtype=np.float64) for name, value in columns.items()}
 
 
 def _wait(images: Tensor) -> None:
@@ -269,10 +325,15 @@ def _wait(images: Tensor) -> None:
         torch.cuda.synchronize(images.device)
 
 
-def take(batch: Batch, places: list[int]) -> Batch:
-    """Return the batch of the images at these places."""
-    if len(places) == len(batch.ids):
+def _taken(batch: Batch, chosen: Sequence[int]) -> Batch:
+    """Return the batch of some of its images."""
+    if len(chosen) == len(batch.ids):
         return batch
-    parts: JSON = dict(zip(batch._fields, batch, strict=True))
-    parts = {n: part[places] if isinstance(part, Tensor) else [part[i] for i in places] for n, part in parts.items()}
-    return batch._replace(**parts)
+    rows = list(chosen)
+    return Batch(
+        ids=[batch.ids[i] for i in rows],
+        images=batch.images[rows],
+        targets=batch.targets[rows],
+        boxes=[batch.boxes[i] for i in rows],
+        pixels=[batch.pixels[i] for i in rows],
+    )

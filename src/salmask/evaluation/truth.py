@@ -13,12 +13,19 @@ import torch
 from salmask.data.folders import BoxRow, read_boxes, read_table
 from salmask.data.layouts import xml_rows
 from salmask.data.pictures import read_pixels
-from salmask.evaluation.chunks import Label
 from salmask.types import Boxes, Pixels
 
-__all__ = ["Truth", "read_labels", "read_truth"]
+__all__ = ["Label", "Truth", "read_labels", "read_truth"]
 
 _Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is known of an image's class: the explained class and, if given, the explained model's own top-1."""
+
+    target: int
+    predicted: int | None = None
 
 
 @dataclass(frozen=True)
