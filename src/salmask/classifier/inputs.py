@@ -1,8 +1,10 @@
 """What goes into a classifier: pictures in [0, 1] with as many channels as it has a mean for."""
 
+import warnings
+
 from torch import Tensor, nn
 
-__all__ = ["check_images", "check_mean", "first_channels"]
+__all__ = ["check_channels", "check_images", "check_mean"]
 
 _ROUNDING = 1e-3
 
@@ -30,20 +32,38 @@ def check_images(images: Tensor, channels: int) -> None:
 
 
 def check_mean(mean: list[float], std: list[float], network: nn.Module) -> None:
-    """Raise ValueError where mean and std are not one number a channel that the network reads."""
+    """Raise ValueError where mean and std are not one number a channel; warn where the network has its own as well."""
     if len(mean) != len(std) or not mean:
         raise ValueError(f"expected mean and std of one number a channel, got {len(mean)} and {len(std)}")
     if not all(value > 0 for value in std):
         raise ValueError(f"expected a std above 0 for every channel, got {tuple(std)}")
-    reads = first_channels(network)
-    if reads is not None and reads != len(mean):
-        raise ValueError(
-            f"mean and std are of {len(mean)} channel{'s' * (len(mean) > 1)}, but the network's first convolution "
-            f"reads {reads}: give mean and std of {reads}, or wrap the network so that it takes {len(mean)}"
+    own = _normalises(network)
+    if own is not None and (any(value != 0 for value in mean) or any(value != 1 for value in std)):
+        warnings.warn(
+            f"the network holds a mean and a std of its own ({own}): if it normalises pictures itself, give mean 0 and "
+            "std 1, or they are normalised twice",
+            stacklevel=4,
         )
 
 
-def first_channels(network: nn.Module) -> int | None:
-    """Return how many channels the first convolution that the network registers reads, None without one."""
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
+def check_channels(network: nn.Module, channels: int) -> None:
+    """Raise ValueError where a network's first convolution reads another number of channels.
+
+    To be asked of a network that fails: it may repeat or choose channels itself, or register another layer first.
+    """
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and first.in_channels != channels:
+        raise ValueError(
+            f"mean and std are of {channels} channel{'s' * (channels > 1)}, but the network's first convolution "
+            f"reads {first.in_channels}: give mean and std of {first.in_channels}, or wrap the network so that it "
+            f"takes {channels}"
+        )
+
+
+def _normalises(network: nn.Module) -> str | None:
+    """Return the name of the first part that holds a mean and a std, as a layer that normalises pictures does."""
+    for name, module in network.named_modules():
+        held = [getattr(module, kind, None) for kind in ("mean", "std")]
+        if all(isinstance(value, Tensor | tuple | list) for value in held):
+            return name or type(module).__name__
+    return None

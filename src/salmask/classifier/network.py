@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held
-from salmask.classifier.inputs import check_images, check_mean
+from salmask.classifier.inputs import check_channels, check_images, check_mean
 from salmask.classifier.layers import Layer, Probe, described_layers, pick_layers, tensor_of, to_map_of, with_tensor
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
@@ -222,6 +222,7 @@ class Classifier(nn.Module):
         except (ValueError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            check_channels(self.network, self.channels_in)
             first = next(iter(str(error).splitlines()), "")
             raise ValueError(
                 f"the network fails on pictures {tuple(pictures.shape)} ({type(error).__name__}: {first}): if it takes "

@@ -7,30 +7,34 @@
 | "multilabel" | (B, K) logits of K labels, each present or not | as they are | sigmoid |
 | "probabilities" | (B, K) whose rows sum to 1 | what went into the softmax, else log p | softmax, that is p |
 
-"auto" is "logits", or "probabilities" where rows sum to 1 on several pictures, which is said once. A sigmoid at the
-end of a binary or a multi-label network is noticed and taken back in the same way. A class whose logit is a constant,
+"auto" is "logits", or "probabilities" where rows sum to 1 on several pictures, which is said once. A log-softmax, and a
+sigmoid at the end of a binary or a multi-label network, are noticed and taken back in the same way: where the network
+is sure, they have no slope. Logits between 0 and 1 are no sigmoid's unless a sigmoid has made them, or nobody can see
+into the network (a function, a scripted or compiled network). A class whose logit is a constant,
 as in (0, z), has no evidence of its own; the mean over classes is then taken off all logits, which changes no
 probability: (0, z) becomes (-z/2, z/2). "logits", said outright, leaves all of them as they are.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from salmask.classifier.wrappers import Called, is_compiled
 from salmask.types import Logits
 
 __all__ = ["KINDS", "Outputs"]
 
 KINDS = ("auto", "logits", "binary", "multilabel", "probabilities")
 _ENDINGS = {
-    "softmax": {torch.softmax, Tensor.softmax, F.softmax},
+    "softmax": {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax},
+    "log_softmax": {torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax},
     "sigmoid": {torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit},
 }
 _SEGMENTED = "torch.nn.Sequential(network, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())"
@@ -40,7 +44,8 @@ _SEGMENTED = "torch.nn.Sequential(network, torch.nn.AdaptiveAvgPool2d(1), torch.
 class Outputs:
     """How a network's answer becomes logits. kind: of `KINDS`; entry: which one of a tuple's or a dictionary's.
 
-    ending: "softmax" or "sigmoid" that the network ends in, or "". centred: take the mean over classes off.
+    ending: "softmax", "log_softmax" or "sigmoid" that the network ends in, or "".
+    centred: take the mean over classes off.
     """
 
     kind: str = "auto"
@@ -68,25 +73,45 @@ class Outputs:
         return logits.sigmoid() if self.kind == "multilabel" else logits.softmax(-1)
 
     def settled(self, network: Any, batches: Sequence[Tensor]) -> "Outputs":
-        """Find out, on several different pictures, what "auto" is and in what the network ends."""
-        last, answers = _LastEnding("sigmoid"), []
+        """Find out, on several different pictures, what "auto" is and in what the network ends.
+
+        Errors: ValueError for answers that are no logits, or not a number for all of the pictures.
+        """
+        lasts, answers = {name: _LastEnding(name) for name in _ENDINGS}, []
         for pictures in batches:
-            with torch.no_grad(), last:
+            with torch.no_grad(), ExitStack() as stack:
+                for last in lasts.values():
+                    stack.enter_context(last)
                 raw = _entry(network(pictures), self.entry, len(pictures))
             if self.kind != "binary":
                 _check_shape(raw, len(pictures))
             answers.append(_column(raw, len(pictures)) if self.kind == "binary" else raw.float())
         values = torch.cat(answers)
+        values = values[~values.isnan().any(1)]  # a network that divides by a picture's spread fails on plain grey
+        if not len(values):
+            raise ValueError("expected logits from the network, got NaN for every picture: look at its weights")
+        ending = next((name for name, last in lasts.items() if last.before(raw) is not None), "")
         within = bool(((values >= 0) & (values <= 1)).all()) and values.std() > 0
         normalised = bool(within and (values.sum(1) - 1).abs().max() < 1e-2)
         if self.kind in ("auto", "probabilities"):
-            return self._of_classes(values, squashed=raw is last.result, normalised=normalised)
+            return self._of_classes(values, ending, normalised=normalised)
         if self.kind in ("binary", "multilabel") and within:
-            warnings.warn(f"the network ends in a sigmoid: {_TAKEN_BACK}", stacklevel=4)
-            return replace(self, ending="sigmoid")
+            return self._of_labels(ending, opaque=_opaque(network))
         return self
 
-    def _of_classes(self, values: Tensor, *, squashed: bool, normalised: bool) -> "Outputs":
+    def _of_labels(self, ending: str, *, opaque: bool) -> "Outputs":
+        """Return what labels between 0 and 1 are."""
+        if ending == "sigmoid" or opaque:
+            warnings.warn(f"the network ends in a sigmoid: {_TAKEN_BACK}", stacklevel=5)
+            return replace(self, ending="sigmoid")
+        warnings.warn(
+            "what the network returns for the pictures that were tried lies between 0 and 1, and is taken for logits, "
+            "for no sigmoid has made it: let it return what goes into its sigmoid if it has one of its own",
+            stacklevel=5,
+        )
+        return self
+
+    def _of_classes(self, values: Tensor, ending: str, *, normalised: bool) -> "Outputs":
         if self.kind == "probabilities" and not normalised:
             raise ValueError(
                 f"expected probabilities, rows that sum to 1, got values from {float(values.min()):.3g} to "
@@ -97,7 +122,10 @@ class Outputs:
             if self.kind == "auto":
                 warnings.warn(f"the network ends in a softmax, its rows sum to 1: {_TAKEN_BACK}", stacklevel=5)
             return replace(self, kind="probabilities", ending="softmax")
-        if squashed:
+        if ending == "log_softmax":
+            warnings.warn(f"the network ends in a log-softmax: {_TAKEN_BACK}", stacklevel=5)
+            return replace(self, kind="logits", ending="log_softmax")
+        if ending == "sigmoid":
             warnings.warn(
                 "the network ends in a sigmoid, and its outputs are taken for logits: "
                 "give outputs='multilabel' if each is the probability of a label",
@@ -115,10 +143,10 @@ class Outputs:
         return replace(self, kind="logits", centred=centred)
 
     def _without_ending(self, values: Tensor, last: "_LastEnding") -> Tensor:
-        if not self.ending:
+        if self.ending and (before := last.before(values)) is not None:
+            return before.float()
+        if self.ending in ("", "log_softmax"):
             return values.float()
-        if last.result is values and last.entered is not None:
-            return last.entered.float()
         small = torch.finfo(torch.float32).tiny
         exact = values.float()
         if self.ending == "softmax":
@@ -147,6 +175,20 @@ class _LastEnding(TorchFunctionMode):
         if function in self.functions:
             self.entered, self.result = args[0] if args else kwargs["input"], result
         return result
+
+    def before(self, values: Tensor) -> Tensor | None:
+        """Return what went in, shaped as `values`, where these are what came of it: as it was, reshaped or copied."""
+        if self.entered is None or self.result is None or self.result.numel() != values.numel():
+            return None
+        result = self.result.detach().reshape(values.shape).to(values)
+        return self.entered.reshape(values.shape) if torch.equal(result, values.detach()) else None
+
+
+def _opaque(network: Any) -> bool:
+    """Return whether nobody sees what a network calls."""
+    if not isinstance(network, nn.Module):
+        return True
+    return any(isinstance(part, (torch.jit.ScriptModule, Called)) or is_compiled(part) for part in network.modules())
 
 
 def _entry(answer: Any, entry: str | int | None, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Called", "as_module", "bare", "find_layers", "named_layers", "passed_through", "unwrapped"]
+__all__ = ["Called", "as_module", "bare", "find_layers", "is_compiled", "named_layers", "passed_through", "unwrapped"]
 
 _INNER = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
 _COMPILER = "torch._dynamo.eval_frame"
@@ -69,6 +69,13 @@ def _inner() -> dict[type, str]:
     """Return the wrappers with where each holds its network. torch.compile's is slow to import: who has used it has."""
     compiler = sys.modules.get(_COMPILER)
     return _INNER if compiler is None else {**_INNER, vars(compiler)["OptimizedModule"]: "_orig_mod"}
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module runs compiled, so that what it calls is not seen."""
+    compiler = sys.modules.get(_COMPILER)
+    wrapped = compiler is not None and isinstance(module, vars(compiler)["OptimizedModule"])
+    return wrapped or module.__dict__.get("_compiled_call_impl") is not None
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

@@ -149,7 +149,14 @@ def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer
 
 
 def check_targets(targets: Targets | None, logits: Logits) -> Targets:
-    """Return the classes to explain: those given, checked, or the predicted ones."""
+    """Return the classes to explain: those given, checked, or the predicted ones.
+
+    Errors: ValueError for classes that there are not, and for logits that are NaN.
+    """
+    if bool(logits.isnan().any()):
+        raise ValueError(
+            "the network returns NaN for a picture, which no map explains: look at its weights and its precision"
+        )
     if targets is None:
         return logits.detach().argmax(1)
     count, classes = logits.shape
