@@ -2,8 +2,10 @@
 
     python benchmarks/networks.py --out results/benchmarks/networks.json
 
-Of every family of timm the smallest two networks below 40 million parameters, and all such networks of torchvision,
-with random weights: layers are found, Grad-CAM and a new masker give finite maps of one picture. What fails is named.
+Of every family of timm the smallest network below 40 million parameters (--each N: the smallest N), and all such
+networks of torchvision, with random weights: layers are found, Grad-CAM and a new masker give finite maps of one
+picture, and the deepest layer that is read has the grid of the last stage, as timm's `feature_info` says it. What
+fails, and so needs layers by name, is listed.
 """
 
 import argparse
@@ -35,11 +37,11 @@ def parameters(make: Callable[[], nn.Module]) -> float:
         return float("inf")
 
 
-def of_timm(each: int) -> Iterator[tuple[str, Callable[[], Classifier]]]:
+def of_timm(each: int, only: str = "") -> Iterator[tuple[str, Callable[[], Classifier]]]:
     families: dict[str, list[tuple[float, str]]] = {}
     for name in timm.list_models():
         config = timm.models.get_pretrained_cfg(name)
-        if config is None or config.input_size[-1] > WIDEST:
+        if config is None or config.input_size[-1] > WIDEST or only not in name:
             continue
         size = parameters(lambda name=name: timm.create_model(name))
         if size <= LARGEST:
@@ -59,11 +61,26 @@ def of_torchvision() -> Iterator[tuple[str, Callable[[], Classifier]]]:
             yield f"torchvision {name}", lambda name=name: Classifier(make(name), layers=None, **IMAGENET)
 
 
+def misread(classifier: Classifier) -> str | None:
+    """Return how the deepest layer that is read differs from the last stage of timm's own description."""
+    described = getattr(classifier.network, "feature_info", None)
+    if not described:
+        return None
+    picked = Classifier(classifier.network, layers=None, image_size=classifier.image_size, **IMAGENET)
+    wanted = described[-1]["reduction"]
+    got = picked.describe()[-1]
+    if max(wanted, got.stride[0]) > 1.34 * min(wanted, got.stride[0]):  # grids of odd sizes round
+        return f"reads {got.name} at stride {got.stride[0]:g}, the last stage has {wanted}"
+    return None
+
+
 def attempt(make: Callable[[], Classifier]) -> str | None:
     """Return what went wrong."""
     try:
         classifier = make()
         picture = torch.rand(1, 3, classifier.image_size, classifier.image_size)
+        if (wrong := misread(classifier)) is not None:
+            return wrong
         masker = Masker.for_classifier(classifier)
         for explainer in (EXPLAINERS["gradcam"](), Learned(masker)):
             if not explainer(classifier, picture).masks.isfinite().all():
@@ -75,13 +92,16 @@ def attempt(make: Callable[[], Classifier]) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--each", type=int, default=2, help="networks a family of timm")
+    parser.add_argument("--each", type=int, default=1, help="networks a family of timm")
+    parser.add_argument("--only", default="", help="names that hold this")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tried: dict[str, list[str]] = {"works": [], "fails": []}
-    for name, make in [*of_timm(given.each), *of_torchvision()]:
+    for name, make in [*of_timm(given.each, given.only), *of_torchvision()]:
+        if given.only not in name:
+            continue
         wrong = attempt(make)
         tried["works" if wrong is None else "fails"].append(name if wrong is None else f"{name}: {wrong}")
         if wrong is not None:

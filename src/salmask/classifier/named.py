@@ -251,22 +251,25 @@ def _processed(name: str, config: Any) -> Named:
     colours = {}
     if facts.get("do_normalize", True) and {"image_mean", "image_std"} <= facts.keys():
         colours = {"mean": tuple(facts["image_mean"]), "std": tuple(facts["image_std"])}
-    size: Any = (
-        facts.get("crop_size") if facts.get("do_center_crop") else facts.get("size", getattr(config, "image_size", 224))
-    )
-    side = size if isinstance(size, int) else max(size.get("height", 0), size.get("shortest_edge", 0)) or 224
-    crop = facts.get("do_center_crop") or "shortest_edge" in (facts.get("size") or {})
-    before = facts.get("size") or side
-    before = before if isinstance(before, int) else before.get("shortest_edge") or before.get("height") or side
-    share = facts.get("crop_pct") or min(1.0, side / before)
+    before = _side(facts.get("size")) or getattr(config, "image_size", 224)
+    cuts = bool(facts.get("do_center_crop"))
+    side = (_side(facts.get("crop_size")) if cuts else None) or before
+    short = isinstance(facts.get("size"), dict) and "shortest_edge" in facts["size"]
     return Named(
         None,
         colours,
         side,
         "bicubic" if facts.get("resample") == 3 else "bilinear",
-        "crop" if crop else "squash",
-        float(share) if crop else 1.0,
+        "crop" if cuts or short else "squash",
+        float(facts.get("crop_pct") or min(1.0, side / before)) if cuts or short else 1.0,
     )
+
+
+def _side(size: Any) -> int | None:
+    """Return the side of a size that is a number, a height with its width, or a short side."""
+    if isinstance(size, dict):
+        return size.get("shortest_edge") or size.get("height")
+    return size
 
 
 def own_network(spec: str) -> Named:
