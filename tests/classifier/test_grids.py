@@ -76,3 +76,57 @@ def test_other_sizes_have_the_one_grid_that_fits() -> None:
     with pytest.raises(ValueError, match="fit no grid"):
         tokens()(torch.zeros(1, 1 + 11 * 7, 4), (192, 112))
     assert tokens()(torch.zeros(1, 37, 4), (480, 480)).shape == (1, 4, 6, 6)  # one that resizes its pictures itself
+
+
+class Mixing(nn.Module):
+    """Every token hears of all others."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x.mean(1, keepdim=True) + x)
+
+
+class TwoStages(nn.Module):
+    """Patches, tokens, patches again, tokens again, as Twins and CoaT; nothing says what grid the tokens are of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed1, self.block1 = nn.Conv2d(3, 8, 4, 4), Mixing(8)
+        self.embed2, self.block2 = nn.Conv2d(8, 16, 2, 2), Mixing(16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for embed, block in ((self.embed1, self.block1), (self.embed2, self.block2)):
+            maps = embed(x)
+            tokens = block(maps.flatten(2).transpose(1, 2))
+            x = tokens.transpose(1, 2).reshape(maps.shape)
+        return self.head(tokens.mean(1))
+
+
+def test_layers_that_were_chosen_by_the_maps_before_them_are_read_by_the_same() -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(TwoStages().eval(), mean=[0.5] * 3, std=[0.5] * 3, layers=None, image_size=64)
+    assert classifier.layers == ("block1", "block2") and classifier.strides == (4, 8)
+    x = torch.rand(1, 3, 64, 64)
+    deepest = classifier.features(x).maps[-1]
+    x[:, :, -8:, :8] = 0
+    changed = (classifier.features(x).maps[-1] - deepest).abs().sum(1)[0]
+    assert divmod(int(changed.argmax()), 8) == (7, 0)
+
+
+def test_tokens_in_blocks_are_no_rows() -> None:
+    """Hiera keeps the tokens of a block of patches beside one another: its row-major map would show another place."""
+
+    class HieraBlock(Mixing):
+        pass
+
+    torch.manual_seed(0)
+    network = TwoStages()
+    network.block2 = HieraBlock(16)
+    classifier = Classifier(network.eval(), mean=[0.5] * 3, std=[0.5] * 3, layers=None, image_size=64)
+    assert "block2" not in classifier.layers
+    with pytest.raises(ValueError, match="lie in blocks of the picture and not row by row"):
+        Classifier(network, mean=[0.5] * 3, std=[0.5] * 3, layers=["block2"], image_size=64)

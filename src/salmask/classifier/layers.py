@@ -127,6 +127,8 @@ class Probe:
     prefix: int | None = None
     grid: Grid | None = None
     located: dict[int, Corners | None] = field(default_factory=dict)
+    before: dict[str, list[Grid]] = field(default_factory=dict)
+    """Grids of the maps that came before a layer, where all modules have been watched."""
 
     @property
     def size(self) -> Grid:
@@ -173,6 +175,12 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
     if output.ndim == 4 and (lies := grid_of(shape, last=getattr(inner, "output_fmt", None) == "NHWC")) is not None:
         return lies[0]
     if output.ndim == 3 and min(shape[1:]) > 1:
+        if _in_blocks(probe.network):
+            raise ValueError(
+                f"layer {name!r} gives tokens that lie in blocks of the picture and not row by row, as Hiera's do: "
+                "wrap the network so that a module of its own puts them in rows, or give layers=[]"
+            )
+        maps = probe.before.get(name, maps)
         options: dict[str, Any] = {"prefix": probe.prefix, "grid": probe.grid, "maps": maps}
         try:
             return Tokens.of(shape[1], probe.size, inner, **options)
@@ -186,6 +194,11 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
         f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a grid, "
         f"got {shape} for a picture of {probe.size[0]}x{probe.size[1]}; name an earlier layer"
     )
+
+
+def _in_blocks(network: nn.Module) -> bool:
+    """Return whether a network keeps the tokens of a block of patches beside one another."""
+    return any(type(module).__name__.startswith("Hiera") for module in network.modules())
 
 
 def described_layers(network: nn.Module) -> list[str] | None:
@@ -221,6 +234,7 @@ def pick_layers(probe: Probe) -> list[str]:
         grid = _grid(probe, call, seen) if leads and counts[call.name] == 1 else None
         if grid is not None:
             spatial[call.name] = grid
+            probe.before[call.name] = list(seen)
             seen += [grid] if call.output.ndim == 4 else []
     last: dict[Grid, str] = {}
     for name, grid in spatial.items():
