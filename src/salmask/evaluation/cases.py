@@ -17,7 +17,7 @@ from salmask.files import JSON, Facts
 from salmask.metrics.case import Case, Metric
 from salmask.types import Images, Masks, constant_span
 
-__all__ = ["DEGENERATE", "Failed", "Panels", "Scored", "Skip", "Source", "digest", "plain", "score_case", "usable"]
+__all__ = ["DEGENERATE", "CaseSource", "Failed", "Panels", "Scored", "Skip", "digest", "plain", "score_case", "usable"]
 
 Skip = Callable[[str, str], bool]
 """(explainer, image) -> whether its rows are there already."""
@@ -43,7 +43,7 @@ class Scored:
     panels: Callable[[int], Panels] | None = None  # of one of the images; None where no pictures are at hand
 
 
-class Source(Protocol):
+class CaseSource(Protocol):
     """Where cases come from."""
 
     @property

@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from salmask.classifier import Classifier
 from salmask.data import Batch, Labelled
 from salmask.data.streams import Bar, DataStream
-from salmask.evaluation.cases import Scored, Source, plain
+from salmask.evaluation.cases import CaseSource, Scored, plain
 from salmask.evaluation.explained import COLUMNS, Explained, Rules
 from salmask.evaluation.saved import Saved, Scoring, Work
 from salmask.explain.base import Explainer, Explanation
@@ -37,7 +37,7 @@ Summaries = dict[str, dict[str, JSON]]
 """{explainer: {metric: {mean, low, high, n}}}"""
 
 
-def fill(source: Source, out: Path, *, drawn: Callable[[str], bool]) -> Summaries:
+def fill(source: CaseSource, out: Path, *, drawn: Callable[[str], bool]) -> Summaries:
     """Score all that a source has, into a folder; drawn: which images get a picture."""
     out = writable_folder(out)
     agree_on_meta(out, _meta(source))
@@ -54,7 +54,7 @@ def fill(source: Source, out: Path, *, drawn: Callable[[str], bool]) -> Summarie
     return write_report(out)
 
 
-def _meta(source: Source) -> JSON:
+def _meta(source: CaseSource) -> JSON:
     """Return the settings of a source as JSON can hold them."""
     metrics = {name: plain(metric.describe()) for name, metric in source.metrics.items()}
     return {"explainers": source.explainers, "metrics": {**metrics, **source.columns}, **source.settings}
