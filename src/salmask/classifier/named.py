@@ -265,7 +265,7 @@ def _processed(name: str, config: Any) -> Named:
     )
 
 
-def _side(size: Any) -> int | None:
+def _side(size: Any) -> Any:
     """Return the side of a size that is a number, a height with its width, or a short side."""
     if isinstance(size, dict):
         return size.get("shortest_edge") or size.get("height")
