@@ -345,10 +345,9 @@ class Aside(nn.Module):
 
 
 def test_a_layer_that_leads_nowhere_is_named(images):
-    with pytest.raises(ValueError, match=r"no gradient arrives at layer .aside.: the logits do not depend on it"):
-        EXPLAINERS["gradcam"]()(wrapped(Aside(), layers=("aside",)), images)
-    found = EXPLAINERS["gradcam"]()(wrapped(Aside(), layers=("way", "aside")), images)
-    assert found.notes == ("way",)
+    for layers in (("aside",), ("way", "aside")):  # never a layer back in silence
+        with pytest.raises(ValueError, match=r"no gradient arrives at layer .aside.: the logits do not depend on it"):
+            EXPLAINERS["gradcam"]()(wrapped(Aside(), layers=layers), images)
 
 
 def test_dead_channels_share_one_pass(images):
