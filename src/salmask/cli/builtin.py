@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from salmask.classifier import Classifier
+from salmask.cli.photographs import write_photographs
 from salmask.data import Labelled, cached, training_batches
 from salmask.data.streams import Bar
 from salmask.data.synthetic import Synthetic
@@ -22,7 +23,7 @@ from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
 from salmask.files import Facts, replace_file, writable_folder
 from salmask.metrics import METRICS
-from salmask.report import add_training
+from salmask.report import PHOTOGRAPHS, add_training
 from salmask.schema import read_json
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES
@@ -30,7 +31,7 @@ from salmask.training.run import RUN, Loaded, Sight, load_classifier, load_run, 
 from salmask.training.settings import RECIPE, Settings
 from salmask.training.train import LOG
 
-__all__ = ["Sizes", "builtin_classifier", "run_demo"]
+__all__ = ["Sizes", "builtin_classifier", "run_demo", "show_photographs"]
 
 NamedBar = Callable[[str], Bar]
 
@@ -58,12 +59,15 @@ QUICK = Sizes(pictures=120, measured=20, classifier_epochs=0.5, reader_epochs=0.
 def run_demo(
     out: Path, *, seed: int, quick: bool, say: Callable[[str], None], progress: NamedBar
 ) -> Mapping[str, Facts]:
-    """Train a classifier, a default and a CA masker on built-in pictures, compare them, and return the summary.
+    """Explain photographs; then train a classifier and two maskers on built-in pictures, and compare all.
+
+    The maskers are of the default recipe and of CA. Returns the summary.
 
     One that was interrupted goes on where it was. Errors: FileExistsError where a demo, or another one, ran before,
     before anything is trained.
     """
     _agree(out, {"seed": seed, "quick": quick})
+    show_photographs(out / PHOTOGRAPHS, say)
     sizes = QUICK if quick else Sizes()
     train_set = cached(Synthetic(sizes.pictures, seed=2 * seed, size=sizes.side))
     val_set = Synthetic(sizes.measured, seed=2 * seed + 1, size=sizes.side)
@@ -90,6 +94,18 @@ def run_demo(
         batch_size=50,
         progress=progress("measuring"),
     )
+
+
+def show_photographs(path: Path, say: Callable[[str], None]) -> None:
+    """Write the sheet of explained photographs, or say why there is none."""
+    if path.is_file():
+        return
+    try:
+        count = write_photographs(path)
+    except ValueError as error:  # the weights of the network are an extra
+        say(f"no photographs are shown: {error}")
+    else:
+        say(f"photographs: {count} explained in {path}")
 
 
 def _agree(out: Path, asked: Mapping[str, object]) -> None:

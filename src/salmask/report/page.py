@@ -27,7 +27,9 @@ from salmask.rows.archive import unpacked
 from salmask.rows.read import Rows, read_counts, read_failures, read_meta, read_rows, write_json
 from salmask.rows.statistics import Interval
 
-__all__ = ["write_markdown_table", "write_report"]
+__all__ = ["PHOTOGRAPHS", "write_markdown_table", "write_report"]
+
+PHOTOGRAPHS = "photographs.jpg"  # in a folder: a sheet that its page shows first
 
 _CONTROLS = {"Fixed", "Random"}  # kinds of explainers that draw a map without a look at the classifier
 _TITLE = "Which pixels decide"
@@ -79,11 +81,13 @@ def write_report(folder: Path, *, out: Path | None = None, title: str | None = N
             replace_file(out / ("grid.jpg" if study is None else STRIP), partial(sheet.save, quality=88))
         chart = training_chart(source, list(summary.intervals))
         strip = next((place / STRIP for place in (out, folder) if (place / STRIP).is_file()), None)
+        photographs = next((place / PHOTOGRAPHS for place in (out, folder) if (place / PHOTOGRAPHS).is_file()), None)
         page = (
             _environment()
             .get_template("report.html.j2")
             .render(
                 title=title or _TITLE,
+                photographs=photographs,
                 study=part,
                 strip=strip if part is not None and not any(files.values()) else None,
                 grid=picture_grid(files, numbers.rows.ids, numbers.failures),
