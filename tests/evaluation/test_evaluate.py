@@ -458,3 +458,17 @@ def test_pictures_are_written_whole(tmp_path, monkeypatch):
 def killed_after_a_byte(image, path, **options):
     Path(path).write_bytes(b"x")
     raise KeyboardInterrupt
+
+
+def test_rows_of_another_normalisation_of_the_same_weights_are_not_mixed_in(tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    one, other = (
+        Classifier(network.eval(), mean=[mean] * 3, std=[0.5] * 3, layers=["0"], image_size=16) for mean in (0.0, 0.5)
+    )
+    assert one.fingerprint() == other.fingerprint()
+    run(tmp_path, {"full": Full()}, classifier=one)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="another setting of 'explainer full'"):
+        run(tmp_path, {"full": Full()}, classifier=other)
+    assert (tmp_path / "rows.jsonl").read_bytes() == before

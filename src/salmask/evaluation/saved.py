@@ -282,6 +282,7 @@ class Saved:
             "target": None if self.scoring is None else self.scoring.target,
             "classifier": None if self.scoring is None else type(self.scoring.classifier).__name__,
             "scoring": None if self.scoring is None else self.scoring.classifier.fingerprint(),
+            "reading": None if self.scoring is None else self.scoring.classifier.reading(),
             "seed": self.seed,
             **self.work.about,
         }

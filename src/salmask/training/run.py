@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from salmask.classifier import Classifier
 from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
-from salmask.classifier.named import full_spec, named_network, split_spec
+from salmask.classifier.named import full_spec, is_known, named_network, split_spec
 from salmask.classifier.wrappers import unwrapped
 from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
@@ -237,6 +237,11 @@ def load_run(folder: str | Path, *, network: Any = None) -> Run:
         if name is not None and not (folder / name).is_file():
             raise FileNotFoundError(f"the run in {folder} is not whole: {name} is missing; copy the whole folder")
     spec = full_spec(facts["network"])
+    if network is None and not is_known(spec):
+        raise ValueError(
+            f"the run in {folder} is of a network that was made in Python, {facts['network']!r}: load it with "
+            "salmask.training.run.load_run(folder, network=...), and give one that is built alike"
+        )
     loaded = load_classifier(f"{spec}@{folder / CLASSIFIER}", layers=taps, network=network, **asdict(view))
     masker, reader = Masker.from_pretrained(folder), None
     if facts.get("reader") is not None:
