@@ -57,6 +57,19 @@ class Outputs:
         if self.kind not in KINDS:
             raise ValueError(f"expected outputs of {', '.join(KINDS)}, got {self.kind!r}")
 
+    def agree(self, kind: str | None, entry: str | int | None, *, of: str) -> None:
+        """Raise ValueError where another reading of a network's answer is asked for; None asks for nothing."""
+        detected = self.centred or (self.kind == "logits" and self.ending != "")  # what "logits", said outright, leaves
+        if kind not in (None, "auto", self.kind) or (kind == "logits" and detected):
+            own = f"{self.kind} as `auto` finds them" if detected else self.kind
+            raise ValueError(
+                f"outputs of {of} are {own}, asked for are {kind}: a masker goes with the outputs that it was trained "
+                "on; name the network's SPEC with the new ones, and train again"
+            )
+        if entry not in (None, self.entry):
+            own = "none is chosen" if self.entry is None else f"it is {self.entry!r}"
+            raise ValueError(f"of what {of} returns, the entry {entry!r} is asked for, but {own}: train again")
+
     def ask(self, network: Any, pictures: Tensor) -> Logits:
         """Return the logits (B, K), in float32, of normalised pictures."""
         last = _LastEnding(self.ending)
@@ -210,7 +223,7 @@ def _entry(answer: Any, entry: str | int | None, count: int) -> Tensor:
         )
     listed = ", ".join(f"{name!r} {tuple(part.shape)}" for name, part in parts.items())
     reason = "several entries could be the logits" if len(fitting) > 1 else "no entry is known to be the logits (B, K)"
-    raise ValueError(f"{reason} in what the network returns: choose one with output=..., of {listed}")
+    raise ValueError(f"{reason} in what the network returns: choose one with output=... (--output), of {listed}")
 
 
 def _named(answer: Any, name: str) -> Tensor | None:
@@ -245,8 +258,8 @@ def _check_shape(values: Tensor, count: int) -> None:
         raise ValueError(f"{expected}, a map for each class as in segmentation: wrap it as {_SEGMENTED}")
     if values.numel() == count:
         raise ValueError(
-            f"{expected}: give outputs='binary' if it is one logit z of two classes; wrap a regression so that it "
-            "returns (t - r, r - t) for a value r and a threshold t that is asked about"
+            f"{expected}: give outputs='binary' (--outputs binary) if it is one logit z of two classes; wrap a "
+            "regression so that it returns (t - r, r - t) for a value r and a threshold t that is asked about"
         )
     raise ValueError(f"{expected}: wrap it in a module that returns one row of logits a picture")
 

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 from salmask.files import JSON
 
-__all__ = ["DataOptions", "Normalize", "PictureOptions", "SightOptions"]
+__all__ = ["DataOptions", "Normalize", "OutputKind", "PictureOptions", "SightOptions"]
 
 Normalize = Literal["none", "minmax", "max", "rank"]
+OutputKind = Literal["auto", "logits", "binary", "multilabel", "probabilities"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SightOptions:
-    """How the classifier sees a picture."""
+    """How the classifier sees a picture, and what its network's answer means."""
 
     image_size: Annotated[int | None, tyro.conf.arg(aliases=["--size"])] = None
     """Side of the square that the classifier sees; its own where not given."""
@@ -50,9 +51,14 @@ class SightOptions:
     """Which bands of a file the classifier reads, in its order, counted from 0."""
     colours: tuple[int, int, int] | None = None
     """Which of the classifier's channels are shown as red, green and blue, counted from 0."""
+    outputs: OutputKind | None = None
+    """What the network returns: logits, binary (one logit z), multilabel (a logit for each label) or probabilities;
+    auto finds out, which is the default of a new classifier. Of a run, only checked."""
+    output: Annotated[int | str | None, tyro.conf.arg(metavar="KEY|INDEX")] = None
+    """Which entry holds it, where the network returns a dictionary or a tuple. Of a run, only checked."""
 
     def pictures(self) -> JSON:
-        """Return the keyword arguments of `load_classifier` that concern pictures."""
+        """Return the keyword arguments of `load_classifier` that concern pictures and outputs."""
         return {field.name: getattr(self, field.name) for field in fields(SightOptions)}
 
 

@@ -9,6 +9,7 @@ import tyro
 
 from salmask import __version__
 from salmask.cli.console import progress_bar, say, typed_command
+from salmask.cli.options import OutputKind
 from salmask.training.settings import Precision
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class StudyCommand:
     """Side of the square that the classifier sees; its own where not given."""
     interpolation: str | None = None
     """bilinear or bicubic; as the classifier was trained where not given."""
+    outputs: OutputKind | None = None
+    """What the network returns, as in the other commands."""
+    output: int | str | None = None
+    """Which entry of a dictionary or a tuple it is."""
     images: int | None = None
     """Training images shown to a masker (11,000; 3,000 built-in ones)."""
     final: float | None = None
@@ -126,6 +131,8 @@ class StudyCommand:
                 classifier=self.classifier,
                 image_size=self.image_size,
                 interpolation=self.interpolation,
+                outputs=self.outputs,
+                output=self.output,
             )
         if self.classifier is not None:
             raise ValueError("--classifier goes with --data: built-in pictures have a classifier of their own")

@@ -60,10 +60,18 @@ class Source:
     classifier: str
     image_size: int | None = None
     interpolation: str | None = None
+    outputs: str | None = None
+    output: str | int | None = None
 
     def load(self) -> Loaded:
         """Return the classifier, as it is before any masker."""
-        loaded = load_classifier(self.classifier, image_size=self.image_size, interpolation=self.interpolation)
+        loaded = load_classifier(
+            self.classifier,
+            image_size=self.image_size,
+            interpolation=self.interpolation,
+            outputs=self.outputs,
+            output=self.output,
+        )
         loaded.classifier.network.to(memory_format=torch.channels_last)  # a third faster on a CPU
         return loaded
 
@@ -85,7 +93,9 @@ class Source:
         train = self.folder("train", transform=None)
         digest = hashlib.sha256(json.dumps([list(train.ids), list(train.targets)]).encode()).hexdigest()[:16]
         loaded = self.load()
+        options = loaded.classifier.options()
         return {
+            **({"options": options} if options else {}),
             "data": digest,
             "classifier": loaded.classifier.fingerprint(),
             "network": loaded.network,

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,16 +74,20 @@ class Loaded:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         channels: int | None = None,
+        outputs: str | None = None,
+        output: str | int | None = None,
         **sight: Any,
     ) -> "Loaded":
         """Return it with other settings of how files reach the network; None leaves a setting as it is.
 
-        mean, std: the normalisation, one number a channel; it is set in the classifier itself. channels: to be checked.
-        sight: fields of the view. Errors: ValueError for values out of range or of another number of channels.
+        mean, std: the normalisation, one number a channel; it is set in the classifier itself. channels, outputs,
+        output: to be checked. sight: fields of the view. Errors: ValueError for values out of range, of another number
+        of channels, and for outputs that the classifier does not have.
         """
         own = self.classifier.mean.numel()
         if channels is not None and channels != own:
             raise ValueError(f"{self.network} reads {own} channels, asked for are {channels}")
+        self.classifier.outputs.agree(outputs, output, of=self.network)
         for name, values in (("mean", mean), ("std", std)):
             if values is not None:
                 _set_channels(name, values, self.classifier)
@@ -125,17 +128,18 @@ def load_classifier(
     image_size: int | None = None,
     layers: Sequence[str] | None = None,
     num_classes: int | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    outputs: str | None = None,
+    output: str | int | None = None,
     network: Any = None,
     **seen: Any,
 ) -> Loaded:
     """Build the classifier that a SPEC names; what is not given comes from the file, the run or the network.
 
-    spec: see `salmask.classifier.named`. options: of `Classifier`, beside mean, std, layers and image_size.
+    spec: see `salmask.classifier.named`. outputs, output: of `Classifier`; those of a run are only checked.
     network: stands in for the one that the SPEC would build. seen: as of `Loaded.seen`.
     """
     if (Path(spec) / RUN).is_file():
-        return load_run(spec).loaded.seen(image_size=image_size, **seen)
+        return load_run(spec).loaded.seen(image_size=image_size, outputs=outputs, output=output, **seen)
     kind, name, file = split_spec(spec)
     facts = read_metadata(Path(file)) if file else {}
     network_name = name if kind == "timm" else f"{kind}:{name}" if kind else name
@@ -143,7 +147,8 @@ def load_classifier(
         raise ValueError(f"{file} holds the weights of {facts['network']}, asked for is {network_name}")
     named = named_network(kind, name, file=file, num_classes=num_classes, network=network)
     size = facts.get("image_size") if image_size is None else Sight(image_size).image_size
-    given: dict[str, Any] = {**named.options(size), **named.more, **facts.get("options", {}), **options}
+    given: dict[str, Any] = {**named.options(size), **named.more, **facts.get("options", {})}
+    given |= {key: value for key, value in (("outputs", outputs), ("output", output)) if value is not None}
     for key in ("mean", "std"):
         given[key] = given.get(key) or facts.get(key) or seen.get(key)
         if given[key] is None:
@@ -353,5 +358,10 @@ def train_run(
 
 
 def _seen(loaded: Loaded) -> JSON:
-    """Return how files reach the network, as JSON has it."""
-    return asdict(loaded.view) | {name: getattr(loaded.classifier, name).flatten().tolist() for name in ("mean", "std")}
+    """Return how files reach the network, and what its answers are, as JSON has it."""
+    outputs = {"options": options} if (options := loaded.classifier.options()) else {}
+    return (
+        asdict(loaded.view)
+        | outputs
+        | {name: getattr(loaded.classifier, name).flatten().tolist() for name in ("mean", "std")}
+    )
