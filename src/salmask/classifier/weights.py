@@ -12,10 +12,10 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import load_file
@@ -57,7 +57,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_file_of(path: Path) -> Any:
+def load_file_of(path: Path) -> object:
     """Return what a file of weights holds, without running any code of it. Errors: ValueError."""
     try:
         if path.suffix == ".safetensors":
@@ -91,29 +91,29 @@ def _is_scripted(path: Path) -> bool:
 class _Lump:
     """What stands for an object of a class that is not read: it takes whatever it is given and does nothing."""
 
-    def __init__(self, *values: Any, **named: Any) -> None:
+    def __init__(self, *values: object, **named: object) -> None:
         pass
 
-    def __new__(cls, *values: Any, **named: Any) -> "_Lump":
+    def __new__(cls, *values: object, **named: object) -> "_Lump":
         return super().__new__(cls)
 
-    def __call__(self, *values: Any, **named: Any) -> "_Lump":
+    def __call__(self, *values: object, **named: object) -> "_Lump":
         return _Lump()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
             self.__dict__.update((str(key), value) for key, value in state.items())
 
-    def append(self, value: Any) -> None:
+    def append(self, value: object) -> None:
         """Take an entry of a list."""
 
-    def extend(self, values: Any) -> None:
+    def extend(self, values: object) -> None:
         """Take entries of a list."""
 
-    def add(self, value: Any) -> None:
+    def add(self, value: object) -> None:
         """Take an entry of a set."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         pass
 
 
@@ -136,21 +136,23 @@ _REAL = {
 class _InertUnpickler(pickle.Unpickler):
     """Reads tensors and containers; everything else becomes a lump, and nothing is imported or called."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         return _REAL.get((module, name), _Lump)
 
 
-def _inert() -> Any:
-    def load(file: Any, **options: Any) -> Any:
-        return _InertUnpickler(file, **options).load()
+def _inert() -> SimpleNamespace:
+    """Return what stands for the module pickle, as `torch.load` calls it."""
 
-    def loads(data: bytes, **options: Any) -> Any:
-        return load(io.BytesIO(data), **options)
+    def load(file: BinaryIO, encoding: str = "ASCII") -> object:
+        return _InertUnpickler(file, encoding=encoding).load()
+
+    def loads(data: bytes, encoding: str = "ASCII") -> object:
+        return load(io.BytesIO(data), encoding)
 
     return SimpleNamespace(__name__="pickle", Unpickler=_InertUnpickler, load=load, loads=loads)
 
 
-def _weights_in(content: Any) -> dict[str, Tensor] | None:
+def _weights_in(content: object) -> dict[str, Tensor] | None:
     """Return the names with tensors that a file's content is, or holds under one of the usual names."""
     if isinstance(content, _Lump):
         return dict(_collected(content, "")) or None
@@ -165,7 +167,7 @@ def _weights_in(content: Any) -> dict[str, Tensor] | None:
     return tensors if len(tensors) > len(content) / 2 else None
 
 
-def _collected(lump: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _collected(lump: _Lump, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Collect the parameters and buffers of a module that was pickled whole, as its state dict would name them."""
     own = vars(lump)
     left_out = own.get("_non_persistent_buffers_set") or ()
@@ -199,7 +201,7 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) ->
     raise ValueError(f"the weights do not fit {what}: " + "; ".join(problems) + ": is it another network?")
 
 
-def _renamed(weights: Mapping[str, Tensor], own: Any, what: str) -> Mapping[str, Tensor]:
+def _renamed(weights: Mapping[str, Tensor], own: Set[str], what: str) -> Mapping[str, Tensor]:
     """Return the weights under the network's own names, where taking parts of names off brings all of them there."""
     if not own or own <= weights.keys():
         return weights

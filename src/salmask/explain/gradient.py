@@ -17,11 +17,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
-from torch.autograd.function import Function
+from torch.autograd.function import BackwardCFunction, Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2 import functional as vision
@@ -252,13 +252,13 @@ class _Guided(Function):
     """max(x, 0) whose gradient is passed on where both x and the gradient are positive."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: BackwardCFunction, x: Tensor) -> Tensor:
         y = x.clamp_min(0)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+    def backward(ctx: BackwardCFunction, *slopes: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return slopes[0].clamp_min(0) * (y > 0)
 
@@ -272,12 +272,18 @@ class _GuidedReLUs(TorchFunctionMode):
 
     met = 0
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
-        if function not in _PLAIN and function not in _IN_PLACE:
+        x = args[0] if args else kwargs.get("input")
+        if function not in _PLAIN | _IN_PLACE or not isinstance(x, Tensor):
             return function(*args, **kwargs)
         self.met += 1
-        x = args[0] if args else kwargs["input"]
         in_place = function in _IN_PLACE or kwargs.get("inplace", args[1] if len(args) > 1 else False)
         return x.copy_(_Guided.apply(x)) if in_place else _Guided.apply(x)
 

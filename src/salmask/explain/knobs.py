@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Union, get_args, get_origin
 
 from salmask.terms import SCORES, ClassScore
 from salmask.types import Infill
@@ -58,7 +58,7 @@ class Between:
 class OneOf:
     """A value that goes by its name in a table."""
 
-    table: Mapping[str, Any]
+    table: Mapping[str, object]
 
 
 AMOUNT = Between(0, math.inf)
@@ -78,12 +78,12 @@ class Knob:
 
     name: str
     kinds: tuple[type, ...]
-    default: Any
+    default: object
     optional: bool = False
     between: Between | None = None
-    table: Mapping[str, Any] | None = None
+    table: Mapping[str, object] | None = None
 
-    def read(self, text: str) -> Any:
+    def read(self, text: str) -> object:
         """Return the value that a text names. Errors: ValueError with what was expected."""
         if self.optional and text.lower() in ("none", "null"):
             return None
@@ -117,10 +117,11 @@ class Knob:
             return "none"
         return json.dumps(self.default) if isinstance(self.default, bool | tuple | list) else str(self.default)
 
-    def _fits(self, value: Any) -> bool:
+    def _fits(self, value: object) -> bool:
         if isinstance(value, str | bool) or self.between is None:
             return True
-        return all(number in self.between for number in (value if isinstance(value, tuple) else (value,)))
+        numbers = value if isinstance(value, tuple) else (value,)
+        return all(isinstance(number, int | float) and number in self.between for number in numbers)
 
 
 def _whole(text: str) -> int | None:
@@ -149,7 +150,7 @@ def _flag(text: str) -> bool | None:
     return {"true": True, "false": False}.get(text.lower())
 
 
-_READERS: Mapping[Any, Callable[[str], Any]] = {
+_READERS: Mapping[object, Callable[[str], object]] = {
     int: _whole,
     float: _number,
     bool: _flag,
@@ -157,7 +158,7 @@ _READERS: Mapping[Any, Callable[[str], Any]] = {
     str: lambda text: text or None,
     Infill: lambda text: text or None,
 }
-_TYPE_WORDS: Mapping[Any, str] = {
+_TYPE_WORDS: Mapping[object, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -167,7 +168,7 @@ _TYPE_WORDS: Mapping[Any, str] = {
 }
 
 
-def knobs_of(constructor: Callable[..., Any]) -> dict[str, Knob]:
+def knobs_of(constructor: Callable[..., object]) -> dict[str, Knob]:
     """Return the settings of a constructor by name: its parameters that have a default.
 
     Errors: TypeError for a parameter whose annotation does not say how it is written; the fault is the constructor's.
@@ -181,13 +182,13 @@ def _knob(parameter: Parameter) -> Knob:
     optional = NoneType in members
     table = next((note.table for note in notes if isinstance(note, OneOf)), None)
     between = next((note for note in notes if isinstance(note, Between)), None)
-    kinds = tuple(dict.fromkeys(kind for kind in members if kind in _READERS))
+    kinds = tuple(dict.fromkeys(kind for kind in members if isinstance(kind, type) and kind in _READERS))
     if table is None and not kinds:
         raise TypeError(f"the parameter {parameter.name}: {parameter.annotation} does not say how it is written")
     return Knob(parameter.name, kinds, parameter.default, optional, between, table)
 
 
-def _flattened(annotation: Any) -> tuple[list[Any], list[Any]]:
+def _flattened(annotation: object) -> tuple[list[object], list[object]]:
     """Return the members of a union and the notes that are attached to it or to them."""
     if get_origin(annotation) is Annotated:
         inner, *notes = get_args(annotation)
@@ -199,7 +200,7 @@ def _flattened(annotation: Any) -> tuple[list[Any], list[Any]]:
     return [tuple if get_origin(annotation) is Sequence else annotation], []
 
 
-def listing(explainers: Mapping[str, Callable[..., Any]]) -> str:
+def listing(explainers: Mapping[str, Callable[..., object]]) -> str:
     """Return the explainers by name with their settings, to read in a terminal."""
     lines = []
     for name, constructor in explainers.items():
@@ -208,7 +209,7 @@ def listing(explainers: Mapping[str, Callable[..., Any]]) -> str:
     return "\n".join(lines)
 
 
-def knob_table(explainers: Mapping[str, Callable[..., Any]]) -> str:
+def knob_table(explainers: Mapping[str, Callable[..., object]]) -> str:
     """Return the table of all settings: explainer, setting, values, default."""
     lines = ["| explainer | setting | values | default |", "|---|---|---|---|"]
     for name, constructor in explainers.items():

@@ -5,7 +5,6 @@ so that a 64-pixel one can be read.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import cv2
 import matplotlib
@@ -14,7 +13,9 @@ from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from numpy import ndarray
+from numpy.typing import ArrayLike
 from PIL import Image
 
 __all__ = ["overlay", "picture", "spread_ids", "strip", "to_uint8"]
@@ -26,15 +27,12 @@ _SHOWN = {"whole": "#5b6770", "kept": "#2a7f62", "removed": "#b3462f"}
 _SIDE = 256  # pixels of a panel's longer side, at least
 
 
-def to_uint8(image: Any) -> UInt8[ndarray, "height width 3"]:
+def to_uint8(image: ArrayLike) -> UInt8[ndarray, "height width 3"]:
     """Return an image as bytes: (3, H, W) in [0, 1], torch or numpy, or (H, W, 3) bytes as they are.
 
     Errors: ValueError for another shape.
     """
-    if hasattr(image, "detach"):
-        image = image.detach().cpu()
-        image = image.float() if image.is_floating_point() else image  # numpy has no bfloat16
-    array = np.asarray(image)
+    array = _array(image)
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return array
     if array.ndim != 3 or array.shape[0] != 3:
@@ -45,7 +43,7 @@ def to_uint8(image: Any) -> UInt8[ndarray, "height width 3"]:
 
 
 def overlay(
-    image: Any, mask: Any, *, threshold: float | None = None, side: int | None = None
+    image: ArrayLike, mask: ArrayLike, *, threshold: float | None = None, side: int | None = None
 ) -> UInt8[ndarray, "rows columns 3"]:
     """Return the mask in colours over the image, and the outline of {mask > threshold}.
 
@@ -87,7 +85,7 @@ def spread_ids(ids: Sequence[str], count: int) -> list[str]:
     return [ids[i] for i in np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
 
 
-def strip(image: Any, mask: Any, kept: Any, removed: Any, *, side: int = 128) -> Image.Image:
+def strip(image: ArrayLike, mask: ArrayLike, kept: ArrayLike, removed: ArrayLike, *, side: int = 128) -> Image.Image:
     """Return image, overlay, kept and removed picture side by side: what a report cuts its cells from.
 
     Every panel has the same size, its longer side at least `side` pixels.
@@ -102,10 +100,10 @@ def strip(image: Any, mask: Any, kept: Any, removed: Any, *, side: int = 128) ->
 
 
 def picture(
-    image: Any,
-    mask: Any,
-    kept: Any,
-    removed: Any,
+    image: ArrayLike,
+    mask: ArrayLike,
+    kept: ArrayLike,
+    removed: ArrayLike,
     probabilities: Mapping[str, Probabilities],
     *,
     title: str = "",
@@ -140,7 +138,7 @@ def picture(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def _layout(shape: Sequence[int], lines: int, title: str) -> tuple[Figure, Any]:
+def _layout(shape: Sequence[int], lines: int, title: str) -> tuple[Figure, GridSpec]:
     """Return a figure whose panels have their own proportions, and its grid: pictures above, bars below."""
     wide = 2.56  # inches of a panel
     tall, bars = wide * shape[0] / shape[1], 0.28 * lines + 0.1
@@ -194,8 +192,16 @@ def _scale(place: Axes) -> None:
     right.set_horizontalalignment("right")
 
 
-def _plane(mask: Any) -> Float[ndarray, "height width"]:
-    array = np.asarray(mask.detach().float().cpu() if hasattr(mask, "detach") else mask, dtype=np.float32)
+def _array(values: ArrayLike) -> ndarray:
+    """Return what torch or numpy holds as an array."""
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    return np.asarray(tensor.float() if tensor.is_floating_point() else tensor)  # numpy has no bfloat16
+
+
+def _plane(mask: ArrayLike) -> Float[ndarray, "height width"]:
+    array = np.asarray(_array(mask), dtype=np.float32)
     array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
     if array.ndim != 2:
         raise ValueError(f"expected one mask (1, H, W) or (H, W), got shape {array.shape}: pass masks[i]")
