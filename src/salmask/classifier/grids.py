@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, floor, isqrt
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -132,14 +131,14 @@ class Tokens:
 
 
 def _prefix_tokens(network: nn.Module) -> int | None:
-    own: Any = getattr(network, "num_prefix_tokens", None)
+    own = getattr(network, "num_prefix_tokens", None)
     return own if isinstance(own, int) else None
 
 
 def _patches(network: nn.Module) -> Callable[[Grid], Grid | None]:
     """Return what says the grid of pictures of a size, from timm's patch embedding or a patch size; None: unknown."""
-    embedding: Any = getattr(network, "patch_embed", None)
-    config: Any = getattr(network, "config", None)
+    embedding: object = getattr(network, "patch_embed", None)
+    config = getattr(network, "config", None)
     patch = getattr(config if hasattr(config, "patch_size") else network, "patch_size", None)
     sides = (patch, patch) if isinstance(patch, int) else tuple(patch) if isinstance(patch, tuple | list) else ()
 

@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import sqrt
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-_LOCKS: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
+_LOCKS: "WeakKeyDictionary[object, AbstractContextManager[object]]" = WeakKeyDictionary()
 _LOCKS_CHANGE = Lock()
 
 
@@ -44,7 +44,7 @@ def held(network: nn.Module) -> Iterator[None]:
     Modes, hooks and gradients belong to the network and not to the call. The lock is that of the bare network, or of
     the function that is called, so that two classifiers around one network share it.
     """
-    key: Any = bare(network)
+    key: object = bare(network)
     if isinstance(key, Called):
         key = getattr(key.function, "__self__", key.function)
     try:

@@ -7,11 +7,12 @@ stages (timm's `feature_info`).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,17 @@ from salmask.classifier.grids import Corners, Grid, Tokens, ToMap, grid_of
 from salmask.classifier.wrappers import bare, named_layers, passed_through
 from salmask.types import Logits
 
-__all__ = ["Layer", "Probe", "described_layers", "pick_layers", "tensor_of", "to_map_of", "watched", "with_tensor"]
+__all__ = [
+    "Layer",
+    "Probe",
+    "described_layers",
+    "pick_layers",
+    "tensor_of",
+    "tensors_in",
+    "to_map_of",
+    "watched",
+    "with_tensor",
+]
 
 _FIXED_SIZE = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -36,22 +47,21 @@ class Layer(NamedTuple):
     stride: tuple[float, float]
 
 
-def tensor_of(output: Any) -> Tensor | None:
+def tensor_of(output: object) -> Tensor | None:
     """Return the tensor that an output is, or holds: the last hidden state, else the first one; None without any."""
     if isinstance(output, Tensor):
         return output
     key = _key_of(output)
-    return None if key is None else _entries(output)[key]
+    return None if key is None else tensors_in(output)[key]
 
 
-def with_tensor(output: Any, tensor: Tensor) -> Any:
+def with_tensor(output: object, tensor: Tensor) -> object:
     """Return an output whose tensor (`tensor_of`) is another one."""
     if isinstance(output, Tensor):
         return tensor
     key = _key_of(output)
     if isinstance(output, tuple):
-        parts = list(output)
-        parts[key] = tensor  # type: ignore[index]
+        parts = [tensor if place == key else part for place, part in enumerate(output)]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
     changed = copy(output)
     if isinstance(output, list | Mapping):
@@ -61,16 +71,17 @@ def with_tensor(output: Any, tensor: Tensor) -> Any:
     return changed
 
 
-def _key_of(output: Any) -> Any:
-    entries = _entries(output)
+def _key_of(output: object) -> str | int | None:
+    entries = tensors_in(output)
     if _HIDDEN in entries:
         return _HIDDEN
     return next(iter(entries), None)
 
 
-def _entries(output: Any) -> dict[Any, Tensor]:
+def tensors_in(output: object) -> dict[str | int, Tensor]:
+    """Return the tensors that a mapping, a tuple, a list or an object holds, by key, place or name."""
     if isinstance(output, Mapping):
-        pairs: Any = output.items()
+        pairs: Iterable[tuple[str | int, object]] = output.items()
     elif isinstance(output, tuple | list):
         pairs = enumerate(output)
     else:
@@ -91,8 +102,8 @@ def watched(network: nn.Module) -> Iterator[list[Seen]]:
     """Collect the outputs of all modules by name; each of them hands on a copy, which is what is collected."""
     calls: list[Seen] = []
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def watch(name: str) -> Callable[..., object]:
+        def hook(module: nn.Module, inputs: object, output: object) -> object:
             tensor = tensor_of(output)
             if tensor is None or tensor.ndim not in (3, 4):
                 return None
@@ -122,7 +133,7 @@ class Probe:
     """
 
     network: nn.Module
-    ask: Any
+    ask: Callable[[Tensor], Logits]
     pictures: Tensor
     prefix: int | None = None
     grid: Grid | None = None
@@ -181,13 +192,13 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
                 "wrap the network so that a module of its own puts them in rows, or give layers=[]"
             )
         maps = probe.before.get(name, maps)
-        options: dict[str, Any] = {"prefix": probe.prefix, "grid": probe.grid, "maps": maps}
+        tokens = partial(Tokens.of, shape[1], probe.size, inner, prefix=probe.prefix, grid=probe.grid, maps=maps)
         try:
-            return Tokens.of(shape[1], probe.size, inner, **options)
+            return tokens()
         except ValueError:
-            options["corners"] = probe.corners(shape[1])
+            corners = probe.corners(shape[1])
         try:
-            return Tokens.of(shape[1], probe.size, inner, **options)
+            return tokens(corners=corners)
         except ValueError as error:
             raise ValueError(f"layer {name!r} has no known grid, got {shape}: {error}") from None
     raise ValueError(

@@ -14,10 +14,10 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import timm
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from salmask.classifier.imagenet import packaged_weights
 from salmask.classifier.weights import fit_weights, load_weights
-from salmask.classifier.wrappers import as_module, unwrapped
+from salmask.classifier.wrappers import Network, as_module, unwrapped
+from salmask.files import JSON, Facts
 
 __all__ = [
     "Named",
@@ -54,16 +55,16 @@ class Named:
     "squash". crop_pct: share of the short side that is left after the centre crop. more: options of `Classifier`.
     """
 
-    network: Any
+    network: Network
     colours: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     image_size: int | None = None
     interpolation: str = "bilinear"
     fit: str = "crop"
     crop_pct: float = 1.0
     classes: tuple[str, ...] | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Facts = field(default_factory=dict)
 
-    def options(self, image_size: int | None = None) -> dict[str, Any]:
+    def options(self, image_size: int | None = None) -> JSON:
         """Return what `Classifier` takes of it beside the network: mean, std and image_size, as far as known."""
         size = image_size or self.image_size
         return {**self.colours, **({} if size is None else {"image_size": size})}
@@ -101,7 +102,7 @@ def is_known(spec: str) -> bool:
 
 
 def named_network(
-    kind: str, name: str, *, file: str = "", num_classes: int | None = None, network: Any = None
+    kind: str, name: str, *, file: str = "", num_classes: int | None = None, network: Network | None = None
 ) -> Named:
     """Build what a SPEC names (`split_spec`), with the weights of a file where one is given.
 
@@ -147,17 +148,17 @@ def timm_network(
     weights = None if checkpoint is None else load_weights(checkpoint)
     if pretrained and weights is None and num_classes in (None, 1000):
         weights = packaged_weights(name)  # the hub's, to the bit
-    own: Any = timm.get_pretrained_cfg(name)
+    own = timm.get_pretrained_cfg(name)
     if weights is not None and checkpoint is not None and own is not None and channels is None:
         first = weights.get(f"{own.first_conv}.weight")
         channels = None if first is None or first.ndim != 4 else first.shape[1]
     if weights is not None and num_classes is None:
         head = own.classifier if own is not None else None
         num_classes = _classes_in(weights, head[0] if isinstance(head, tuple) else head, name)
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    options: JSON = {} if num_classes is None else {"num_classes": num_classes}
     if channels not in (None, 3):
         options["in_chans"] = channels
-    network = _flexible(name, pretrained=pretrained and weights is None, **options).eval()
+    network = _flexible(name, {"pretrained": pretrained and weights is None, **options}).eval()
     if weights is not None:
         fit_weights(network, weights, name if checkpoint is None else f"{name} from {checkpoint}")
     config = timm.data.resolve_model_data_config(network)
@@ -171,9 +172,9 @@ def timm_network(
     )
 
 
-def _flexible(name: str, **options: Any) -> nn.Module:
+def _flexible(name: str, options: Facts) -> nn.Module:
     """Build a timm network that takes other image sizes than its own, where its family can."""
-    wishes: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+    wishes: tuple[Facts, ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
     for extra in wishes:
         try:
             return timm.create_model(name, **options, **extra)
@@ -214,12 +215,12 @@ def torchvision_network(
         with torch.device("meta"):
             head = _last_linear(torchvision.models.get_model(name, weights=None))
         num_classes = _classes_in(weights, head, name)
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    options: JSON = {} if num_classes is None else {"num_classes": num_classes}
     asked = default if pretrained and weights is None else None
     network = torchvision.models.get_model(name, weights=asked, **options).eval()
     if weights is not None:
         fit_weights(network, weights, f"{name} from {checkpoint}")
-    seen: Any = default.transforms()
+    seen = default.transforms()
     side = seen.crop_size[0]
     return Named(
         network,
@@ -246,10 +247,10 @@ def hugging_face_network(name: str) -> Named:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"no image classifier of Hugging Face can be had from {name!r}: {reason}") from error
     labels = [config.id2label[place] for place in sorted(config.id2label)]
-    return replace(_processed(name, config), network=network, classes=tuple(map(str, labels)))
+    return _processed(name, config, network, tuple(map(str, labels)))
 
 
-def _processed(name: str, config: Any) -> Named:
+def _processed(name: str, config: object, network: Network, classes: tuple[str, ...]) -> Named:
     """Read how pictures are prepared from preprocessor_config.json."""
     from transformers.utils import cached_file
 
@@ -258,22 +259,25 @@ def _processed(name: str, config: Any) -> Named:
     colours = {}
     if facts.get("do_normalize", True) and {"image_mean", "image_std"} <= facts.keys():
         colours = {"mean": tuple(facts["image_mean"]), "std": tuple(facts["image_std"])}
-    before = _side(facts.get("size")) or getattr(config, "image_size", 224)
+    before: int = getattr(config, "image_size", 224)
+    before = _side(facts, "size") or before
     cuts = bool(facts.get("do_center_crop"))
-    side = (_side(facts.get("crop_size")) if cuts else None) or before
+    side: int = (_side(facts, "crop_size") if cuts else None) or before
     short = isinstance(facts.get("size"), dict) and "shortest_edge" in facts["size"]
     return Named(
-        None,
+        network,
         colours,
         side,
         "bicubic" if facts.get("resample") == 3 else "bilinear",
         "crop" if cuts or short else "squash",
         float(facts.get("crop_pct") or min(1.0, side / before)) if cuts or short else 1.0,
+        classes,
     )
 
 
-def _side(size: Any) -> Any:
+def _side(facts: Facts, name: str) -> int | None:
     """Return the side of a size that is a number, a height with its width, or a short side."""
+    size = facts.get(name)
     if isinstance(size, dict):
         return size.get("shortest_edge") or size.get("height")
     return size
@@ -313,7 +317,7 @@ def own_network(spec: str) -> Named:
     return Named(network, colours, more=more, **facts)
 
 
-def _module(where: str) -> Any:
+def _module(where: str) -> ModuleType:
     """Import a module by its name, or from a file beside which its own imports are found."""
     if not where.endswith(".py"):
         if str(Path.cwd()) not in sys.path:

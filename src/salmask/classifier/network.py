@@ -24,7 +24,8 @@ from salmask.classifier.layers import Layer, Probe, described_layers, pick_layer
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
 from salmask.classifier.weights import fingerprint
-from salmask.classifier.wrappers import Called, as_module, bare, find_layers, passed_through
+from salmask.classifier.wrappers import Called, Network, as_module, bare, find_layers, passed_through
+from salmask.files import JSON
 from salmask.types import Features, Images, Logits, size_of
 
 __all__ = ["Classifier"]
@@ -58,7 +59,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module | Callable[[Tensor], Any],
+        network: Network,
         *,
         mean: Sequence[float],
         std: Sequence[float],
@@ -95,7 +96,7 @@ class Classifier(nn.Module):
         layers: Sequence[str] | None = None,
         image_size: int | None = None,
         channels: int | None = None,
-        **options: Any,
+        **options: Any,  # those of the constructor, which checks them
     ) -> "Classifier":
         """Build a timm network with its own mean and std; transformers accept other sizes than their own.
 
@@ -186,10 +187,10 @@ class Classifier(nn.Module):
             for name, channels, grid in zip(self.layers, self.channels, self._grids, strict=True)
         )
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JSON:
         """Return the options of outputs and tokens, given or detected, that are not the default."""
         usual = self._said == "auto" and self.outputs.kind == "logits"
-        kinds: dict[str, Any] = {"outputs": None if usual else self.outputs.kind, "output": self.outputs.entry}
+        kinds: JSON = {"outputs": None if usual else self.outputs.kind, "output": self.outputs.entry}
         kinds |= {"prefix": self._prefix, "grid": self._grid}
         return {name: value for name, value in kinds.items() if value is not None}
 
@@ -267,8 +268,8 @@ class Classifier(nn.Module):
         taken: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
 
-        def reader(name: str, index: int) -> Callable[..., Any]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        def reader(name: str, index: int) -> Callable[..., object]:
+            def hook(module: nn.Module, inputs: object, output: object) -> object:
                 tap = tensor_of(output)
                 if tap is None:
                     raise ValueError(f"layer {name!r} returns no tensor but {type(output).__name__}: name another one")

@@ -16,16 +16,16 @@ probability: (0, z) becomes (-z/2, z/2). "logits", said outright, leaves all of 
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from salmask.classifier.layers import tensors_in
 from salmask.classifier.wrappers import Called, is_compiled
 from salmask.types import Logits
 
@@ -70,7 +70,7 @@ class Outputs:
             own = "none is chosen" if self.entry is None else f"it is {self.entry!r}"
             raise ValueError(f"of what {of} returns, the entry {entry!r} is asked for, but {own}: train again")
 
-    def ask(self, network: Any, pictures: Tensor) -> Logits:
+    def ask(self, network: Callable[[Tensor], object], pictures: Tensor) -> Logits:
         """Return the logits (B, K), in float32, of normalised pictures."""
         last = _LastEnding(self.ending)
         with last if self.ending else nullcontext():
@@ -85,7 +85,7 @@ class Outputs:
         """Return what the classifier holds likely: (B, K) in [0, 1]; rows sum to 1 unless labels are independent."""
         return logits.sigmoid() if self.kind == "multilabel" else logits.softmax(-1)
 
-    def settled(self, network: Any, batches: Sequence[Tensor]) -> "Outputs":
+    def settled(self, network: Callable[[Tensor], object], batches: Sequence[Tensor]) -> "Outputs":
         """Find out, on several different pictures, what "auto" is and in what the network ends.
 
         Errors: ValueError for answers that are no logits, or not a number for all of the pictures.
@@ -182,11 +182,18 @@ class _LastEnding(TorchFunctionMode):
         self.entered: Tensor | None = None
         self.result: Tensor | None = None
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        if function in self.functions:
-            self.entered, self.result = args[0] if args else kwargs["input"], result
+        entered = args[0] if args else kwargs.get("input")
+        if function in self.functions and isinstance(entered, Tensor) and isinstance(result, Tensor):
+            self.entered, self.result = entered, result
         return result
 
     def before(self, values: Tensor) -> Tensor | None:
@@ -197,14 +204,14 @@ class _LastEnding(TorchFunctionMode):
         return self.entered.reshape(values.shape) if torch.equal(result, values.detach()) else None
 
 
-def _opaque(network: Any) -> bool:
+def _opaque(network: object) -> bool:
     """Return whether nobody sees what a network calls."""
     if not isinstance(network, nn.Module):
         return True
     return any(isinstance(part, (torch.jit.ScriptModule, Called)) or is_compiled(part) for part in network.modules())
 
 
-def _entry(answer: Any, entry: str | int | None, count: int) -> Tensor:
+def _entry(answer: object, entry: str | int | None, count: int) -> Tensor:
     """Return the tensor that holds the logits. Errors: ValueError that lists names and shapes."""
     if entry is not None:
         return _chosen(answer, entry)
@@ -212,7 +219,7 @@ def _entry(answer: Any, entry: str | int | None, count: int) -> Tensor:
         return answer
     if (logits := _named(answer, "logits")) is not None:
         return logits
-    parts = _parts(answer)
+    parts = tensors_in(answer)
     fitting = {name: part for name, part in parts.items() if part.ndim == 2 and len(part) == count}
     if len(fitting) == 1 and _named(answer, "last_hidden_state") is None:
         return next(iter(fitting.values()))
@@ -226,23 +233,13 @@ def _entry(answer: Any, entry: str | int | None, count: int) -> Tensor:
     raise ValueError(f"{reason} in what the network returns: choose one with output=... (--output), of {listed}")
 
 
-def _named(answer: Any, name: str) -> Tensor | None:
+def _named(answer: object, name: str) -> Tensor | None:
     value = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
     return value if isinstance(value, Tensor) else None
 
 
-def _parts(answer: Any) -> dict[str | int, Tensor]:
-    if isinstance(answer, Mapping):
-        pairs: Any = answer.items()
-    elif isinstance(answer, tuple | list):
-        pairs = enumerate(answer)
-    else:
-        pairs = getattr(answer, "__dict__", {}).items()
-    return {name: value for name, value in pairs if isinstance(value, Tensor)}
-
-
-def _chosen(answer: Any, entry: str | int) -> Tensor:
-    parts: dict[str | int, Tensor] = {0: answer} if isinstance(answer, Tensor) else _parts(answer)
+def _chosen(answer: object, entry: str | int) -> Tensor:
+    parts: dict[str | int, Tensor] = {0: answer} if isinstance(answer, Tensor) else tensors_in(answer)
     if entry not in parts:
         listed = ", ".join(f"{name!r} {tuple(part.shape)}" for name, part in parts.items())
         raise ValueError(f"the network returns no tensor under output={entry!r}: it returns {listed or 'none'}")

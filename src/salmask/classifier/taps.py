@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +67,7 @@ def layer_output(
     module: nn.Module = classifier.module_read(index)
     calls = itertools.count()
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def hook(module: nn.Module, inputs: object, output: object) -> object:
         if next(calls) != call and call is not None:
             return None
         tensor = tensor_of(output)

@@ -8,32 +8,69 @@ Hooks on the inside of a compiled module are not called, and those inside DataPa
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Called", "as_module", "bare", "find_layers", "is_compiled", "named_layers", "passed_through", "unwrapped"]
+__all__ = [
+    "Called",
+    "Network",
+    "Session",
+    "as_module",
+    "bare",
+    "find_layers",
+    "is_compiled",
+    "named_layers",
+    "passed_through",
+    "unwrapped",
+]
 
 _INNER = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
 _COMPILER = "torch._dynamo.eval_frame"
 _ABSENT = object()
 
 
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+@runtime_checkable
+class Session(Protocol):
+    """An ONNX session, as onnxruntime makes one: arrays in, arrays out, each by its name."""
+
+    def get_inputs(self) -> Sequence[_Named]:
+        """Return what goes in."""
+        ...
+
+    def get_outputs(self) -> Sequence[_Named]:
+        """Return what comes out."""
+        ...
+
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, object], /) -> Sequence[object]:
+        """Return the outputs of these names, all of them for None."""
+        ...
+
+
+Network: TypeAlias = nn.Module | Callable[[Tensor], object] | Session
+"""What maps pictures (B, C, H, W) to logits, or to something that holds them."""
+
+
 class Called(nn.Module):
     """A function from pictures to outputs, or an ONNX session, as a module without parameters or layers."""
 
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+    def __init__(self, function: Callable[[Tensor], object] | Session) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, pictures: Tensor) -> Any:
+    def forward(self, pictures: Tensor) -> object:
         """Return what the function returns; arrays become tensors."""
-        function: Any = self.function
-        if not _is_session(function):
+        function = self.function
+        if not isinstance(function, Session):
             return function(pictures)
         name = function.get_inputs()[0].name
         answers = function.run(None, {name: pictures.detach().cpu().numpy()})
@@ -42,20 +79,16 @@ class Called(nn.Module):
         return tensors[0] if len(tensors) == 1 else dict(zip(names, tensors, strict=True))
 
 
-def as_module(network: Any) -> nn.Module:
+def as_module(network: object) -> nn.Module:
     """Return a module as it is, and a function or a session as one. Errors: TypeError for anything else."""
     if isinstance(network, nn.Module):
         return network
-    if callable(network) or _is_session(network):
+    if isinstance(network, Session) or callable(network):
         return Called(network)
     raise TypeError(
         f"expected a torch.nn.Module or a function from pictures (B, C, H, W) to logits (B, K), "
         f"got {type(network).__name__}: wrap it as `lambda pictures: ...` and give layers=[]"
     )
-
-
-def _is_session(network: Any) -> bool:
-    return hasattr(network, "run") and hasattr(network, "get_inputs")
 
 
 def _passes_on(module: nn.Module) -> nn.Module | None:
@@ -150,9 +183,9 @@ def _submodule(root: nn.Module, name: str) -> nn.Module | None:
 @contextmanager
 def passed_through(network: nn.Module) -> Iterator[None]:
     """Let compiled modules and DataParallel call what they hold, so that hooks inside are called."""
-    changes: list[tuple[dict[str, Any], str, Any]] = []
+    changes: list[tuple[dict[str, object], str, object]] = []
 
-    def change(module: nn.Module, name: str, value: Any) -> None:
+    def change(module: nn.Module, name: str, value: object) -> None:
         changes.append((module.__dict__, name, module.__dict__.get(name, _ABSENT)))
         module.__dict__[name] = value
 

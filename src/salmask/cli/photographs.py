@@ -77,7 +77,8 @@ def _as_image(picture: np.ndarray) -> Tensor:
 
 def _rows(explainer: Learned, loaded: Loaded, images: Tensor) -> Iterator[tuple[list[str], list[np.ndarray]]]:
     """Yield captions and panels of each photograph."""
-    classifier = loaded.classifier
+    classifier, classes = loaded.classifier, loaded.classes
+    assert classes is not None  # ImageNet's, which the shipped run names
     explanation = explainer(classifier, images)
     cams = EXPLAINERS["gradcam"]()(classifier, images, explanation.targets).bounded().masks
     masks, infill = explanation.bounded().masks, MeanColour.of(classifier)
@@ -86,7 +87,7 @@ def _rows(explainer: Learned, loaded: Loaded, images: Tensor) -> Iterator[tuple[
     sides = (outcome.clean, outcome.kept_logits, outcome.removed_logits)
     shares = [classifier.probabilities(logits) for logits in sides]
     for i, target in enumerate(explanation.targets.tolist()):
-        name = loaded.classes[target].split(",")[0]
+        name = classes[target].split(",")[0]
         whole, of_kept, of_removed = (f"{name} {float(share[i, target]):.2f}" for share in shares)
         captions = [whole, f"mean {masks[i].mean():.2f}", of_kept, of_removed, f"mean {cams[i].mean():.2f}"]
         colours = [to_uint8(picture[i]) for picture in (images, kept, removed)]
