@@ -13,6 +13,8 @@ from salmask.classifier import Classifier
 from salmask.cli.explain_files import Shown, explain_files, named_pictures, pictures_in
 from salmask.data.sight import Sight
 from salmask.explain import EXPLAINERS, Explainer, Explanation, Passes
+from salmask.explain.learned import Learned
+from salmask.masker import Masker
 from salmask.training.run import Loaded
 
 
@@ -152,3 +154,34 @@ def test_a_map_by_name_of_a_grey_classifier_is_shown(tmp_path) -> None:
     paint(tmp_path / "a.png", (40, 40))
     (written,) = explain_files([tmp_path / "a.png"], "gradcam", EXPLAINERS["gradcam"](), grey, out=tmp_path / "out")
     assert written.is_file()
+
+
+# What is said above the figure
+
+
+def test_the_title_names_the_layers_that_the_map_was_made_from(small_net, tmp_path, monkeypatch) -> None:
+    titles: list[str] = []
+    drawn = explain_files.__globals__["picture"]
+    monkeypatch.setitem(
+        explain_files.__globals__, "picture", lambda *a, title: (titles.append(title), drawn(*a, title=title))[1]
+    )
+    layers = ["stem", "middle", "deep"]
+    classifier = Classifier(small_net, mean=[0.5] * 3, std=[0.25] * 3, layers=layers, image_size=32)
+    loaded = Loaded(classifier, "own", Sight(32, "squash"))
+    masker = Masker.for_classifier(classifier, layers=(0, -1), generator=torch.Generator().manual_seed(0))
+    file = paint(tmp_path / "a.png")
+    methods = (EXPLAINERS["gradcam"](layer="middle"), Learned(masker), EXPLAINERS["rise"](masks=4))
+    for method in methods:
+        explain_files([file], "method", method, loaded, out=tmp_path / "out")
+    assert titles[0].endswith(", read at layer middle")
+    assert titles[1].endswith("the same for every class, read at layers stem, deep")
+    assert "read at" not in titles[2]
+
+
+def test_a_reader_of_its_own_names_its_layers(small_net) -> None:
+    own, reader = (
+        Classifier(small_net, mean=[0.5] * 3, std=[0.25] * 3, layers=layers, image_size=32)
+        for layers in (["stem"], ["middle", "deep"])
+    )
+    masker = Masker.for_classifier(reader, generator=torch.Generator().manual_seed(0))
+    assert Learned(masker).read_by(reader)(own, torch.rand(3, 3, 32, 32)).layers == ("middle", "deep")

@@ -280,7 +280,7 @@ def test_a_transformer_that_reads_its_class_token_is_explained_one_block_earlier
     )
     classifier = wrapped(network, layers=("blocks.0", "blocks.1", "blocks.2"))
     found = EXPLAINERS["gradcam"]()(classifier, images)
-    assert found.notes == ("blocks.1",)
+    assert found.layers == ("blocks.1",)
     assert found.passes.backward == 2
     named = EXPLAINERS["gradcam"](layer="blocks.1")(classifier, images)
     torch.testing.assert_close(found.masks, named.masks)
@@ -325,7 +325,7 @@ def test_layers_by_name_and_by_index(images):
     classifier = wrapped(plain_network())
     by_name = EXPLAINERS["gradcam"](layer="1")(classifier, images)
     assert torch.equal(by_name.masks, EXPLAINERS["gradcam"](layer=-2)(classifier, images).masks)
-    assert by_name.notes == ("1",)
+    assert by_name.layers == ("1",)
     with pytest.raises(ValueError, match="does not read layer '7'"):
         EXPLAINERS["gradcam"](layer="7")(classifier, images)
     with pytest.raises(ValueError, match="outside the 3 layers"):

@@ -90,7 +90,8 @@ def explain_files(
         scaled = _scale(explanation, shown.normalize)
         figure = _figure(loaded, images, explanation, scaled, names, shown.top)
         lost = f", {cut[path]:.0%} of the file cut off" if _worth_saying(cut[path]) else ""
-        _write(out, stem, picture(*figure, title=f"{path.name}: {name}, {_explained(explanation, names)}{lost}"))
+        title = f"{path.name}: {name}, {_explained(explanation, names)}{lost}{_layers_read(explanation)}"
+        _write(out, stem, picture(*figure, title=title))
         _write_whole(out, stem, image, explanation, scaled, loaded)
         replace_file(out / f"{stem}.npy", partial(_save_array, explanation.masks[0, 0]))
         written.append(out / f"{stem}.png")
@@ -270,6 +271,13 @@ def _explained(explanation: Explanation, names: Sequence[str]) -> str:
     if explanation.class_agnostic:
         return "the same for every class"
     return f"class explained: {names[int(explanation.targets[0])]}"
+
+
+def _layers_read(explanation: Explanation) -> str:
+    """Return which layers the map was made from, as the title has it."""
+    if not explanation.layers:
+        return ""
+    return f", read at layer{'s' * (len(explanation.layers) > 1)} {', '.join(explanation.layers)}"
 
 
 def _save_array(array: Tensor, path: Path) -> None:

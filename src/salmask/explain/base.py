@@ -52,6 +52,7 @@ class Explanation:
 
     masks: (B, 1, H, W) at the images' size, raw. range: the interval that the values live in, infinite ends
         allowed; (0, 1) for masks. targets: the classes explained. logits: the classifier's, on the whole images.
+    layers: names of the layers whose maps were read, in the network that was read; none where logits were enough.
     """
 
     masks: Masks
@@ -60,6 +61,7 @@ class Explanation:
     passes: Passes
     range: tuple[float, float] = (0.0, 1.0)
     notes: tuple[str, ...] = field(default=())
+    layers: tuple[str, ...] = ()
 
     @property
     def degenerate(self) -> Tensor:

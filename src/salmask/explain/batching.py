@@ -114,4 +114,5 @@ def joined(parts: Sequence[Explanation]) -> Explanation:
         Passes(forward, backward),
         range=parts[0].range,
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        layers=tuple(dict.fromkeys(layer for part in parts for layer in part.layers)),
     )

@@ -18,7 +18,7 @@ f_y is the logit of the class. Maps are raw, in [0, inf): the ReLU is applied at
 pytorch-grad-cam and torch-cam do. A map that is constant there carries nothing and becomes zeros.
 The layer is one of `classifier.layers`, by index or name; the deepest unless said otherwise. The methods with
 gradients take the one before it for an image whose gradient vanishes at the deepest, which is the rule for
-the patch tokens of a transformer that reads its class token alone; `Explanation.notes` names the layers.
+the patch tokens of a transformer that reads its class token alone; `Explanation.layers` names them.
 """
 
 import math
@@ -133,13 +133,13 @@ class GradientCAM(Explainer):
         size = size_of(images)
         found = [_finished(_combined(tap.maps, self.rule(tap.maps, tap.gradients)), size) for tap in taps]
         masks: Masks = found[0]
-        notes: tuple[str, ...] = (classifier.layers[taps[0].index],)
+        layers: tuple[str, ...] = (classifier.layers[taps[0].index],)
         if len(taps) > 1:
             silent = ~_has_gradient(taps[0])
             masks = torch.where(silent[:, None, None, None], found[1], masks)
-            notes = tuple(classifier.layers[tap.index] for tap in (taps[1:] if bool(silent.all()) else taps))
+            layers = tuple(classifier.layers[tap.index] for tap in (taps[1:] if bool(silent.all()) else taps))
         return Explanation(
-            masks, check_targets(targets, logits), logits, Passes(1, len(taps)), range=POSITIVE, notes=notes
+            masks, check_targets(targets, logits), logits, Passes(1, len(taps)), range=POSITIVE, layers=layers
         )
 
 
@@ -185,8 +185,8 @@ class ScoreCAM(Explainer):
         channel_scores[alive] = answers[:-1]
         weights = channel_scores.softmax(0)[None, :, None, None]
         masks = _finished(_combined(maps, weights), size)
-        notes = (classifier.layers[index],)
-        return Explanation(masks, chosen, logits, Passes(1 + len(asked)), range=POSITIVE, notes=notes)
+        layers = (classifier.layers[index],)
+        return Explanation(masks, chosen, logits, Passes(1 + len(asked)), range=POSITIVE, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,9 @@ class AblationCAM(Explainer):
         if len(alive):
             left[alive] = torch.cat(list(pieces(scores, len(alive), max_batch=self.max_batch)))
         weights = (own - left) / own.abs().clamp_min(torch.finfo(own.dtype).tiny)
-        size, notes = size_of(images), (classifier.layers[index],)
+        size, layers = size_of(images), (classifier.layers[index],)
         masks = _finished(_combined(maps, weights[None, :, None, None]), size)
-        return Explanation(masks, chosen, logits, Passes(1 + len(alive)), range=POSITIVE, notes=notes)
+        return Explanation(masks, chosen, logits, Passes(1 + len(alive)), range=POSITIVE, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class LinearCAM(Explainer):
             )
         chosen = check_targets(targets, logits)
         masks = _finished(_combined(maps, weight[chosen][:, :, None, None]), size_of(images))
-        return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=(classifier.layers[-1],))
+        return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, layers=(classifier.layers[-1],))
 
 
 @dataclass(frozen=True)
@@ -283,8 +283,9 @@ class EigenCAM(Explainer):
         values = (rows @ directions.transpose(1, 2))[..., 0].view(len(maps), 1, *maps.shape[2:])
         turned = values.amin((1, 2, 3), keepdim=True).abs() > values.amax((1, 2, 3), keepdim=True).abs()
         masks = _finished(torch.where(turned, -values, values), size_of(images))
-        chosen, notes = check_targets(targets, logits), (classifier.layers[index], CLASS_AGNOSTIC)
-        return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes)
+        chosen, layers = check_targets(targets, logits), (classifier.layers[index],)
+        notes = (CLASS_AGNOSTIC,)
+        return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes, layers=layers)
 
 
 def _combined(maps: FeatureMap, weights: Tensor) -> Tensor:

@@ -96,7 +96,9 @@ class Learned(Explainer):
             cells = top_cells(self.masker.logits(maps, size, **conditions), self.top)
             masks = F.interpolate(cells, size, mode="nearest")
         notes = () if self.masker.classes else (CLASS_AGNOSTIC,)
-        return Explanation(masks, chosen, logits, Passes(forward=1 if self.reader is None else 2), notes=notes)
+        passes, names = Passes(forward=1 if self.reader is None else 2), (self.reader or classifier).layers
+        layers = tuple(names[index] for index in self.masker.layers)
+        return Explanation(masks, chosen, logits, passes, notes=notes, layers=layers)
 
     def _read(self, classifier: Classifier, images: Images) -> Features:
         """Return the explained classifier's logits, and the reader's maps."""

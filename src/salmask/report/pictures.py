@@ -4,6 +4,7 @@ Arrays in, pictures out; nothing is shown, and no state of matplotlib's is touch
 so that a 64-pixel one can be read.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -25,6 +26,7 @@ Probabilities = Sequence[tuple[str, float]]
 _COLOURS = matplotlib.colormaps["magma"]  # perceptually uniform: equal steps of the mask look equal
 _SHOWN = {"whole": "#5b6770", "kept": "#2a7f62", "removed": "#b3462f"}
 _SIDE = 256  # pixels of a panel's longer side, at least
+_TITLE = 125  # characters of a line of the title
 
 
 def to_uint8(image: ArrayLike) -> UInt8[ndarray, "height width 3"]:
@@ -112,7 +114,7 @@ def picture(
     """Return one figure: image, mask overlay, kept and removed picture, and class probabilities of all three.
 
     image, kept, removed: (3, H, W) in [0, 1]. mask: (1, H, W) in [0, 1]. probabilities: "whole", "kept",
-    "removed" -> [(class, probability), ...], best first, already softmax. title: one line above.
+    "removed" -> [(class, probability), ...], best first, already softmax. title: above, on two lines where it is long.
     threshold: of the outline, see `overlay`.
 
     Errors: ValueError for shapes that do not fit, or probabilities of other pictures.
@@ -156,6 +158,7 @@ def _layout(shape: Sequence[int], lines: int, title: str) -> tuple[Figure, GridS
         hspace=0.4 / (tall + bars),
     )
     if title:
+        title = textwrap.fill(title, _TITLE)
         figure.suptitle(title, x=0.012, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, parse_math=False)
     return figure, grid
 

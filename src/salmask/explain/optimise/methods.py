@@ -344,7 +344,7 @@ class Refined(Explainer):
         start = first.bounded().masks
         found = self.optimised.solve(classifier, images, targets, start=start)
         passes = Passes(first.passes.forward + found.passes.forward, first.passes.backward + found.passes.backward)
-        return Explanation(found.masks, found.targets, found.logits, passes, notes=first.notes)
+        return Explanation(found.masks, found.targets, found.logits, passes, notes=first.notes, layers=first.layers)
 
 
 def refined(
