@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # Any: functions, classes and modules
     if name == "__version__":
         return _version()
     if name == "explain":

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from salmask.classifier import Classifier
 from salmask.classifier.weights import fingerprint
 from salmask.files import JSON, replace_file, writable_folder
 from salmask.schema import Maybe, Several, Within, Word, read_json
@@ -152,7 +153,7 @@ class Masker(nn.Module):
         self._initialise(generator)
 
     @classmethod
-    def for_classifier(cls, classifier: Any, layers: Sequence[int] | None = None, **options: Any) -> "Masker":
+    def for_classifier(cls, classifier: Classifier, layers: Sequence[int] | None = None, **options: Any) -> "Masker":
         """Build a masker sized from a classifier's channels and strides; `options` as in the constructor."""
         return cls(
             classifier.channels,
@@ -218,7 +219,7 @@ class Masker(nn.Module):
         whole = size[0] % self.stride == 0 and size[1] % self.stride == 0
         return self.stride if whole and self.upsample_mode == "nearest" else None
 
-    def fits(self, classifier: Any) -> None:
+    def fits(self, classifier: Classifier) -> None:
         """Raise ValueError where a classifier's maps are not those that this masker reads."""
         for what in ("channels", "strides"):
             own, given = getattr(self, what), tuple(getattr(classifier, what))

@@ -22,7 +22,7 @@ from typing import Any
 
 __all__ = ["ANYTHING", "NUMBER", "Maybe", "Several", "Within", "Word", "check_shape", "parse_json", "read_json"]
 
-Shape = Any
+Shape = Any  # types, lists and tables of shapes, as above; what is read is as its shape says
 Problem = tuple[str, str, str]
 ANYTHING = object
 NUMBER = (int, float, type(None))

@@ -175,7 +175,7 @@ class Classifier(nn.Module):
         """Return 16 hexadecimal digits of a hash of all weights and statistics; wrappers change nothing."""
         return fingerprint(bare(self.network))
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> JSON:
         """Return what changes its answers beside the weights: mean and std, outputs, tokens."""
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(), **self.options()}
 

@@ -74,7 +74,7 @@ def _head(path: Path, count: int) -> bytes:
 def tiff_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of the first page."""
     with tifffile.TiffFile(path) as file:
-        page: Any = file.pages[0]
+        page: Any = file.pages[0]  # Any: for tifffile, a page or a frame; the first is a page
         return page.imagewidth, page.imagelength
 
 
@@ -84,7 +84,7 @@ def read_tiff(path: Path, *, pages: int) -> Raster | None:
     pages: several pages of one size are the bands of one picture where there are so many, else the first is read.
     """
     with tifffile.TiffFile(path) as file:
-        first: Any = file.pages[0]
+        first: Any = file.pages[0]  # likewise
         count = len(file.pages)
         together = count == pages > 1 and first.samplesperpixel == 1
         if count > 1 and not together:
@@ -112,7 +112,7 @@ def upright(array: np.ndarray, turn: int) -> np.ndarray:
     return array
 
 
-def _for_pillow(page: Any) -> bool:
+def _for_pillow(page: tifffile.TiffPage) -> bool:
     """Return whether a page has nothing that Pillow loses: 8 bits and no band beyond its colours, or 16-bit grey."""
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     unsigned = page.sampleformat == 1
@@ -124,7 +124,7 @@ def _for_pillow(page: Any) -> bool:
 
 
 def _page(path: Path, file: tifffile.TiffFile, index: int) -> np.ndarray:
-    page: Any = file.pages[index]
+    page: Any = file.pages[index]  # likewise
     try:
         values = page.asarray()
     except ValueError as error:
@@ -147,7 +147,7 @@ def _order(bands: int) -> list[int]:
     return [2, 1, 0, *range(3, bands)] if bands >= 3 else list(range(bands))
 
 
-def _without_alpha(raster: Raster, page: Any) -> Raster:
+def _without_alpha(raster: Raster, page: tifffile.TiffPage) -> Raster:
     """Lay the last band over white where it is transparency, else leave all bands as they are.
 
     Writers such as tifffile declare any fourth band of an RGB file to be transparency. It is believed where it hides:
@@ -212,7 +212,7 @@ def read_dicom(path: Path) -> Raster:
     return Raster(values[..., None], range=span, inverted=inverted)
 
 
-def _first(value: Any) -> float | None:
+def _first(value: Any) -> float | None:  # Any: of pydicom
     """Return the first of a DICOM value that may be one or several."""
     if value is None:
         return None
@@ -222,7 +222,7 @@ def _first(value: Any) -> float | None:
         return float(value[0]) if len(value) else None
 
 
-def _dicom(path: Path, *, pixels: bool) -> Any:
+def _dicom(path: Path, *, pixels: bool) -> Any:  # Any: of pydicom, which need not be there
     try:
         from pydicom import dcmread
     except ImportError as error:

@@ -246,6 +246,7 @@ class _Keyed(Dataset[Sample]):
 
 
 def _loaded(dataset: Any, keys: Iterable[list[Any]], *, workers: int) -> Iterator[Batch]:
+    # Any: torch asks for its own Dataset with indices, a `Labelled` is none and `_Keyed` has pairs
     loader = DataLoader(
         dataset,
         batch_sampler=keys,
@@ -260,7 +261,7 @@ def _loaded(dataset: Any, keys: Iterable[list[Any]], *, workers: int) -> Iterato
 Batches: TypeAlias = Callable[[int], Iterable[Batch]]
 """Number -> the training batches from that number on, endless and the same at every call."""
 
-Bar = Callable[[Iterable[Any]], Iterable[Any]]
+Bar = Callable[[Iterable[Any]], Iterable[Any]]  # Any: items of one kind, which a callable cannot say
 
 
 def spread(dataset: Labelled, count: int | None) -> Labelled:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from salmask.explain import cam, controls, gradient, perturb, recursive
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
@@ -11,7 +10,7 @@ from salmask.explain.optimise.methods import OPTIMISED
 
 __all__ = ["EXPLAINERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
 
-EXPLAINERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+EXPLAINERS: Mapping[str, Callable[..., Explainer]] = MappingProxyType(
     {
         "full": partial(controls.Fixed, controls.full),
         "empty": partial(controls.Fixed, controls.empty),

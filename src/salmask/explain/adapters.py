@@ -87,7 +87,7 @@ def _targets(target: Target, count: int) -> Targets | None:
     return torch.as_tensor(target)
 
 
-def _category(target: Any) -> int:
+def _category(target: Any) -> int:  # Any: a class of another library's
     category = getattr(target, "category", target)
     if category is None or callable(category):
         raise ValueError(

@@ -108,6 +108,7 @@ class Case:
     correct: Bool[Tensor, " _"] | None = None
     gaze: Float[Tensor, "_ 1 _ _"] | None = None
     centre: Float[Tensor, "_ 1 _ _"] | None = None
+    # Any: `once` returns what `compute` does
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

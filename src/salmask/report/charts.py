@@ -3,10 +3,10 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
@@ -43,7 +43,7 @@ def png(figure: Figure, *, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(figure: Figure, *place: int) -> Any:
+def _axes(figure: Figure, *place: int) -> Axes:
     axes = figure.add_subplot(*(place or (1, 1, 1)))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
@@ -93,7 +93,7 @@ def scatter_chart(
     return figure
 
 
-def _label(figure: Figure, axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
+def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Write names beside points; names that would overlap are moved apart, with a thin line to their point."""
     FigureCanvasAgg(figure).draw()  # places in pixels are known only now
     # a constrained layout must not move the axes under labels that have been placed

@@ -8,7 +8,6 @@ is shown and never ranked.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -33,7 +32,7 @@ class Column:
     direction: str = "none"
     protocol: Mapping[str, object] = field(default_factory=dict)
     source: str = ""
-    range: Sequence[object] = (None, None)  # low, high; None: open
+    range: Sequence[float | str | None] = (None, None)  # low, high; None: open
     set_level: bool = False
 
     @property
@@ -52,7 +51,7 @@ class Column:
         return "; ".join(parts)
 
 
-def _end(value: Any, unbounded: str) -> str:
+def _end(value: float | str | None, unbounded: str) -> str:
     """Return an end of a range in words; None and infinite ends are unbounded."""
     return unbounded if value is None or math.isinf(float(value)) else f"{float(value):.3g}".replace("-", "−")
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -59,5 +59,5 @@ def _curves(lines: Sequence[Facts]) -> dict[str, tuple[ndarray, ndarray]]:
     return curves
 
 
-def _plain(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300
+def _plain(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

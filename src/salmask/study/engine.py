@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 from salmask.files import JSON
 from salmask.training.settings import ReadAs
@@ -91,7 +90,7 @@ class Slurm:
 
     logs: Path
     at_once: int = 16
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, object], ...] = ()
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
         """Carry out all tasks; done(task, seconds, error or None) is called as they end."""

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -42,13 +41,13 @@ def fresh(out: Path) -> tuple[int, Facts]:
     return 0, {}
 
 
-def scaler_state(precision: Any) -> JSON:
+def scaler_state(precision: object) -> JSON:
     """Return the state of the gradient scaler of Fabric's 16-mixed precision; empty for other precisions."""
     scaler = getattr(precision, "scaler", None)
     return {} if scaler is None else scaler.state_dict()
 
 
-def set_scaler(precision: Any, state: JSON) -> None:
+def set_scaler(precision: object, state: JSON) -> None:
     """Take up what `scaler_state` returned."""
     scaler = getattr(precision, "scaler", None)
     if scaler is not None and state:

@@ -61,6 +61,7 @@ def fit_classifier(
             f"the data has {max(dataset.targets) + 1} classes, the network tells {classifier.num_classes} apart"
         )
     if fabric is None:
+        # Any: Fabric asks for one of its literals
         precision: Any = chosen_precision(settings.precision, classifier)
         fabric = Fabric(accelerator="auto", devices=1, precision=precision)
     steps = max(1, round(settings.epochs * len(dataset) / settings.batch_size))
@@ -72,7 +73,7 @@ def fit_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.lr, total_steps=planned, pct_start=0.25, cycle_momentum=False
     )
-    wrapped: Any = fabric.setup_optimizers(optimiser)
+    wrapped: Any = fabric.setup_optimizers(optimiser)  # Any: for Fabric, one or several
     stream = training_batches(
         dataset, batch_size=settings.batch_size, seed=settings.seed, augment=augment, workers=settings.workers
     )

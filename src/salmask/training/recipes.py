@@ -19,9 +19,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
 
 from salmask.classifier import Classifier
+from salmask.files import JSON
 from salmask.objective import OBJECTIVES, Objective
 
 __all__ = ["HISTORIES", "READERS", "RECIPES", "STATISTICS", "Recipe"]
@@ -104,7 +104,7 @@ class Recipe:
         terms = self.objective.terms
         return self.weighted(**{name: float(terms[name][0]) * factor for name in sorted(_AREAS & terms.keys())})
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSON:
         """Return the recipe as JSON-able values."""
         return {
             "recipe": self.name,

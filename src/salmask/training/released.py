@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +88,7 @@ def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
-def _options(args: Any) -> JSON:
+def _options(args: argparse.Namespace | Facts | None) -> JSON:
     return vars(args) if isinstance(args, argparse.Namespace) else dict(args or {})
 
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Generator, Tensor, nn
 
@@ -59,7 +58,7 @@ def described_infill(infill: Infill | Mapping[str, Infill] | None) -> dict[str, 
     return {side: _described(one) for side, one in sides.items()}
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)}"
     if isinstance(value, Generator):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from salmask.classifier import Classifier
 from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
 from salmask.classifier.named import full_spec, is_known, named_network, split_spec
-from salmask.classifier.wrappers import unwrapped
+from salmask.classifier.wrappers import Network, unwrapped
 from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
 from salmask.data.folders import class_folders
@@ -76,7 +76,7 @@ class Loaded:
         channels: int | None = None,
         outputs: str | None = None,
         output: str | int | None = None,
-        **sight: Any,
+        **sight: object,
     ) -> "Loaded":
         """Return it with other settings of how files reach the network; None leaves a setting as it is.
 
@@ -114,9 +114,9 @@ class Loaded:
         return self.view.reader(channels=self.classifier.mean.numel(), max_pixels=max_pixels)
 
 
-def changed(view: Sight, **sight: Any) -> Sight:
+def changed(view: Sight, **sight: object) -> Sight:
     """Return a view with the fields that are given and not None. Another fit than "crop" crops nothing."""
-    given = {name: value for name, value in sight.items() if value is not None}
+    given: JSON = {name: value for name, value in sight.items() if value is not None}
     if given.get("fit", view.fit) != "crop":
         given.setdefault("crop", 1.0)
     return replace(view, **given)
@@ -130,8 +130,8 @@ def load_classifier(
     num_classes: int | None = None,
     outputs: str | None = None,
     output: str | int | None = None,
-    network: Any = None,
-    **seen: Any,
+    network: Network | None = None,
+    **seen: Any,  # those of `Loaded.seen`, which declares them
 ) -> Loaded:
     """Build the classifier that a SPEC names; what is not given comes from the file, the run or the network.
 
@@ -147,7 +147,7 @@ def load_classifier(
         raise ValueError(f"{file} holds the weights of {facts['network']}, asked for is {network_name}")
     named = named_network(kind, name, file=file, num_classes=num_classes, network=network)
     size = facts.get("image_size") if image_size is None else Sight(image_size).image_size
-    given: dict[str, Any] = {**named.options(size), **named.more, **facts.get("options", {})}
+    given: JSON = {**named.options(size), **named.more, **facts.get("options", {})}
     given |= {key: value for key, value in (("outputs", outputs), ("output", output)) if value is not None}
     for key in ("mean", "std"):
         given[key] = given.get(key) or facts.get(key) or seen.get(key)
@@ -179,7 +179,7 @@ def _set_channels(name: str, values: Sequence[float], classifier: Classifier) ->
 
 def save_classifier(path: Path, loaded: Loaded) -> None:
     """Write a classifier's weights with what `load_classifier` needs to build it again."""
-    facts: dict[str, Any] = {"network": loaded.network, "classes": loaded.classes, **asdict(loaded.view)}
+    facts: JSON = {"network": loaded.network, "classes": loaded.classes, **asdict(loaded.view)}
     facts["options"] = loaded.classifier.options()
     facts |= {name: buffer.flatten().tolist() for name, buffer in loaded.classifier.named_buffers(recurse=False)}
     weights = {
@@ -217,7 +217,7 @@ def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: JSON, *, reade
     replace_file(folder / RUN, lambda at: at.write_text(json.dumps(content, indent=2) + "\n"))
 
 
-def load_run(folder: str | Path, *, network: Any = None) -> Run:
+def load_run(folder: str | Path, *, network: Network | None = None) -> Run:
     """Load a finished run. Errors: FileNotFoundError, ValueError for something else.
 
     network: one like that of the run, for a run that was made in Python of a network without a SPEC; it takes the run's

@@ -34,7 +34,7 @@ from salmask.classifier.hold import _learning, still_statistics
 from salmask.data import Batch
 from salmask.data.streams import Batches
 from salmask.draws import drawing, generator_for
-from salmask.files import writable_folder
+from salmask.files import JSON, Facts, writable_folder
 from salmask.masker import Masker
 from salmask.masking import Draws, MeanColour
 from salmask.objective import ObjectiveValue
@@ -133,7 +133,7 @@ class _Run:
         self.averaged = copy.deepcopy(self.masker) if settings.averaging else None
         self.parameters = list(masker.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        self.wrapped: Any = fabric.setup_optimizers(self.optimiser)
+        self.wrapped: Any = fabric.setup_optimizers(self.optimiser)  # Any: for Fabric, one or several
         self.generators = self._generators()
         self.pool: ClassifierPool | None = None
         if not recipe.fixed:
@@ -325,7 +325,7 @@ class _Run:
 
     # Checkpoints
 
-    def _facts(self, images: int) -> dict[str, Any]:
+    def _facts(self, images: int) -> JSON:
         return {
             "settings": {**asdict(self.settings), "save_every": None, "log_every": None},
             "recipe": self.recipe.settings(),
@@ -334,9 +334,9 @@ class _Run:
             "infill": described_infill(self.infill),
         }
 
-    def save(self, out: Path, step: int, images: int, logged: Mapping[str, Any]) -> None:
+    def save(self, out: Path, step: int, images: int, logged: Facts) -> None:
         """Write the checkpoint: everything that a later process needs to go on as if nothing had happened."""
-        state: dict[str, Any] = {
+        state: JSON = {
             "step": step,
             "masker": self.masker.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -355,7 +355,7 @@ class _Run:
         if self.pool is not None:
             self.pool.prune(out / POOL)
 
-    def load(self, out: Path, images: int) -> tuple[int, Mapping[str, Any]]:
+    def load(self, out: Path, images: int) -> tuple[int, Facts]:
         """Take up the state of a checkpoint; return its step and what was to be logged. Step 0 if there is none."""
         state = read_checkpoint(out, self._facts(images), self.fabric.device)
         if state is None:
@@ -369,7 +369,7 @@ class _Run:
             ) from error
         return int(state["step"]), state["log"]
 
-    def _take_up(self, state: Mapping[str, Any], out: Path) -> None:
+    def _take_up(self, state: Facts, out: Path) -> None:
         self.masker.load_state_dict(state["masker"])
         self.optimiser.load_state_dict(state["optimiser"])
         for name, generator_state in state["generators"].items():

@@ -9,13 +9,13 @@ The search starts at a full mask that shrinks slowly: what matters least goes fi
 Source: Fong, Patrick & Vedaldi, Understanding Deep Networks via Extremal Perturbations and Smooth Masks (2019).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
-from torch.autograd.function import Function
+from torch.autograd.function import BackwardCFunction, Function
 from torch.nn import functional as F
 
 from salmask.explain.optimise.masks import Begun, Drawn, Parametrisation, Scene, Size, enlarge
@@ -117,7 +117,7 @@ class _SmoothMaximum(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, near: Tensor, kernel: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: BackwardCFunction, near: Tensor, kernel: Tensor, temperature: float) -> Tensor:
         most = near.amax((1, 2), keepdim=True)
         least = near.amin((1, 2), keepdim=True).clamp_max(0)
         highest, slopes = [], []
@@ -133,8 +133,9 @@ class _SmoothMaximum(Function):
         return torch.cat(highest, 1)
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:
-        kernel, *slopes = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, *given: Tensor) -> tuple[Tensor, None, None]:
+        saved: Sequence[Tensor] = ctx.saved_tensors
+        kernel, *slopes = saved
         found = torch.zeros_like(slopes[0])
         for row, slope, arriving in zip(kernel, slopes, given[0].unbind(1), strict=True):
             found.addcmul_(slope * row[:, None], arriving[:, None])

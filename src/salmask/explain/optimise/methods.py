@@ -373,7 +373,7 @@ def refined(
     return Refined(explainer_of(explainer), optimised)
 
 
-OPTIMISED: Mapping[str, Callable[..., Any]] = MappingProxyType(
+OPTIMISED: Mapping[str, Callable[..., Explainer]] = MappingProxyType(
     {
         "opticam": opticam,
         "meaningful": meaningful,
