@@ -161,7 +161,7 @@ class Classifier(nn.Module):
             modes = [(module, module.training) for module in self.network.modules()]
             wanted = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
             try:
-                self.network.eval()
+                _to_eval(self.network)
                 for parameter, _ in wanted:
                     parameter.requires_grad_(False)
                 yield self
@@ -296,6 +296,14 @@ class Classifier(nn.Module):
             raise ValueError(f"the network's forward pass never calls layer {missing[0]!r}: name another one")
         modified = [not clone and taken[name]._version != versions[name] for name in self.layers]
         return logits, [taken[name] for name in self.layers], modified
+
+
+def _to_eval(network: nn.Module) -> None:
+    try:
+        network.eval()
+    except NotImplementedError:  # torch.export bakes the mode in, and refuses to be asked
+        for module in network.modules():
+            module.training = False
 
 
 def _check_readable(network: nn.Module, layers: Sequence[str] | None) -> None:

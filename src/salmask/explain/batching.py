@@ -11,6 +11,7 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import pieces
+from salmask.classifier.inputs import check_images
 from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour, prepare
 from salmask.types import Images, Infill, Targets
@@ -28,12 +29,13 @@ def by_pieces(
 ) -> Explanation:
     """Explain a batch in pieces of at most max_batch images, on the classifier's device, and join what comes.
 
-    Raises ValueError for an empty batch and for targets that are not one an image.
+    Raises ValueError for an empty batch, for images that are not in [0, 1] and for targets that are not one an image.
     """
     if not len(images):
         raise ValueError("expected at least one image, got a batch of none")
     if targets is not None and targets.shape != (len(images),):
         raise ValueError(f"expected targets ({len(images)},), one an image, got {tuple(targets.shape)}")
+    check_images(images, classifier.channels_in)  # once, wherever they are: `logits` looks at them on a CPU alone
     images = entered(images, classifier)
     given = None if targets is None else entered(targets, classifier)
 
