@@ -1,10 +1,12 @@
 """Pictures of any number of channels: networks, infills and explainers."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Generator, nn
 
-from salmask.classifier import Classifier
+from salmask.classifier import Classifier, inputs
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
 from salmask.masker import Masker
@@ -91,7 +93,39 @@ def test_a_mean_of_another_number_of_channels_than_the_network_reads_is_refused(
 )
 def test_values_outside_0_and_1_are_refused_with_the_remedy(change, message) -> None:
     x = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
-    for call in (of(3).logits, of(3).features, lambda images: EXPLAINERS["gradcam"]()(of(3), images)):
+    names = ("gradcam", "gradient", "smoothgrad", "integrated_gradients", "occlusion", "rise", "meaningful", "center")
+    calls = [of(3).logits, of(3).features, *(partial(EXPLAINERS[name](), of(3)) for name in names)]
+    for call in calls:
         with pytest.raises(ValueError, match=message):
             call(change(x))
     assert of(3).unbounded(2 * x).shape == (1, 4)
+
+
+def test_pictures_on_an_accelerator_are_looked_at_once_at_the_entry(monkeypatch) -> None:
+    looks: list[int] = []
+    check = inputs.check_images
+    monkeypatch.setattr(inputs, "_waits", lambda images: True)  # as for pictures that lie on a GPU
+    monkeypatch.setattr(inputs, "check_images", lambda images, channels: (looks.append(1), check(images, channels)))
+    classifier, x = of(3), torch.rand(2, 3, 32, 32)
+
+    def count(name: str, **settings: object) -> int:
+        looks.clear()
+        EXPLAINERS[name](**settings)(classifier, x)
+        return len(looks)
+
+    assert count("gradcam") == 1
+    assert count("meaningful", iterations=3) == 1
+    assert count("rise", masks=64, max_batch=1) == count("rise", masks=128, max_batch=1) <= 5  # four try a faster twin
+    with pytest.raises(ValueError, match="divide by 255"):
+        classifier.logits(255 * x)
+    with pytest.raises(ValueError, match="divide by 255"), inputs.checked(255 * x, 3):
+        pass
+    with inputs.checked(x, 3):
+        classifier.logits(255 * x)  # not looked at again
+    with pytest.raises(ValueError, match="divide by 255"):  # what was entered was left
+        classifier.features(255 * x)
+
+
+def test_pictures_on_a_cpu_are_looked_at_in_every_pass() -> None:
+    with inputs.checked(torch.rand(1, 3, 32, 32), 3), pytest.raises(ValueError, match="divide by 255"):
+        of(3).logits(torch.full((1, 3, 32, 32), 9.0))

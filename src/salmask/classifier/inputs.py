@@ -1,12 +1,41 @@
-"""What goes into a classifier: pictures in [0, 1] with as many channels as it has a mean for."""
+"""What goes into a classifier: pictures in [0, 1] with as many channels as it has a mean for.
+
+A look at the values of pictures on an accelerator waits for it. What makes many passes of a batch therefore looks once,
+at its entry (`checked`); a pass on its own looks itself. On a CPU, where a look costs little, every pass looks.
+"""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-__all__ = ["check_channels", "check_images", "check_mean"]
+__all__ = ["check_channels", "check_images", "check_mean", "check_pass", "checked"]
 
 _ROUNDING = 1e-3
+_ENTERED: ContextVar[bool] = ContextVar("entered", default=False)  # a thread's own, as the passes are
+
+
+@contextmanager
+def checked(images: Tensor, channels: int) -> Iterator[None]:
+    """Check a batch once for all passes inside. Errors: as `check_images`."""
+    check_images(images, channels)
+    token = _ENTERED.set(True)
+    try:
+        yield
+    finally:
+        _ENTERED.reset(token)
+
+
+def check_pass(images: Tensor, channels: int) -> None:
+    """Check the pictures of one pass, unless that would make an accelerator wait for what was checked at the entry."""
+    if images.ndim != 4 or not _waits(images) or not _ENTERED.get():
+        check_images(images, channels)
+
+
+def _waits(images: Tensor) -> bool:
+    return images.device.type != "cpu"
 
 
 def check_images(images: Tensor, channels: int) -> None:

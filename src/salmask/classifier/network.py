@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held
-from salmask.classifier.inputs import check_channels, check_images, check_mean
+from salmask.classifier.inputs import check_channels, check_mean, check_pass
 from salmask.classifier.layers import Layer, Probe, described_layers, pick_layers, tensor_of, to_map_of, with_tensor
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
@@ -118,8 +118,7 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Answers:
         """Return the logits (B, K) of images in [0, 1], in float32. Errors: ValueError for values outside."""
-        if images.device.type == "cpu" or images.ndim != 4:  # elsewhere a look at the values would stop the device
-            check_images(images, self.channels_in)
+        check_pass(images, self.channels_in)
         return self.unbounded(images)
 
     def unbounded(self, images: Tensor) -> Answers:

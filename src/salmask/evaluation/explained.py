@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from salmask.classifier import Classifier
+from salmask.classifier.inputs import checked
 from salmask.data import Batch
 from salmask.data.streams import Bar
 from salmask.evaluation.cases import DEGENERATE, Failed, Panels, Scored, Skip, digest, plain, score_case, usable
@@ -187,7 +188,9 @@ class Explained:
 
     def _measured(self, name: str, batch: Batch, known: "_Known", failed: Failed) -> Iterator[Scored]:
         try:
-            yield self._measure(name, batch, known)
+            with checked(batch.images, self.classifiers[name].channels_in):
+                scored = self._measure(name, batch, known)
+            yield scored
             return
         except ExplainerFailed as error:
             if len(batch.ids) == 1:

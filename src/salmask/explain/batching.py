@@ -11,7 +11,7 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import pieces
-from salmask.classifier.inputs import check_images
+from salmask.classifier.inputs import checked
 from salmask.explain.base import Explanation, Passes
 from salmask.masking import MeanColour, prepare
 from salmask.types import Images, Infill, Targets
@@ -35,14 +35,14 @@ def by_pieces(
         raise ValueError("expected at least one image, got a batch of none")
     if targets is not None and targets.shape != (len(images),):
         raise ValueError(f"expected targets ({len(images)},), one an image, got {tuple(targets.shape)}")
-    check_images(images, classifier.channels_in)  # once, wherever they are: `logits` looks at them on a CPU alone
-    images = entered(images, classifier)
+    moved = entered(images, classifier)
     given = None if targets is None else entered(targets, classifier)
 
     def part(rows: slice) -> Explanation:
-        return explain(classifier, images[rows], None if given is None else given[rows])
+        return explain(classifier, moved[rows], None if given is None else given[rows])
 
-    return joined(list(pieces(part, len(images), max_batch=max_batch)))
+    with checked(images, classifier.channels_in):
+        return joined(list(pieces(part, len(images), max_batch=max_batch)))
 
 
 def backdrop(infill: Infill | None, classifier: Classifier, image: Images, *, seed: int = 0) -> Infill:

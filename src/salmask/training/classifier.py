@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.inputs import checked
 from salmask.data import Labelled, SampleTransform, evaluation_batches, training_batches
 from salmask.training.precision import chosen_precision
 from salmask.training.settings import Precision
@@ -80,7 +81,7 @@ def fit_classifier(
     loss = torch.zeros(())
     for _, batch in zip(progress(range(steps)), islice(stream, steps), strict=True):
         images = batch.images.to(fabric.device).contiguous(memory_format=torch.channels_last)
-        with fabric.autocast():
+        with fabric.autocast(), checked(batch.images, classifier.channels_in):
             logits = classifier.logits(images)
         loss = F.cross_entropy(logits, batch.targets.to(fabric.device), label_smoothing=settings.label_smoothing)
         wrapped.zero_grad()

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import _learning, still_statistics
+from salmask.classifier.inputs import checked
 from salmask.data import Batch
 from salmask.data.streams import Batches
 from salmask.draws import drawing, generator_for
@@ -96,7 +97,8 @@ def train(
         masker.train()
         stream = iter(batches(start))
         for step, batch in zip(progress(range(start, run.steps)), islice(stream, run.steps - start), strict=True):
-            with _drawing(fabric.device, settings.seed, step, fabric.global_rank):
+            drawn = _drawing(fabric.device, settings.seed, step, fabric.global_rank)
+            with drawn, checked(batch.images, classifier.channels_in):
                 numbers = run.step(step, batch)
             log.add(numbers)
             if (step + 1) % settings.log_every == 0 or step + 1 == run.steps:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import pieces
+from salmask.classifier.inputs import checked
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import check_reached, entered
 from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
@@ -144,7 +145,7 @@ class Optimised(Explainer):
             raise ValueError(f"expected targets ({len(images)},) of integers, got {tuple(targets.shape)}")
         if start is not None:
             _check_start(start, images)
-        with classifier.frozen(), _differentiable():
+        with checked(images, classifier.channels_in), classifier.frozen(), _differentiable():
             images = entered(images, classifier)
             targets, start = (None if one is None else entered(one, classifier) for one in (targets, start))
             passes = 2 * self.schedule.iterations * self._pictures  # an image's, so that a batch changes nothing
