@@ -108,12 +108,13 @@ def test_one_s_own_network_is_explained_in_python_and_by_command(tmp_path, monke
     from salmask.data.synthetic import write_folder
 
     monkeypatch.chdir(tmp_path)
-    *python, own = _blocks("docs/own-network.md")
+    *python, own, labels = _blocks("docs/own-network.md")
     names: dict[str, object] = {}
-    for block in python:
+    for block in (*python, labels):
         exec(compile(block, "docs/own-network.md", "exec"), names)
     assert names["explanation"].masks.shape == (2, 1, 64, 64)
     assert names["classifier"].layers[-1].startswith("layer4")
+    assert names["one"].num_classes == 2
     (tmp_path / "mine.py").write_text(own.replace("in_features, 3)", "in_features, 10)"))
     write_folder(tmp_path / "DATA", train=12, val=6, seed=0, size=64)
     spec = ["--classifier", "mine.py:network"]

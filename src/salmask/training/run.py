@@ -323,6 +323,7 @@ def train_run(
     """
     from salmask.training.train import train  # slow to import: explaining needs none of it
 
+    loaded.classifier.check_exclusive("training a masker")  # before anything is written
     if settings.target == "label":
         check_labels(dataset)
         check_classes(dataset, loaded)
