@@ -33,12 +33,16 @@ def data(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("size", ["0", "-64", "100000"])
 @pytest.mark.parametrize("command", ["classifier", "explain", "inpainter"])
 def test_sizes_out_of_range_are_refused_before_anything_of_that_size_is_made(
-    command, size, data, tmp_path, capsys
+    command, size, data, tmp_path, tmp_path_factory, capsys
 ) -> None:
     file = next(data.rglob("*.png"))
+    network = timm.create_model("test_resnet", num_classes=10)
+    at = tmp_path_factory.mktemp("weights") / "c.safetensors"
+    save_file(network.state_dict(), at)
+    weights = f"timm:test_resnet@{at}"
     arguments = {
         "classifier": ["--data", data, "--network", "timm:test_resnet", "--out", tmp_path / "c.safetensors"],
-        "explain": [file, "--explainer", "gradcam", "--classifier", "timm:test_resnet@x", "--out", tmp_path / "out"],
+        "explain": [file, "--explainer", "gradcam", "--classifier", weights, "--out", tmp_path / "out"],
         "inpainter": ["--data", data, "--out", tmp_path / "i.safetensors"],
     }[command]
     refused(capsys, [command, *arguments, "--image-size", size], "8 to 4096", size)

@@ -542,7 +542,7 @@ def test_a_report_of_nothing_is_refused(tmp_path, capsys) -> None:
 def test_an_unfinished_run_says_how_to_go_on(data, spec, tmp_path, capsys, monkeypatch) -> None:
     import salmask.training.run
 
-    def dies(*arguments: object) -> None:
+    def dies(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     run = tmp_path / "run"
@@ -550,7 +550,9 @@ def test_an_unfinished_run_says_how_to_go_on(data, spec, tmp_path, capsys, monke
     with monkeypatch.context() as patch:
         patch.setattr(salmask.training.run, "save_run", dies)
         assert main([str(part) for part in arguments]) == 130
-    assert capsys.readouterr().err == "salmask: interrupted; what was finished is kept\n"
+    assert capsys.readouterr().err == (
+        "salmask: interrupted; what was finished is kept: go on with the same command and --resume\n"
+    )
     words = ["it is unfinished", "salmask train --resume"]
     refused(capsys, ["explain", first(data), "--explainer", run, "--out", tmp_path / "out"], *words)
     assert main([str(part) for part in [*arguments, "--resume"]]) == 0

@@ -221,7 +221,7 @@ def test_binary_masks_do_not_mind_being_masked_twice() -> None:
 
 
 def test_each_side_may_have_an_infill_of_its_own() -> None:
-    classifier = Classifier(Mean(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), layers=[])
+    classifier = Classifier(Mean(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), layers=[], outputs="logits")
     images, masks = torch.zeros(1, 3, 4, 4), torch.full((1, 1, 4, 4), 0.25)
     fills = {"kept": MeanColour((1.0, 0.0, 0.0)), "removed": MeanColour((0.0, 1.0, 0.0))}
     outcome = play(classifier, images, masks, torch.tensor([0]), infill=fills)

@@ -825,7 +825,7 @@ def test_a_mask_is_empty_or_full_by_its_mean() -> None:
 
 
 def test_the_fill_is_the_mean_colour_of_the_classifier() -> None:
-    assert MeanColour.of(new_classifier()) == MeanColour(pytest.approx((0.5, 0.4, 0.3)))
+    assert MeanColour.of(new_classifier()).colour == pytest.approx((0.5, 0.4, 0.3))
 
 
 # It learns

@@ -509,6 +509,7 @@ def test_scores_by_hand() -> None:
         "log_probability": math.log(p),
         "margin": 1.0,
         "log_odds": math.log(p / (1 - p)),
+        "sigmoid": 1 / (1 + math.exp(-2)),
     }
     assert expected.keys() == SCORES.keys()
     for name, score in SCORES.items():
