@@ -83,8 +83,10 @@ class StudyCommand:
         """Run the command."""
         from salmask.study import chosen_studies, run_study
 
-        scale, source = self._scale(), self._source()
-        studies = chosen_studies(self.name, inpainter=self.inpainter, classes=source.classes)
+        scale = self._scale()
+        # before the source, which trains a classifier where none is given
+        studies = chosen_studies(self.name, inpainter=self.inpainter, classes=lambda: self._source().classes())
+        source = self._source()
         failed: dict[str, str] = {}
         for name, study in studies.items():
             out = self.out / name if len(studies) > 1 else self.out
