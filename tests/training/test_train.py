@@ -564,6 +564,9 @@ def test_tensorboard_shows_the_lines_once_also_after_a_resume(tmp_path) -> None:
     settings = replace(SETTINGS, save_every=4)
     with pytest.raises(Dying):
         run(tmp_path, settings=settings, batches=until(7))  # line 6 is written, and will be once more
+    files = [file.name for file in (tmp_path / "tensorboard").iterdir()]
+    while any(f".{int(time.time())}." in name for name in files):  # TensorBoard reads files in the order of seconds
+        time.sleep(0.05)
     run(tmp_path, settings=settings, resume=True)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name in lines(tmp_path)[0].keys() - {"step"}:
