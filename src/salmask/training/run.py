@@ -52,7 +52,7 @@ __all__ = [
 
 
 RUN = "run.json"
-SHIPPED, SHIPPED_NETWORK = Path(__file__).parents[1] / "shipped" / "imagenet", "timm:tf_efficientnet_lite0"
+SHIPPED, SHIPPED_NETWORK = Path(__file__).parent / "shipped" / "imagenet", "timm:tf_efficientnet_lite0"
 
 
 CLASSIFIER, READER = "classifier.safetensors", "reader.safetensors"
