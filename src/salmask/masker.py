@@ -29,8 +29,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.weights import fingerprint
-from salmask.files import JSON, replace_file, writable_folder
-from salmask.schema import Maybe, Several, Within, Word, read_json
+from salmask.files import JSON, Maybe, Several, Within, Word, read_json, replace_file, writable_folder
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]

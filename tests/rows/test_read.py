@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from salmask.files import NUMBER, check_shape
 from salmask.rows.read import file_name, read_counts, read_failures, read_meta, read_rows
-from salmask.schema import NUMBER, check_shape
 
 ROW = {"image": "a.jpg", "explainer": "gradcam", "metric": "le", "value": 0.5}
 

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 from scipy import stats
 
+from salmask.files import NUMBER, read_json
 from salmask.report.charts import steps_chart
 from salmask.report.tables import interval_text, number
 from salmask.rows import statistics
 from salmask.rows.read import file_name
 from salmask.rows.statistics import Interval
-from salmask.schema import NUMBER, read_json
 
 __all__ = ["Checks", "ChecksPart", "checks_part", "read_checks"]
 

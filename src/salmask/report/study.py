@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from salmask.files import JSON, Facts
+from salmask.files import ANYTHING, JSON, NUMBER, Facts, read_json
 from salmask.report.charts import line_chart, scatter_chart
 from salmask.report.checks import Checks, ChecksPart, checks_part
 from salmask.report.claims import StudyRow, findings, row_notes, rows_of
@@ -22,7 +22,6 @@ from salmask.report.tables import Summary, interval_text, number
 from salmask.rows.read import Rows, file_name
 from salmask.rows.statistics import Interval
 from salmask.rows.trainings import compare_rows, score_interval
-from salmask.schema import ANYTHING, NUMBER, read_json
 
 __all__ = ["OVER", "STRIP", "StudyPart", "picture_strip", "read_study", "study_part"]
 

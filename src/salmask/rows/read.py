@@ -20,8 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from salmask.files import JSON, Facts, replace_file
-from salmask.schema import ANYTHING, NUMBER, check_shape, read_json
+from salmask.files import ANYTHING, JSON, NUMBER, Facts, check_shape, read_json, replace_file
 
 __all__ = [
     "ARCHIVE",

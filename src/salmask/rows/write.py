@@ -19,10 +19,9 @@ from types import TracebackType
 import numpy as np
 from numpy import ndarray
 
-from salmask.files import JSON, replace_file
+from salmask.files import JSON, check_shape, replace_file
 from salmask.rows.read import COUNTS, FAILURES, ROWS, file_name, parse_row, read_failures, read_lines
 from salmask.rows.statistics import count_replicates
-from salmask.schema import check_shape
 
 __all__ = ["Failures", "Writer"]
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from torch import Generator, Tensor, nn
 
 from salmask.data import Labelled
-from salmask.files import JSON, Facts, replace_file
-from salmask.schema import ANYTHING, read_json
+from salmask.files import ANYTHING, JSON, Facts, read_json, replace_file
 from salmask.training.checkpoint import CHECKPOINT
 from salmask.types import Infill
 

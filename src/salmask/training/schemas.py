@@ -13,8 +13,7 @@ from torch import Tensor
 
 from salmask.classifier.outputs import KINDS
 from salmask.data.sight import FITS, INTERPOLATIONS, LARGEST, SMALLEST, Sight
-from salmask.files import JSON
-from salmask.schema import ANYTHING, Maybe, Several, Within, Word, check_shape, parse_json, read_json
+from salmask.files import ANYTHING, JSON, Maybe, Several, Within, Word, check_shape, parse_json, read_json
 
 __all__ = ["check_state", "read_metadata", "read_run", "read_state"]
 
