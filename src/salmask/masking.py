@@ -11,9 +11,7 @@ Infills that draw random numbers (`Draws`) hold the generator that they were giv
 Where the same pictures are hidden many times over, `prepare` does once what need not be done at every call.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,21 +21,15 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
-from salmask.types import Images, Infill, Masks
+from salmask.types import Draws, Images, Infill, Masks, Prepared, Prepares
 
 __all__ = [
-    "BLACK",
     "IMAGENET_MEAN",
-    "MEAN",
     "Bank",
     "Blur",
     "BlurPyramid",
-    "Draws",
-    "Fill",
     "MeanColour",
     "Noise",
-    "Prepared",
-    "Prepares",
     "RandomColour",
     "Remasked",
     "WindowBlur",
@@ -45,7 +37,6 @@ __all__ = [
     "prepare",
     "remove",
     "reseeded",
-    "window_blur",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -69,50 +60,6 @@ def _check_masks(images: Tensor, masks: Tensor) -> None:  # by name and with a r
             f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: "
             f"expected ({images.shape[0]}, 1, {images.shape[-2]}, {images.shape[-1]}); resize the masks first"
         )
-
-
-@runtime_checkable
-class Draws(Protocol):
-    """An infill that draws random numbers; one whose generator is None, as `Remasked` of a blur, draws none."""
-
-    @property
-    def generator(self) -> Generator | None:
-        """What the numbers are drawn from."""
-        ...
-
-    def reseeded(self, seed: int) -> Infill:
-        """Return the same infill with a fresh generator."""
-        ...
-
-    def __call__(self, images: Images, holes: Masks) -> Tensor:
-        """Return the colours that fill the holes."""
-        ...
-
-
-@runtime_checkable
-class Prepared(Protocol):
-    """An infill for certain pictures. Called with n pictures for each of them, it takes them as n rounds of all."""
-
-    def take(self, index: Tensor) -> "Prepared":
-        """Return the infill for some of the pictures."""
-        ...
-
-    def __call__(self, images: Images, holes: Masks) -> Tensor:
-        """Return the colours that fill the holes."""
-        ...
-
-
-@runtime_checkable
-class Prepares(Protocol):
-    """An infill part of whose work depends on the pictures alone."""
-
-    def prepare(self, images: Images) -> Prepared:
-        """Do that work, and return an infill for these pictures."""
-        ...
-
-    def __call__(self, images: Images, holes: Masks) -> Tensor:
-        """Return the colours that fill the holes."""
-        ...
 
 
 def prepare(infill: Infill, images: Images, *, seed: int = 0, draws: int | None = None) -> Prepared:
@@ -431,31 +378,3 @@ class _Levels:
         first = images + rest * (high - images)
         deeper = (picture - (1 - holes) * images) / holes.clamp_min(0.5 / rest)
         return torch.where(below == 0, first, deeper)
-
-
-# Infills that wait for the classifier
-
-
-@dataclass(frozen=True)
-class Fill:
-    """An infill by name, made for a classifier: `fill.infill(classifier)` is what `keep` takes."""
-
-    name: str
-    infill: Callable[[Classifier], Infill]
-
-
-def _black(classifier: Classifier) -> MeanColour:
-    return MeanColour((0.0,))
-
-
-def window_blur(side: int, sigma: float) -> Fill:
-    """Return the fill of RISE's insertion: `WindowBlur` with the classifier's mean colour around the picture."""
-
-    def infill(classifier: Classifier) -> WindowBlur:
-        return WindowBlur(side, sigma, MeanColour.of(classifier).colour)
-
-    return Fill(f"blur, window {side}, sigma {sigma:g}", infill)
-
-
-MEAN = Fill("mean colour of the classifier (zeros in its normalised space)", MeanColour.of)
-BLACK = Fill("black (zeros in pixel space)", _black)

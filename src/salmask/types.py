@@ -17,12 +17,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Generator, Tensor
 
 __all__ = [
     "IGNORED",
     "NORMALISERS",
     "Boxes",
+    "Draws",
     "FeatureMap",
     "Features",
     "Images",
@@ -30,6 +31,8 @@ __all__ = [
     "Logits",
     "Masks",
     "Pixels",
+    "Prepared",
+    "Prepares",
     "Size",
     "Targets",
     "Values",
@@ -68,6 +71,50 @@ class Infill(Protocol):
     `holes` is 1 where the picture is hidden. An infill never learns whether the kept or the removed
     picture is played. Returns something that broadcasts to the images' shape, in [0, 1].
     """
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        """Return the colours that fill the holes."""
+        ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """An infill that draws random numbers; one whose generator is None, as `Remasked` of a blur, draws none."""
+
+    @property
+    def generator(self) -> Generator | None:
+        """What the numbers are drawn from."""
+        ...
+
+    def reseeded(self, seed: int) -> Infill:
+        """Return the same infill with a fresh generator."""
+        ...
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        """Return the colours that fill the holes."""
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An infill for certain pictures. Called with n pictures for each of them, it takes them as n rounds of all."""
+
+    def take(self, index: Tensor) -> "Prepared":
+        """Return the infill for some of the pictures."""
+        ...
+
+    def __call__(self, images: Images, holes: Masks) -> Tensor:
+        """Return the colours that fill the holes."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """An infill part of whose work depends on the pictures alone."""
+
+    def prepare(self, images: Images) -> Prepared:
+        """Do that work, and return an infill for these pictures."""
+        ...
 
     def __call__(self, images: Images, holes: Masks) -> Tensor:
         """Return the colours that fill the holes."""

@@ -5,7 +5,6 @@ import torch
 
 from pixel_sums import Counting, Share, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
-from salmask.masking import BLACK, MEAN
 from salmask.metrics import Case
 from salmask.metrics.faithfulness import (
     FAITHFULNESS,
@@ -16,6 +15,7 @@ from salmask.metrics.faithfulness import (
     fidelity_in,
     sensitivity_n,
 )
+from salmask.metrics.fills import BLACK, MEAN
 from salmask.metrics.maps import complexity, sparseness
 from salmask.metrics.soundness import SOUNDNESS
 from salmask.terms import logit, sigmoid

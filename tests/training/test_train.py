@@ -21,13 +21,14 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import still_statistics
 from salmask.data import Batch, no_boxes
 from salmask.masker import Concrete, Masker
-from salmask.masking import Infill, MeanColour, Noise, keep, remove
+from salmask.masking import MeanColour, Noise, keep, remove
 from salmask.objective import Objective
 from salmask.terms import area
 from salmask.training.log import Log, collapse, extremes
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.settings import Settings
 from salmask.training.train import train
+from salmask.types import Infill
 
 SIZE, BATCH, IMAGES = 16, 6, 12
 TWO_SIDED = RECIPES["fix"].objective

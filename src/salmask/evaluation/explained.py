@@ -21,8 +21,9 @@ from salmask.data.streams import Bar
 from salmask.evaluation.cases import DEGENERATE, Failed, Panels, Scored, Skip, digest, plain, score_case, usable
 from salmask.explain.base import Explainer, Explanation, explainer_of
 from salmask.files import JSON, Facts
-from salmask.masking import MEAN, Fill, keep, remove
+from salmask.masking import keep, remove
 from salmask.metrics.case import Case, Metric
+from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import whole_logits
 from salmask.types import Images, Infill, Logits, Masks, Targets
 

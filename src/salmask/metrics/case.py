@@ -18,7 +18,7 @@ from torch import Tensor
 
 from salmask.boxes import BoxSets
 from salmask.classifier import Classifier
-from salmask.masking import MEAN, Fill
+from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import BOTH_SIDES, IMAGES_PER_PASS, KEPT, REMOVED, Outcome, play_at_rest, whole_logits
 from salmask.types import Images, Logits, Targets
 

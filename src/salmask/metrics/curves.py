@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.draws import generator_for
-from salmask.masking import MEAN, Fill
 from salmask.metrics.case import Case
+from salmask.metrics.fills import MEAN, Fill
 from salmask.metrics.reading import READ, Reading, colours, hidden, read, to_read
 from salmask.outcome import IMAGES_PER_PASS
 from salmask.terms import ClassScore, probability, top1

@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.draws import generator_for
-from salmask.masking import BLACK, MEAN, Fill, window_blur
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.curves import Aopc, Curve, Perturbation, mean_of_points
+from salmask.metrics.fills import BLACK, MEAN, Fill, window_blur
 from salmask.metrics.maps import CONCENTRATION
 from salmask.metrics.reading import colours, read
 from salmask.outcome import IMAGES_PER_PASS, KEPT, REMOVED

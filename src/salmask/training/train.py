@@ -37,7 +37,7 @@ from salmask.data.streams import Batches
 from salmask.draws import drawing, generator_for
 from salmask.files import JSON, Facts, writable_folder
 from salmask.masker import Masker
-from salmask.masking import Draws, MeanColour
+from salmask.masking import MeanColour
 from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome, play
 from salmask.training.checkpoint import CHECKPOINT, fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
@@ -47,7 +47,7 @@ from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
 from salmask.training.resume import described_infill
 from salmask.training.settings import Settings
-from salmask.types import Infill, size_of
+from salmask.types import Draws, Infill, size_of
 
 __all__ = ["LOG", "Batches", "train"]
 

@@ -27,10 +27,10 @@ from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import check_reached, entered
 from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
 from salmask.explain.optimise.schedule import Schedule, View
-from salmask.masking import MeanColour, Prepared, prepare
+from salmask.masking import MeanColour, prepare
 from salmask.objective import Objective
 from salmask.outcome import Outcome, play
-from salmask.types import Images, Infill, Logits, Masks, Targets, Values, size_of
+from salmask.types import Images, Infill, Logits, Masks, Prepared, Targets, Values, size_of
 
 __all__ = ["Optimised", "Solution", "mean_probability"]
 
