@@ -22,7 +22,7 @@ from salmask.data import Batch, no_boxes
 from salmask.masker import Masker
 from salmask.training.recipes import RECIPES
 from salmask.training.settings import Settings
-from salmask.training.train import train
+from salmask.training.train import train_masker
 
 TARGET = 1.15
 
@@ -87,7 +87,7 @@ def _timed(
         log_every=10,
         channels_last=given.channels_last,
     )
-    train(
+    train_masker(
         Masker.for_classifier(classifier, layers=(3, 4)),
         classifier,
         lambda start: repeat(batch),

@@ -34,7 +34,7 @@ from salmask.specs import load_explainer, load_infills, load_metrics
 from salmask.training.recipes import Recipe
 from salmask.training.run import Loaded, Sight
 from salmask.training.settings import RECIPE, Settings
-from salmask.training.train import train as train_masker
+from salmask.training.train import train_masker
 from salmask.training.variant import Variant, build_recipe, chosen_data, masker_options, stream_of
 from salmask.types import Images, Infill, Targets
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["drawing", "generator_for"]
+__all__ = ["drawing", "drawing_on", "generator_for"]
 
 
 def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
@@ -30,3 +30,13 @@ def drawing(*key: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+@contextmanager
+def drawing_on(device: torch.device, *key: int) -> Iterator[None]:
+    """Let layers that draw from torch's global generators, such as dropout, draw from `key` on a device and the CPU."""
+    cuda = device.type == "cuda"
+    with drawing(*key), torch.random.fork_rng(devices=[device] if cuda else []):
+        if cuda:
+            torch.cuda.manual_seed(int(torch.randint(2**62, ())))
+        yield

@@ -11,7 +11,7 @@ from torch import nn
 
 from salmask.classifier import Classifier
 from salmask.data import Batch
-from salmask.evaluation.evaluate import COLUMNS, Rules, evaluate
+from salmask.evaluation.evaluate import COLUMNS, Rules, evaluate_explainers
 from salmask.explain.base import Explainer, Explanation, Passes
 from salmask.masking import MeanColour
 from salmask.metrics.case import Metric
@@ -121,7 +121,7 @@ def no_page(request, monkeypatch):
 
 
 def run(out: Path, explainers=None, *, data=None, rules=None, metrics=None, **more):
-    return evaluate(
+    return evaluate_explainers(
         explainers or {"half": Half(), "full": Full()},
         metrics or METRICS,
         batches_whole(4) if data is None else data,
@@ -432,7 +432,7 @@ def test_rows_of_other_weights_are_not_mixed_in(tmp_path):
         return Classifier(Scaled(by), mean=(0.0,) * 3, std=(1.0,) * 3, layers=("tap",), image_size=SIZE)
 
     def measure(by):
-        return evaluate(
+        return evaluate_explainers(
             {"full": Full()},
             {"area": METRICS["area"]},
             batches_whole(4),

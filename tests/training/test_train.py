@@ -27,7 +27,7 @@ from salmask.terms import area
 from salmask.training.log import Log, collapse, extremes
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.settings import Settings
-from salmask.training.train import train
+from salmask.training.train import train_masker
 from salmask.types import Infill
 
 SIZE, BATCH, IMAGES = 16, 6, 12
@@ -100,7 +100,9 @@ def run(
 ) -> tuple[Masker, Classifier]:
     classifier = new_classifier(net)
     masker = new_masker(classifier, **options)
-    train(masker, classifier, batches, IMAGES, recipe=recipe, settings=settings, out=out, infill=infill, resume=resume)
+    train_masker(
+        masker, classifier, batches, IMAGES, recipe=recipe, settings=settings, out=out, infill=infill, resume=resume
+    )
     return masker, classifier
 
 
@@ -131,7 +133,7 @@ def test_fix_leaves_the_classifier_to_the_bit_and_gives_its_weights_no_gradient(
         wanted.append(classifier.network.training)
         return images.new_full((1, 3, 1, 1), 0.4)
 
-    trained = train(
+    trained = train_masker(
         masker, classifier, stream, IMAGES, recipe=RECIPES["fix"], settings=SETTINGS, out=tmp_path, infill=spy
     )
     assert trained is masker and not masker.training
@@ -153,7 +155,9 @@ def test_ca_trains_the_classifier_and_leaves_its_modes_gradients_and_hooks_as_th
     before = copy.deepcopy(classifier.network)
     for out, batches in ((tmp_path / "whole", stream), (tmp_path / "killed", until(3))):
         try:
-            train(new_masker(classifier), classifier, batches, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=out)
+            train_masker(
+                new_masker(classifier), classifier, batches, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=out
+            )
         except Dying:
             assert out.name == "killed"
         assert [m.training for m in classifier.network.modules()] == modes
@@ -167,7 +171,7 @@ def test_reader_leaves_the_classifier_to_the_bit_and_teaches_a_copy_of_it(tmp_pa
     classifier = new_classifier()
     classifier.network.requires_grad_(False)  # as users hold a network that is in use; the copy learns all the same
     before, masker = copy.deepcopy(classifier.network), new_masker(classifier)
-    train(masker, classifier, stream, IMAGES, recipe=RECIPES["reader"], settings=SETTINGS, out=tmp_path)
+    train_masker(masker, classifier, stream, IMAGES, recipe=RECIPES["reader"], settings=SETTINGS, out=tmp_path)
     assert equal(classifier.network, before)
     assert not any(p.requires_grad or p.grad is not None for p in classifier.network.parameters())
     opponent = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["opponent"]
@@ -179,7 +183,7 @@ def test_a_classifier_that_is_partly_frozen_is_trained_alongside_in_its_other_pa
     classifier = new_classifier()
     classifier.network.stem.requires_grad_(False)
     before = copy.deepcopy(classifier.network)
-    train(new_masker(classifier), classifier, stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path)
+    train_masker(new_masker(classifier), classifier, stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path)
     assert torch.equal(classifier.network.stem[0].weight, before.stem[0].weight)
     assert not torch.equal(classifier.network.head.weight, before.head.weight)
 
@@ -188,7 +192,9 @@ def test_a_classifier_that_is_wholly_frozen_cannot_be_trained_alongside(tmp_path
     classifier = new_classifier()
     classifier.network.requires_grad_(False)
     with pytest.raises(ValueError, match="none of its weights requires gradients: unfreeze some"):
-        train(new_masker(classifier), classifier, stream, IMAGES, recipe=RECIPES["ca"], settings=SETTINGS, out=tmp_path)
+        train_masker(
+            new_masker(classifier), classifier, stream, IMAGES, recipe=RECIPES["ca"], settings=SETTINGS, out=tmp_path
+        )
     assert not any(tmp_path.iterdir())
 
 
@@ -629,7 +635,7 @@ def test_training_draws_nothing_from_the_global_generator(tmp_path) -> None:
     classifier = new_classifier(WithDropout)
     masker = new_masker(classifier)
     torch.manual_seed(5)
-    train(masker, classifier, stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path)
+    train_masker(masker, classifier, stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path)
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
@@ -702,7 +708,9 @@ def test_pictures_that_are_no_numbers_stop_the_run_and_leave_no_poisoned_checkpo
 def test_a_masker_of_another_classifier_is_refused_before_anything_is_written(tmp_path) -> None:
     masker = Masker((8, 12, 17), (2, 4, 8), layers=(1, 2))
     with pytest.raises(ValueError, match="the classifier gives"):
-        train(masker, new_classifier(), stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path / "new")
+        train_masker(
+            masker, new_classifier(), stream, IMAGES, recipe=ALONGSIDE, settings=SETTINGS, out=tmp_path / "new"
+        )
     assert not (tmp_path / "new").exists()
 
 
@@ -787,7 +795,7 @@ def test_a_full_mask_comes_back_in_bfloat16_as_it_does_in_float32(tmp_path) -> N
         masker = new_masker(classifier)
         nn.init.zeros_(masker.final.weight)
         nn.init.constant_(masker.final.bias, 8.0)
-        train(masker, classifier, stream, IMAGES, recipe=recipe, settings=settings, out=tmp_path / precision)
+        train_masker(masker, classifier, stream, IMAGES, recipe=recipe, settings=settings, out=tmp_path / precision)
         means.append([line["mask_mean"] for line in lines(tmp_path / precision)])
     assert means[0][0] > 0.99 and means[0][-1] < 0.9
     assert means[1][-1] == pytest.approx(means[0][-1], abs=0.1)
@@ -877,7 +885,7 @@ def test_a_masker_learns_where_the_classifier_looks(tmp_path, name) -> None:
 
     before = share()
     settings = Settings(epochs=1, batch_size=BATCH, lr=0.01, save_every=10**6, log_every=50, precision="32-true")
-    train(
+    train_masker(
         masker,
         classifier,
         lambda start: (coloured(k) for k in range(start, 10**9)),

@@ -3,9 +3,9 @@
 What is written is never computed again, so a killed run goes on where it stopped, and an explainer may be added to a
 folder later. A folder that was made with other settings, data, picture sizes or weights is refused by name.
 
-    evaluate   explainers at work on batches                    (`explained`)
-    compare    the same, each explainer on a classifier of its own, on a data set
-    score      maps that any tool wrote to a file               (`saved`)
+    evaluate_explainers   explainers at work on batches                    (`explained`)
+    compare               the same, each explainer on a classifier of its own, on a data set
+    score                 maps that any tool wrote to a file               (`saved`)
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Failures, Writer
 from salmask.training.run import Loaded, check_classes
 
-__all__ = ["COLUMNS", "Rules", "Work", "compare", "evaluate", "score"]
+__all__ = ["COLUMNS", "Rules", "Work", "compare", "evaluate_explainers", "score"]
 
 PICTURES = 24
 Summaries = dict[str, dict[str, JSON]]
@@ -68,7 +68,7 @@ def _draw(folder: Path, scored: Scored, drawn: Callable[[str], bool]) -> None:
             replace_file(folder / f"{file_name(image)}.png", partial(strip(*scored.panels(i)).save, format="PNG"))
 
 
-def evaluate(
+def evaluate_explainers(
     explainers: Mapping[str, Explainer | Callable[..., Explanation]],
     metrics: Mapping[str, Metric],
     batches: Iterable[Batch],
@@ -138,7 +138,7 @@ def compare(
     for _, loaded in explainers.values():
         check_classes(dataset, loaded)
     given = rules.normalize if isinstance(rules.normalize, Mapping) else dict.fromkeys(explainers, rules.normalize)
-    return evaluate(
+    return evaluate_explainers(
         {name: explainer for name, (explainer, _) in explainers.items()},
         metrics,
         DataStream(dataset, batch_size),

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from salmask.files import JSON, replace_file
+from salmask.objective import ObjectiveValue
+from salmask.outcome import Outcome
 
-__all__ = ["COLLAPSED", "LOG", "Log", "collapse", "extremes"]
+__all__ = ["COLLAPSED", "LOG", "Log", "collapse", "extremes", "numbers_of"]
 
 LOG = "metrics.jsonl"
 EMPTY, FULL = 0.02, 0.98
@@ -29,6 +31,18 @@ REMEDY = {
 def extremes(means: Tensor) -> dict[str, Tensor]:
     """Return for each mask, given its mean, whether it is empty and whether it is full, as 0 or 1."""
     return {"empty": (means < EMPTY).float(), "full": (means > FULL).float()}
+
+
+def numbers_of(score: ObjectiveValue, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
+    """Return what is logged, as tensors, so that no step waits for the device."""
+    numbers = {"loss": score.total.mean(), "mask_mean": small.mean(), "acc_whole": outcome.clean_right}
+    numbers |= extremes(small.detach().mean((1, 2, 3)))
+    if outcome.kept is not None:
+        numbers["acc_kept"] = outcome.kept_right
+    if outcome.removed is not None:
+        numbers["acc_removed"] = outcome.removed.argmax(1) == outcome.targets
+    numbers |= {name: value.mean() for name, value in score.terms.items()}
+    return {name: value.detach().float().mean() for name, value in numbers.items()}
 
 
 def collapse(path: Path) -> dict[str, float] | None:

@@ -319,9 +319,9 @@ def train_run(
 ) -> Masker:
     """Train a masker and leave a run's folder: what `load_run` reads. The user's classifier stays as it is.
 
-    masker_options: of `Masker`. infill: of `train`. facts: written to run.json beside the recipe and the settings.
+    masker_options: of `Masker`. infill: of `train_masker`. facts: written to run.json beside recipe and settings.
     """
-    from salmask.training.train import train  # slow to import: explaining needs none of it
+    from salmask.training.train import train_masker  # slow to import: explaining needs none of it
 
     loaded.classifier.check_exclusive("training a masker")  # before anything is written
     if settings.target == "label":
@@ -334,7 +334,7 @@ def train_run(
     masker = Masker.for_classifier(loaded.classifier, generator=generator, **masker_options)
     with in_use(writable_folder(out)):
         agree_on_training(out, dataset, seen=_seen(loaded), infill=infill, resume=resume)
-        train(
+        train_masker(
             masker,
             learner,
             batches,

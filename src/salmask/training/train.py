@@ -34,14 +34,14 @@ from salmask.classifier.hold import _learning, still_statistics
 from salmask.classifier.inputs import checked
 from salmask.data import Batch
 from salmask.data.streams import Batches
-from salmask.draws import drawing, generator_for
+from salmask.draws import drawing_on, generator_for
 from salmask.files import JSON, Facts, writable_folder
 from salmask.masker import Masker
 from salmask.masking import MeanColour
 from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome, play
 from salmask.training.checkpoint import CHECKPOINT, fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
-from salmask.training.log import LOG, Log, extremes
+from salmask.training.log import LOG, Log, numbers_of
 from salmask.training.pool import ClassifierPool
 from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
@@ -49,12 +49,12 @@ from salmask.training.resume import described_infill
 from salmask.training.settings import Settings
 from salmask.types import Draws, Infill, size_of
 
-__all__ = ["LOG", "Batches", "train"]
+__all__ = ["LOG", "Batches", "train_masker"]
 
 POOL = "pool"
 
 
-def train(
+def train_masker(
     masker: Masker,
     classifier: Classifier,
     batches: Batches,
@@ -97,7 +97,7 @@ def train(
         masker.train()
         stream = iter(batches(start))
         for step, batch in zip(progress(range(start, run.steps)), islice(stream, run.steps - start), strict=True):
-            drawn = _drawing(fabric.device, settings.seed, step, fabric.global_rank)
+            drawn = drawing_on(fabric.device, settings.seed, step, fabric.global_rank)
             with drawn, checked(batch.images, classifier.channels_in):
                 numbers = run.step(step, batch)
             log.add(numbers)
@@ -203,7 +203,7 @@ class _Run:
         self._follow(step)
         if learns:
             self._teach(sum(F.cross_entropy(logits, targets) for logits in _sides(outcome)))  # type: ignore[arg-type]
-        return _numbers(score, outcome, small)
+        return numbers_of(score, outcome, small)
 
     def _read(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the opponent's logits of the whole pictures, and the maps that the masker reads."""
@@ -384,28 +384,6 @@ class _Run:
             self.opponent_optimiser.load_state_dict(state["opponent_optimiser"])
         if self.pool is not None:
             self.pool.load(out / POOL, state["pool"])
-
-
-def _numbers(score: ObjectiveValue, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
-    """Return what is logged, as tensors, so that no step waits for the device."""
-    numbers = {"loss": score.total.mean(), "mask_mean": small.mean(), "acc_whole": outcome.clean_right}
-    numbers |= extremes(small.detach().mean((1, 2, 3)))
-    if outcome.kept is not None:
-        numbers["acc_kept"] = outcome.kept_right
-    if outcome.removed is not None:
-        numbers["acc_removed"] = outcome.removed.argmax(1) == outcome.targets
-    numbers |= {name: value.mean() for name, value in score.terms.items()}
-    return {name: value.detach().float().mean() for name, value in numbers.items()}
-
-
-@contextmanager
-def _drawing(device: torch.device, *key: int) -> Iterator[None]:
-    """Let layers that draw from torch's global generators, such as dropout, draw from `key`."""
-    cuda = device.type == "cuda"
-    with drawing(*key), torch.random.fork_rng(devices=[device] if cuda else []):
-        if cuda:
-            torch.cuda.manual_seed(int(torch.randint(2**62, ())))
-        yield
 
 
 def _sides(outcome: Outcome) -> list[Tensor]:
