@@ -10,18 +10,16 @@ the upright picture or, where `width,height` are given, of a picture of that siz
 
 import csv
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
-from salmask.data.pictures import ignored_files, list_pictures, read_image, read_pixels, upright_size
+from salmask.data.listed import ListedPictures, ReadImage, warn_of_ignored
+from salmask.data.pictures import list_pictures, read_image, read_pixels, upright_size
 from salmask.data.sample import Sample, SampleTransform
 from salmask.files import regular_file
 from salmask.types import Boxes, Pixels
@@ -29,19 +27,15 @@ from salmask.types import Boxes, Pixels
 __all__ = [
     "BoxRow",
     "ImageFolder",
-    "ReadImage",
     "boxes_in",
     "class_folders",
     "finite_number",
+    "labelled_pictures",
     "list_images",
     "pin_classes",
     "read_boxes",
     "read_table",
-    "without_broken",
 ]
-
-ReadImage = Callable[[Path], Tensor]
-"""How a file becomes a picture, uint8 (C, H, W): a `Reader`."""
 
 HEADER = ("image", "class", "x0", "y0", "x1", "y1")
 
@@ -114,7 +108,7 @@ def boxes_in(rows: Sequence[BoxRow], *, width: int, height: int, source: str) ->
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
-class ImageFolder(Dataset[Sample]):
+class ImageFolder(ListedPictures):
     """Pictures in a folder a class, with boxes and pixel masks where there are any.
 
     `classes` pins the order (and so the targets) to that of another split; else the sorted folder names.
@@ -138,33 +132,22 @@ class ImageFolder(Dataset[Sample]):
         classes: Sequence[str] | None = None,
         read: ReadImage = read_image,
     ) -> None:
-        self.root, self.split, self.transform, self.read = Path(root), split, transform, read
-        folders = class_folders(self.root, split)
-        found = [(folder, list_images(folder)) for folder in folders]
-        warn_of_ignored(folders, self.root / split)
-        self.classes = pin_classes([folder.name for folder in folders], classes, where=self.root / split)
-        self.ids: list[str] = []
-        self.targets: list[int] = []
-        for folder, names in found:
-            self.ids += [f"{split}/{folder.name}/{name}" for name in names]
-            self.targets += [self.classes.index(folder.name)] * len(names)
+        super().__init__(root, transform=transform, read=read)
+        self.split = split
+        labelled = labelled_pictures(self.root, split)
+        self.classes = pin_classes([*dict.fromkeys(labelled.values())], classes, where=self.root / split)
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.ids, self.targets = list(labelled), [numbers[name] for name in labelled.values()]
         self._table = self.root / f"{split}_boxes.csv"
         self._rows = self._boxes_by_image() if self._table.exists() else {}
         self._masks = self.root / f"{split}_masks"
         if skip_broken:
-            self.ids, self.targets = without_broken(self.root, self.ids, self.targets, read=read)
+            self.leave_out_broken()
         self._check_boxes()
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self._read(index)
-        return sample if self.transform is None else self.transform(sample)
-
-    def _read(self, index: int) -> Sample:
-        name = self.ids[index]
-        image = self.read(self.root / name)
+    def sample(self, index: int) -> Sample:
+        """Return a picture with its boxes and its pixel mask."""
+        name, image = self.ids[index], self.picture(index)
         height, width = image.shape[-2:]
         rows = self._rows.get(name, [])
         boxes = boxes_in(rows, width=width, height=height, source=str(self._table))
@@ -227,6 +210,17 @@ def class_folders(root: Path, split: str) -> list[Path]:
     return folders
 
 
+def labelled_pictures(root: Path, split: str) -> dict[str, str]:
+    """Return the class of every picture in the class folders of a split, by its path from the root, sorted.
+
+    Warns of files and folders that are not read. Errors: as `class_folders` and `list_images`.
+    """
+    folders = class_folders(root, split)
+    labelled = {f"{split}/{folder.name}/{name}": folder.name for folder in folders for name in list_images(folder)}
+    warn_of_ignored(folders, root / split)
+    return labelled
+
+
 def list_images(folder: Path) -> list[str]:
     """Return the names of the pictures in a class folder, sorted. Errors: ValueError if there are none."""
     names = list_pictures(folder)
@@ -252,33 +246,6 @@ def pin_classes(found: Sequence[str], classes: Sequence[str] | None, *, where: P
     return list(classes)
 
 
-def without_broken(
-    root: Path, ids: Sequence[str], targets: Sequence[int], *, read: ReadImage = read_image
-) -> tuple[list[str], list[int]]:
-    """Return ids and targets of the pictures that can be read; warn of the others, with the reason of the first ones.
-
-    Errors: ValueError where none is left.
-    """
-    reasons = {name: reason for name in ids if (reason := _unread(root / name, read)) is not None}
-    if reasons:
-        names = ", ".join([*reasons][:5]) + (" ..." if len(reasons) > 5 else "")
-        first = next(iter(reasons.values()))
-        warnings.warn(
-            f"{len(reasons)} of {len(ids)} pictures cannot be read and are left out: {names} (the first: {first})",
-            stacklevel=4,
-        )
-    if len(reasons) == len(ids):
-        raise ValueError(f"none of the {len(ids)} pictures in {root} can be decoded")
-    left = [(name, target) for name, target in zip(ids, targets, strict=True) if name not in reasons]
-    return [name for name, _ in left], [target for _, target in left]
-
-
-def warn_of_ignored(folders: Sequence[Path], where: Path) -> None:
-    """Warn, once for all folders, of files and folders in them that are not read."""
-    if ignored := ignored_files(folders):
-        warnings.warn(f"not read in {where}: {ignored}", stacklevel=4)
-
-
 def finite_number(text: str | None, *, where: str) -> float:
     """Read a finite number. Errors: ValueError saying `where` and what it got."""
     try:
@@ -288,15 +255,6 @@ def finite_number(text: str | None, *, where: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{where}: expected a number, got {text!r}")
     return number
-
-
-def _unread(path: Path, read: ReadImage) -> str | None:
-    """Return why a picture cannot be read, or None where it can. A link that leads nowhere is one more reason."""
-    try:
-        read(path)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
 
 
 def _box_row(row: dict[str, str], *, path: Path, line: int) -> BoxRow:

@@ -1,6 +1,6 @@
 """Published layouts: ILSVRC with its XML boxes, and Oxford-IIIT Pet with its trimaps; and which layout lies where.
 
-    DIR          the folders of `readers`, or one of the layouts below, by what lies there
+    DIR          the folders of `folders`, or one of the layouts below, by what lies there
     ilsvrc:DIR   [Data/CLS-LOC/]<split>/<synset>/*.JPEG, and XML in Annotations, below a folder of the split or not
     pets:DIR     oxford-iiit-pet/images and /annotations; `train` and `val` stand for its trainval and test
 
@@ -13,20 +13,18 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import torch
-from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
 from salmask.data.folders import (
     BoxRow,
     ImageFolder,
-    ReadImage,
     class_folders,
     finite_number,
+    labelled_pictures,
     list_images,
     pin_classes,
-    warn_of_ignored,
-    without_broken,
 )
+from salmask.data.listed import ListedPictures, ReadImage
 from salmask.data.pictures import TRIMAP, read_image, read_pixels
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
 from salmask.types import Boxes
@@ -174,7 +172,7 @@ def _xml_file(folder: Path, name: str) -> Path | None:
     return next((path for path in tries if path.is_file()), None)
 
 
-class ILSVRC(Dataset[Sample]):
+class ILSVRC(ListedPictures):
     """Pictures in `root/split/<synset>/*`, boxes in `boxes/<synset>/<stem>.xml` or `boxes/<stem>.xml`.
 
     A picture without a file of boxes has none. Boxes are scaled from the size that the XML states to that
@@ -194,35 +192,28 @@ class ILSVRC(Dataset[Sample]):
         classes: Sequence[str] | None = None,
         read: ReadImage = read_image,
     ) -> None:
-        self.root, self.boxes, self.transform, self.read = Path(root), Path(boxes), transform, read
+        super().__init__(root, transform=transform, read=read)
+        self.boxes = Path(boxes)
         if not self.boxes.is_dir():
             raise FileNotFoundError(f"no folder of XML boxes {self.boxes}: expected <synset>/<picture>.xml in it")
-        labelled = self._flat(split) if self._is_flat(split) else self._in_folders(split)
+        labelled = self._flat(split) if self._is_flat(split) else labelled_pictures(self.root, split)
         if classes is None and self._is_flat(split) and (self.root / "train").is_dir():
             classes = [folder.name for folder in class_folders(self.root, "train")]
         self.classes = pin_classes(sorted(set(labelled.values())), classes, where=self.root / split)
-        number = {name: place for place, name in enumerate(self.classes)}
-        self.ids, self.targets = list(labelled), [number[synset] for synset in labelled.values()]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.ids, self.targets = list(labelled), [numbers[synset] for synset in labelled.values()]
         if skip_broken:
-            self.ids, self.targets = without_broken(self.root, self.ids, self.targets, read=read)
+            self.leave_out_broken()
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        image = self.read(self.root / self.ids[index])
+    def sample(self, index: int) -> Sample:
+        """Return a picture with its boxes."""
+        image = self.picture(index)
         boxes = self._boxes(index, width=image.shape[-1], height=image.shape[-2])
-        sample = Sample(id=self.ids[index], image=image, target=self.targets[index], boxes=boxes)
-        return sample if self.transform is None else self.transform(sample)
+        return Sample(id=self.ids[index], image=image, target=self.targets[index], boxes=boxes)
 
     def _is_flat(self, split: str) -> bool:
         folder = self.root / split
         return folder.is_dir() and not any(path.is_dir() for path in folder.iterdir())
-
-    def _in_folders(self, split: str) -> dict[str, str]:
-        folders = class_folders(self.root, split)
-        warn_of_ignored(folders, self.root / split)
-        return {f"{split}/{folder.name}/{name}": folder.name for folder in folders for name in list_images(folder)}
 
     def _flat(self, split: str) -> dict[str, str]:
         labelled = {}
@@ -247,7 +238,7 @@ class ILSVRC(Dataset[Sample]):
         return found.boxes * torch.tensor([sx, sy, sx, sy])
 
 
-class OxfordPets(Dataset[Sample]):
+class OxfordPets(ListedPictures):
     """Oxford-IIIT Pet: 37 breeds, `trainval` or `test`, with trimaps as pixel masks (the border is ignored).
 
     The box is the tight box of the object's pixels. `download` lets torchvision fetch it into `root`.
@@ -276,29 +267,21 @@ class OxfordPets(Dataset[Sample]):
                 f"no Oxford-IIIT Pet in {root}: expected {PETS}/images and {PETS}/annotations there, or download=True "
                 "(--download)"
             ) from error
-        self.root, self.transform, self.read = Path(root) / PETS, transform, read
+        super().__init__(Path(root) / PETS, transform=transform, read=read)
         self.classes = pin_classes(list(known.classes), classes, where=self.root)
         lines = (self.root / "annotations" / f"{split}.txt").read_text().split("\n")
         fields = [line.split() for line in lines if line.strip()]
         self.ids = [f"images/{field[0]}.jpg" for field in fields]
         self.targets = [self.classes.index(known.classes[int(field[1]) - 1]) for field in fields]
         if skip_broken:
-            self.ids, self.targets = without_broken(self.root, self.ids, self.targets, read=read)
+            self.leave_out_broken()
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
+        """Return a picture with its trimap and the box of that."""
         name = self.ids[index]
         pixels = read_pixels(self.root / "annotations" / "trimaps" / f"{Path(name).stem}.png", codes=(TRIMAP,))
-        sample = Sample(
-            id=name,
-            image=self.read(self.root / name),
-            target=self.targets[index],
-            boxes=boxes_of(pixels),
-            pixels=pixels,
-        )
-        return sample if self.transform is None else self.transform(sample)
+        target, boxes = self.targets[index], boxes_of(pixels)
+        return Sample(id=name, image=self.picture(index), target=target, boxes=boxes, pixels=pixels)
 
 
 _SIZE = ("width", "height")
