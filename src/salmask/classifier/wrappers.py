@@ -34,6 +34,7 @@ _COMPILER = "torch._dynamo.eval_frame"
 _ABSENT = object()
 
 
+@runtime_checkable
 class _Named(Protocol):
     @property
     def name(self) -> str: ...

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -43,6 +43,7 @@ class Scored:
     panels: Callable[[int], Panels] | None = None  # of one of the images; None where no pictures are at hand
 
 
+@runtime_checkable
 class CaseSource(Protocol):
     """Where cases come from."""
 

@@ -16,7 +16,7 @@ classifier's, so that the overall metric counts every image as classified right,
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -68,6 +68,7 @@ def fake_cam(height: int, width: int) -> Tensor:
     return ones
 
 
+@runtime_checkable
 class _Naive(Explainer, Protocol):
     """An explainer whose maps are no classifier's."""
 

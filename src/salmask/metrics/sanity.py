@@ -12,7 +12,7 @@ How a module is randomised is a *rule*: a callable that redraws the parameters w
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class SanityCheck:
     degenerate: dict[str, int] = field(default_factory=dict)
 
 
+@runtime_checkable
 class _Mapped(Protocol):
     """What an explanation is to a sanity check: raw maps, and the range that they live in."""
 
