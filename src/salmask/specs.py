@@ -19,6 +19,7 @@ from salmask.classifier import Classifier
 from salmask.data import Labelled, collate
 from salmask.data.streams import spread
 from salmask.explain import EXPLAINERS
+from salmask.explain.attention import RawAttention
 from salmask.explain.base import Explainer
 from salmask.explain.knobs import Knob, knobs_of, listing
 from salmask.explain.learned import Learned
@@ -28,8 +29,10 @@ from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remaske
 from salmask.metrics import METRICS, Metric
 from salmask.training.inpainter import load_inpainter
 from salmask.training.log import LOG
+from salmask.training.pooling import load_pooling
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.run import (
+    POOLING,
     RUN,
     Loaded,
     Sight,
@@ -115,7 +118,7 @@ def _run_in(text: str) -> str | None:
 
 def _is_run(name: str) -> bool:
     path = Path(name)
-    return (path / RUN).is_file() or (path.suffix == ".chk" and path.is_file())
+    return (path / RUN).is_file() or (path / POOLING).is_file() or (path.suffix == ".chk" and path.is_file())
 
 
 def named(spec: str) -> tuple[str | None, str]:
@@ -126,7 +129,14 @@ def named(spec: str) -> tuple[str | None, str]:
 
 def list_explainers() -> str:
     """Return all explainers with what can be set after the colon: values, and [default]."""
-    return listing({"RUN (also reads=SPEC)": Learned, **EXPLAINERS, "refined (also start=SPEC, last)": refined})
+    return listing(
+        {
+            "RUN (also reads=SPEC)": Learned,
+            "RUN of salmask pooling": RawAttention,
+            **EXPLAINERS,
+            "refined (also start=SPEC, last)": refined,
+        }
+    )
 
 
 def load_explainer(
@@ -139,6 +149,7 @@ def load_explainer(
     `occlusion:score=logit`. Those of a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker
     that is conditioned on its area, `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
     The NAME `imagenet` is the masker that comes with the package, for photographs and `timm:tf_efficientnet_lite0`.
+    The folder of a `salmask pooling` run is the raw attention of its stream, `RUN:stage=2`.
     `refined:start=SPEC` improves the maps of a run or of another explainer; `start` comes last, as what follows it
     may have settings of its own: `refined:iterations=50,start=rise:masks=500`.
     seed: of an explainer that draws, unless its settings name one. bank: gives the pictures for `infill=bank`, as
@@ -206,6 +217,11 @@ def load_explainers(
 
 
 def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:
+    if (Path(spec.name) / POOLING).is_file():
+        values = _read_settings(f"the raw attention of {spec.name}", spec.settings, knobs_of(RawAttention))
+        name = Path(spec.name).resolve().name
+        title = spec.title or name + spec.text[len(spec.name) :]
+        return title, RawAttention(**values), load_pooling(spec.name).pooled
     if not spec.run:
         run = load_shipped()
     else:

@@ -22,6 +22,7 @@ from salmask.cli.evaluate import EvaluateCommand
 from salmask.cli.explain import ExplainCommand
 from salmask.cli.inpainter import InpainterCommand
 from salmask.cli.layers import LayersCommand
+from salmask.cli.pooling import PoolingCommand
 from salmask.cli.report import ReportCommand
 from salmask.cli.sanity import SanityCommand
 from salmask.cli.score import ScoreCommand
@@ -36,6 +37,7 @@ COMMANDS: Mapping[str, type] = MappingProxyType(
         "classifier": ClassifierCommand,
         "train": TrainCommand,
         "inpainter": InpainterCommand,
+        "pooling": PoolingCommand,
         "explain": ExplainCommand,
         "evaluate": EvaluateCommand,
         "score": ScoreCommand,

@@ -6,20 +6,22 @@ SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smooth
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.inputs import checked
-from salmask.data import Labelled, SampleTransform, evaluation_batches, training_batches
+from salmask.data import Batch, Labelled, SampleTransform, evaluation_batches, training_batches
 from salmask.training.precision import chosen_precision
 from salmask.training.settings import Precision
 
-__all__ = ["FitSettings", "accuracy", "fit_classifier"]
+__all__ = ["FitSettings", "accuracy", "descend", "fit_classifier"]
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -74,24 +76,42 @@ def fit_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.lr, total_steps=planned, pct_start=0.25, cycle_momentum=False
     )
-    wrapped: Any = fabric.setup_optimizers(optimiser)  # Any: for Fabric, one or several
     stream = training_batches(
         dataset, batch_size=settings.batch_size, seed=settings.seed, augment=augment, workers=settings.workers
     )
-    loss = torch.zeros(())
-    for _, batch in zip(progress(range(steps)), islice(stream, steps), strict=True):
+
+    def loss_of(batch: Batch) -> Tensor:
         images = batch.images.to(fabric.device).contiguous(memory_format=torch.channels_last)
         with fabric.autocast(), checked(batch.images, classifier.channels_in):
             logits = classifier.logits(images)
-        loss = F.cross_entropy(logits, batch.targets.to(fabric.device), label_smoothing=settings.label_smoothing)
+        return F.cross_entropy(logits, batch.targets.to(fabric.device), label_smoothing=settings.label_smoothing)
+
+    descend(loss_of, islice(stream, steps), steps, optimiser, schedule, fabric=fabric, progress=progress)
+    network.eval()
+    return classifier
+
+
+def descend(
+    loss_of: Callable[[_Item], Tensor],
+    items: Iterable[_Item],
+    steps: int,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    *,
+    fabric: Fabric,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> None:
+    """Lower a loss by one step an item. Errors: ValueError for a loss that is not a number at the end."""
+    wrapped: Any = fabric.setup_optimizers(optimiser)  # Any: for Fabric, one or several
+    loss = torch.zeros(())
+    for _, item in zip(progress(range(steps)), items, strict=True):
+        loss = loss_of(item)
         wrapped.zero_grad()
         fabric.backward(loss)
         wrapped.step()
         schedule.step()
     if not bool(loss.isfinite()):
         raise ValueError("the loss is not a number: lower the learning rate (--lr), and look for broken pictures")
-    network.eval()
-    return classifier
 
 
 @torch.no_grad()

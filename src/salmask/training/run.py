@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-RUN = "run.json"
+RUN, POOLING = "run.json", "pooling.json"
 SHIPPED, SHIPPED_NETWORK = Path(__file__).parent / "shipped" / "imagenet", "timm:tf_efficientnet_lite0"
 
 
@@ -140,6 +140,10 @@ def load_classifier(
     """
     if (Path(spec) / RUN).is_file():
         return load_run(spec).loaded.seen(image_size=image_size, outputs=outputs, output=output, **seen)
+    if (Path(spec) / POOLING).is_file():
+        from salmask.training.pooling import load_pooling  # which loads a classifier itself
+
+        return load_pooling(spec).pooled.seen(image_size=image_size, outputs=outputs, output=output, **seen)
     kind, name, file = split_spec(spec)
     facts = read_metadata(Path(file)) if file else {}
     network_name = name if kind == "timm" else f"{kind}:{name}" if kind else name
