@@ -44,6 +44,12 @@ def test_the_first_steps_run(tmp_path, monkeypatch) -> None:
     assert list(names["scores"]) == ["masker", "Grad-CAM", "centre"]
 
 
+def test_the_example_of_attention_pooling_runs() -> None:
+    names = _run("docs/pooling.md", {})
+    assert names["raw"].masks.shape == (2, 1, 64, 64)
+    assert not torch.equal(names["through_average"].masks, names["through_attention"].masks)
+
+
 def test_the_study_of_the_page_is_a_study() -> None:
     from salmask.study import Scale
 

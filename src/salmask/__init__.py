@@ -22,6 +22,7 @@ _HOMES = {
     "salmask.masking": ("Bank", "Blur", "MeanColour", "Noise", "RandomColour", "Remasked", "keep", "remove"),
     "salmask.metrics": ("METRICS", "Metric"),
     "salmask.objective": ("Objective",),
+    "salmask.pooling": ("Pooled", "QueryStream"),
     "salmask.outcome": ("Outcome", "play"),
     "salmask.terms": (
         "area",
