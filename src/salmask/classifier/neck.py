@@ -92,7 +92,7 @@ def options_of(classifier: Classifier) -> JSON:
         "mean": classifier.mean.flatten().tolist(),
         "std": classifier.std.flatten().tolist(),
         "image_size": classifier.image_size,
-        "outputs": classifier.outputs.kind,
+        "outputs": classifier._said,
         "output": classifier.outputs.entry,
         "prefix": classifier._prefix,
         "grid": classifier._grid,
