@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_and_a_seed_is_a_training(pooled, classifier, p
     maps = Maps.of(pooled, pictures)
     before = loss(pooled, maps)
     fit_stream(pooled, maps, settings=QUICK)
-    assert loss(pooled, maps) < before - 0.1
+    assert loss(pooled, maps) < before - 0.02
     again = Pooled(classifier, QueryStream.for_classifier(classifier, generator=torch.Generator().manual_seed(0)))
     fit_stream(again, maps, settings=QUICK)
     assert all(torch.equal(a, b) for a, b in zip(pooled.stream.parameters(), again.stream.parameters(), strict=True))
