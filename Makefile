@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 
 .PHONY: demo test check bench clean
 
@@ -10,26 +11,31 @@ demo: $(READY)
 	rm -rf demo
 	$(BIN)/salmask demo --out demo
 
-test: $(READY)
+test: $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(READY)
+check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)
+bench: $(TOOLS)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 # torch comes first and pinned: an unpinned one may download another build with gigabytes beside it.
-$(READY): pyproject.toml constraints.txt requirements-peers.txt
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[captum,imagenet,serve]'
+	touch $(READY)
+
+# What tests, checks, documentation and benchmarks need beside the library.
+$(TOOLS): $(READY) requirements-peers.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,captum,imagenet]'
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-peers.txt
-	touch $(READY)
+	touch $(TOOLS)
 
 clean:
 	rm -rf $(VENV) demo runs

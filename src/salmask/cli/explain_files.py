@@ -19,14 +19,12 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from salmask.classifier import Classifier
-from salmask.data import Reader, Sample, collate, no_boxes
+from salmask.data import Reader
 from salmask.data.pictures import ignored_files, list_pictures
 from salmask.data.streams import Bar
+from salmask.evaluation.panels import Panels, class_names_of, panels_of, seen
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file, writable_folder
-from salmask.masking import MeanColour, keep, remove
-from salmask.outcome import play_at_rest
 from salmask.report.pictures import overlay, picture
 from salmask.training.run import Loaded
 from salmask.types import in_colour
@@ -71,7 +69,7 @@ def explain_files(
     overwritten. say: prints one line where the classifier sees less than the file.
     """
     shown = Shown() if shown is None else shown
-    names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
+    names = class_names_of(loaded)
     chosen = None if shown.target is None else torch.tensor([_class_index(shown.target, names)])
     if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
@@ -84,14 +82,13 @@ def explain_files(
     written, agnostic = [], False
     for stem, path in progress(list(files.items())):
         image = read(path)
-        sample = loaded.view.transform()(Sample(id=path.name, image=image, target=0, boxes=no_boxes(), pixels=None))
-        images = collate([sample]).images.to(loaded.classifier.device)
+        images = seen(loaded, path.name, image)
         explanation = explainer(loaded.classifier, images, chosen)
         scaled = _scale(explanation, shown.normalize)
-        figure = _figure(loaded, images, explanation, scaled, names, shown.top)
+        (panels,) = panels_of(loaded, images, scaled.masks, explanation, top=shown.top, names=names)
         lost = f", {cut[path]:.0%} of the file cut off" if _worth_saying(cut[path]) else ""
         title = f"{path.name}: {name}, {_explained(explanation, names)}{lost}{_layers_read(explanation)}"
-        _write(out, stem, picture(*figure, title=title))
+        _write(out, stem, _figure(panels, title))
         _write_whole(out, stem, image, explanation, scaled, loaded)
         replace_file(out / f"{stem}.npy", partial(_save_array, explanation.masks[0, 0]))
         written.append(out / f"{stem}.png")
@@ -205,26 +202,8 @@ def _told_of_fit(cut: Mapping[Path, float], fit: str) -> str:
     )
 
 
-def _figure(
-    loaded: Loaded,
-    images: Tensor,
-    explanation: Explanation,
-    shown: Explanation,
-    names: Sequence[str],
-    top: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Mapping[str, list[tuple[str, float]]]]:
-    classifier: Classifier = loaded.classifier
-    infill, masks = MeanColour.of(classifier), shown.masks.float()
-    outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
-    sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
-    shares = {side: classifier.probabilities(logits)[0] for side, logits in sides.items()}
-    kept, removed = keep(images, masks, infill), remove(images, masks, infill)
-    best = shares["whole"].topk(min(top, len(names))).indices.tolist()
-    if (explained := int(explanation.targets[0])) not in best:
-        best.append(explained)
-    probabilities = {side: [(names[k], float(p[k])) for k in best] for side, p in shares.items()}
-    whole, kept, removed = (in_colour(pictures, loaded.view.colours)[0].cpu() for pictures in (images, kept, removed))
-    return whole, masks[0].cpu(), kept, removed, probabilities
+def _figure(panels: Panels, title: str) -> Image.Image:
+    return picture(panels.whole, panels.mask, panels.kept, panels.removed, panels.probabilities, title=title)
 
 
 def _write(out: Path, stem: str, image: Image.Image) -> None:

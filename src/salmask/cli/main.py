@@ -26,6 +26,7 @@ from salmask.cli.pooling import PoolingCommand
 from salmask.cli.report import ReportCommand
 from salmask.cli.sanity import SanityCommand
 from salmask.cli.score import ScoreCommand
+from salmask.cli.serve import ServeCommand
 from salmask.cli.study import StudyCommand
 from salmask.cli.train import TrainCommand
 
@@ -44,6 +45,7 @@ COMMANDS: Mapping[str, type] = MappingProxyType(
         "study": StudyCommand,
         "sanity": SanityCommand,
         "report": ReportCommand,
+        "serve": ServeCommand,
         "layers": LayersCommand,
         "convert": ConvertCommand,
     }

@@ -4,24 +4,21 @@ A row is a photograph: what the classifier sees, the mask, the kept and the remo
 the class that the classifier decides for.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from salmask.data import Sample, collate, no_boxes
+from salmask.data.photographs import photographs
+from salmask.evaluation.panels import class_names_of, panels_of, seen
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
 from salmask.files import replace_file
-from salmask.masking import MeanColour, keep, remove
-from salmask.outcome import play_at_rest
 from salmask.report.pictures import overlay, to_uint8
 from salmask.training.run import Loaded, load_shipped
+from salmask.types import Images
 
 __all__ = ["write_photographs"]
 
@@ -37,13 +34,8 @@ def write_photographs(path: Path) -> int:
     """
     run = load_shipped()
     loaded = run.loaded
-    photographs = dict(_photographs())
-    transform = loaded.view.transform()
-    samples = [
-        transform(Sample(id=name, image=image, target=0, boxes=no_boxes(), pixels=None))
-        for name, image in photographs.items()
-    ]
-    rows = list(_rows(Learned(run.masker), loaded, collate(samples).images))
+    explainer = Learned(run.masker)
+    rows = [_row(explainer, loaded, seen(loaded, name, image)) for name, image in photographs()]
     figure = Figure(figsize=(_INCHES * len(_COLUMNS), (_INCHES + 0.35) * len(rows)), dpi=100, layout="constrained")
     axes = figure.subplots(len(rows), len(_COLUMNS), squeeze=False)
     for row, (captions, panels) in enumerate(rows):
@@ -57,38 +49,20 @@ def write_photographs(path: Path) -> int:
     return len(rows)
 
 
-def _photographs() -> Iterator[tuple[str, Tensor]]:
-    from skimage import data
-
-    for name in ("chelsea", "coffee", "rocket", "astronaut"):
-        yield name, _as_image(getattr(data, name)())
-    try:
-        from sklearn.datasets import load_sample_images
-    except ImportError:  # two photographs more where the package is there anyway
-        return
-    sample = load_sample_images()
-    for file, picture in zip(sample.filenames, sample.images, strict=True):
-        yield Path(file).stem, _as_image(picture)
-
-
-def _as_image(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)
-
-
-def _rows(explainer: Learned, loaded: Loaded, images: Tensor) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-    """Yield captions and panels of each photograph."""
-    classifier, classes = loaded.classifier, loaded.classes
-    assert classes is not None  # ImageNet's, which the shipped run names
-    explanation = explainer(classifier, images)
-    cams = EXPLAINERS["gradcam"]()(classifier, images, explanation.targets).bounded().masks
-    masks, infill = explanation.bounded().masks, MeanColour.of(classifier)
-    outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
-    kept, removed = keep(images, masks, infill), remove(images, masks, infill)
-    sides = (outcome.clean, outcome.kept_logits, outcome.removed_logits)
-    shares = [classifier.probabilities(logits) for logits in sides]
-    for i, target in enumerate(explanation.targets.tolist()):
-        name = classes[target].split(",")[0]
-        whole, of_kept, of_removed = (f"{name} {float(share[i, target]):.2f}" for share in shares)
-        captions = [whole, f"mean {masks[i].mean():.2f}", of_kept, of_removed, f"mean {cams[i].mean():.2f}"]
-        colours = [to_uint8(picture[i]) for picture in (images, kept, removed)]
-        yield captions, [colours[0], overlay(images[i], masks[i]), *colours[1:], overlay(images[i], cams[i])]
+def _row(explainer: Learned, loaded: Loaded, images: Images) -> tuple[list[str], list[np.ndarray]]:
+    """Return captions and panels of one photograph."""
+    names = class_names_of(loaded)
+    explanation = explainer(loaded.classifier, images)
+    cams = EXPLAINERS["gradcam"]()(loaded.classifier, images, explanation.targets).bounded().masks
+    (panels,) = panels_of(loaded, images, explanation.bounded().masks, explanation, top=1, names=names)
+    whole, kept, removed = (
+        f"{listed[0][0].split(',')[0]} {listed[0][1]:.2f}" for listed in panels.probabilities.values()
+    )
+    captions = [whole, f"mean {panels.mask.mean():.2f}", kept, removed, f"mean {cams.mean():.2f}"]
+    colours = [to_uint8(one) for one in (panels.whole, panels.kept, panels.removed)]
+    return captions, [
+        colours[0],
+        overlay(panels.whole, panels.mask),
+        *colours[1:],
+        overlay(panels.whole, cams[0]),
+    ]

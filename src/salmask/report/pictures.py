@@ -45,11 +45,16 @@ def to_uint8(image: ArrayLike) -> UInt8[ndarray, "height width 3"]:
 
 
 def overlay(
-    image: ArrayLike, mask: ArrayLike, *, threshold: float | None = None, side: int | None = None
+    image: ArrayLike,
+    mask: ArrayLike,
+    *,
+    threshold: float | None = None,
+    side: int | None = None,
+    opacity: tuple[float, float] = (0.25, 0.8),
 ) -> UInt8[ndarray, "rows columns 3"]:
     """Return the mask in colours over the image, and the outline of {mask > threshold}.
 
-    The picture is shown in grey and darkened; colour and opacity grow with the mask, opacity .25 to .8, so that
+    The picture is shown in grey and darkened; colour and opacity grow with the mask, opacity (at 0, at 1), so that
     both the low and the high part stay readable. mask: (1, H, W) or (H, W) in [0, 1]. threshold: None takes the
     mask's mean, the rule of the localization box; a constant mask has no outline. side: enlarge to this many
     pixels before the outline is drawn.
@@ -65,8 +70,9 @@ def overlay(
         picture, values = _enlarge(picture, side), np.clip(_enlarge(values, side), 0, 1)
     grey = picture.astype(np.float32).mean(2, keepdims=True)
     colours = 255 * _COLOURS(values)[..., :3].astype(np.float32)
-    opacity = (0.25 + 0.55 * values)[..., None]
-    blend = np.rint((1 - opacity) * grey + opacity * colours).clip(0, 255).astype(np.uint8)
+    low, high = opacity
+    share = (low + (high - low) * values)[..., None]
+    blend = np.rint((1 - share) * grey + share * colours).clip(0, 255).astype(np.uint8)
     return _outline(blend, values, float(values.mean()) if threshold is None else threshold)
 
 
