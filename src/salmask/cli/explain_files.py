@@ -22,7 +22,7 @@ from torch import Tensor
 from salmask.data import Reader
 from salmask.data.pictures import ignored_files, list_pictures
 from salmask.data.streams import Bar
-from salmask.evaluation.panels import Panels, class_names_of, panels_of, seen
+from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import replace_file, writable_folder
 from salmask.report.pictures import overlay, picture
@@ -85,7 +85,7 @@ def explain_files(
         images = seen(loaded, path.name, image)
         explanation = explainer(loaded.classifier, images, chosen)
         scaled = _scale(explanation, shown.normalize)
-        (panels,) = panels_of(loaded, images, scaled.masks, explanation, top=shown.top, names=names)
+        (panels,) = played_panels(loaded, images, scaled.masks, explanation, top=shown.top, names=names)
         lost = f", {cut[path]:.0%} of the file cut off" if _worth_saying(cut[path]) else ""
         title = f"{path.name}: {name}, {_explained(explanation, names)}{lost}{_layers_read(explanation)}"
         _write(out, stem, _figure(panels, title))

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from salmask.data.photographs import photographs
-from salmask.evaluation.panels import class_names_of, panels_of, seen
+from salmask.evaluation.panels import class_names_of, played_panels, seen
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
 from salmask.files import replace_file
@@ -54,7 +54,7 @@ def _row(explainer: Learned, loaded: Loaded, images: Images) -> tuple[list[str],
     names = class_names_of(loaded)
     explanation = explainer(loaded.classifier, images)
     cams = EXPLAINERS["gradcam"]()(loaded.classifier, images, explanation.targets).bounded().masks
-    (panels,) = panels_of(loaded, images, explanation.bounded().masks, explanation, top=1, names=names)
+    (panels,) = played_panels(loaded, images, explanation.bounded().masks, explanation, top=1, names=names)
     whole, kept, removed = (
         f"{listed[0][0].split(',')[0]} {listed[0][1]:.2f}" for listed in panels.probabilities.values()
     )

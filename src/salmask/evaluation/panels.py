@@ -16,7 +16,7 @@ from salmask.outcome import play_at_rest
 from salmask.training.run import Loaded
 from salmask.types import Images, Masks, in_colour
 
-__all__ = ["Panels", "class_names_of", "panels_of", "seen"]
+__all__ = ["Panels", "class_names_of", "played_panels", "seen"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def seen(loaded: Loaded, name: str, image: Tensor) -> Images:
     return collate([sample]).images.to(loaded.classifier.device)
 
 
-def panels_of(
+def played_panels(
     loaded: Loaded, images: Images, masks: Masks, explanation: Explanation, *, top: int, names: Sequence[str]
 ) -> list[Panels]:
     """Play masks in [0, 1] and return what each picture shows; the explanation says the classes explained.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from salmask.report.pictures import to_uint8
 from salmask.serve.drawn import overlay_of
-from salmask.serve.looks import Looks, Session
+from salmask.serve.looks import Looks, Visit
 
 __all__ = ["write_bundle"]
 
@@ -25,7 +25,7 @@ facts.json      class explained, probabilities, threshold, range of the map
 
 
 def write_bundle(
-    path: Path, looks: Looks, session: Session, titles: Sequence[str], *, opacity: float, threshold: float
+    path: Path, looks: Looks, session: Visit, titles: Sequence[str], *, opacity: float, threshold: float
 ) -> None:
     """Write the archive: a folder for each explainer that gave a map."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -39,7 +39,7 @@ def write_bundle(
                 archive.writestr(f"{folder}/{name}", data)
 
 
-def _files(looks: Looks, session: Session, title: str, *, opacity: float, threshold: float) -> dict[str, bytes]:
+def _files(looks: Looks, session: Visit, title: str, *, opacity: float, threshold: float) -> dict[str, bytes]:
     explanation = session.maps[title].explanation
     assert explanation is not None
     panels = looks.panels(session, title, threshold)
@@ -69,7 +69,7 @@ def _files(looks: Looks, session: Session, title: str, *, opacity: float, thresh
     }
 
 
-def _on_file(looks: Looks, session: Session, title: str) -> Image.Image:
+def _on_file(looks: Looks, session: Visit, title: str) -> Image.Image:
     values = looks.on_file(session, title)
     looked = values.isfinite()
     grey = (255 * values.nan_to_num(0)).round().to(torch.uint8)

@@ -17,7 +17,7 @@ from PIL import Image
 from salmask.data.sight import Part
 from salmask.evaluation.panels import Panels
 from salmask.report.pictures import overlay, to_uint8
-from salmask.serve.looks import Looks, Mapped, Session
+from salmask.serve.looks import Looks, Mapped, Visit
 
 __all__ = ["STYLE", "draw", "draw_trouble", "overlay_of"]
 
@@ -51,7 +51,7 @@ STYLE = """
 _SIDE = 320  # pixels of a panel
 
 
-def draw(looks: Looks, session: Session, titles: Sequence[str], *, opacity: float, threshold: float) -> str:
+def draw(looks: Looks, session: Visit, titles: Sequence[str], *, opacity: float, threshold: float) -> str:
     """Return the whole answer: what the network sees and decides, then every explainer that has finished.
 
     opacity: of the map where it is 1. threshold: above 0, what is kept is {map > threshold}.
@@ -72,7 +72,7 @@ def overlay_of(panels: Panels, mapped: ndarray, *, opacity: float, threshold: fl
     return overlay(panels.whole, mapped, threshold=outline, side=_SIDE, opacity=(0.3125 * opacity, opacity))
 
 
-def _decision(looks: Looks, session: Session, done: Sequence[Mapped]) -> str:
+def _decision(looks: Looks, session: Visit, done: Sequence[Mapped]) -> str:
     look = session.look
     height, width = look.size
     part, cut = looks.base.view.part(height, width), looks.base.view.cut(height, width)
@@ -91,7 +91,7 @@ def _decision(looks: Looks, session: Session, done: Sequence[Mapped]) -> str:
     )
 
 
-def _line(looks: Looks, session: Session, mapped: Mapped, *, opacity: float, threshold: float) -> str:
+def _line(looks: Looks, session: Visit, mapped: Mapped, *, opacity: float, threshold: float) -> str:
     title = escape(mapped.title)
     if mapped.explanation is None:
         return f'<h3>{title}</h3><p class="trouble" role="alert">no map: {escape(mapped.failure)}</p>'

@@ -1,6 +1,6 @@
 """What one visitor looks at: a picture, the class that is explained, and the map of each explainer.
 
-Everything that belongs to a visitor is a value, `Session`, that goes into a call and comes out of it; `Looks` holds
+Everything that belongs to a visitor is a value, `Visit`, that goes into a call and comes out of it; `Looks` holds
 what all share, and nothing of what any of them has shown. So visitors cannot mix. Calls on one network wait for each
 other (convention 10).
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.data import Sight, TooLargeError
-from salmask.evaluation.panels import Panels, class_names_of, panels_of, seen
+from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
 from salmask.explain.base import Explainer, Explanation
 from salmask.training.run import Loaded
 from salmask.types import Images, in_colour
 
-__all__ = ["MAX_PIXELS", "Example", "Look", "Looks", "Mapped", "Session"]
+__all__ = ["MAX_PIXELS", "Example", "Look", "Looks", "Mapped", "Visit"]
 
 MAX_PIXELS = 50_000_000
 """Pixels of a picture above which the page refuses it before it is decoded."""
@@ -62,7 +62,7 @@ class Mapped:
 
 
 @dataclass(frozen=True)
-class Session:
+class Visit:
     """A visitor's picture, the class asked for (None: the decision), and the maps so far, by explainer."""
 
     look: Look
@@ -96,7 +96,7 @@ class Looks:
             if own.reader() != base.reader():
                 raise ValueError(f"{title} reads files in another way than the others: serve it on a page of its own")
 
-    def open_file(self, path: Path, *, name: str | None = None) -> Session:
+    def open_file(self, path: Path, *, name: str | None = None) -> Visit:
         """Read a file that a visitor gave. Errors: ValueError that names the file as the visitor knows it."""
         name = path.name if name is None else name
         try:
@@ -110,16 +110,16 @@ class Looks:
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(str(path), name)) from error
 
-    def open_image(self, example: Example) -> Session:
+    def open_image(self, example: Example) -> Visit:
         """Return a session of a picture, of which no more is kept than what is seen and shown."""
         height, width = example.image.shape[-2:]
         kept: dict[Sight, Images] = {}
         images = {}
         for title, (_, own) in self.explainers.items():
             images[title] = kept.setdefault(own.view, seen(own, example.name, example.image))
-        return Session(Look(example.name, _small(example.image, self.base), (height, width), images))
+        return Visit(Look(example.name, _small(example.image, self.base), (height, width), images))
 
-    def explained(self, session: Session, titles: Sequence[str], target: int | None) -> Iterator[Session]:
+    def explained(self, session: Visit, titles: Sequence[str], target: int | None) -> Iterator[Visit]:
         """Yield the session with one more map each time, until all that are asked for are there.
 
         target: the class explained; None: the decision. Maps of an earlier class are dropped first.
@@ -132,7 +132,7 @@ class Looks:
                 session = replace(session, maps={**session.maps, title: self._map(session, title)})
                 yield session
 
-    def _map(self, session: Session, title: str) -> Mapped:
+    def _map(self, session: Visit, title: str) -> Mapped:
         explainer, own = self.explainers[title]
         targets = None if session.target is None else torch.tensor([session.target])
         start = time.perf_counter()
@@ -142,7 +142,7 @@ class Looks:
             return Mapped(title, None, failure=" ".join(str(error).split())[:300])
         return Mapped(title, _detached(explanation), time.perf_counter() - start)
 
-    def panels(self, session: Session, title: str, threshold: float = 0.0) -> Panels:
+    def panels(self, session: Visit, title: str, threshold: float = 0.0) -> Panels:
         """Return the pictures of one explainer: under its mask, or under {mask > threshold} where that is above 0.
 
         A map outside [0, 1] is brought there by its least and largest value first.
@@ -154,9 +154,9 @@ class Looks:
         if threshold > 0:
             masks = (masks > threshold).to(masks.dtype)
         own, images = self.explainers[title][1], session.look.images[title]
-        return panels_of(own, images, masks, explanation, top=_LISTED, names=self.names)[0]
+        return played_panels(own, images, masks, explanation, top=_LISTED, names=self.names)[0]
 
-    def on_file(self, session: Session, title: str, *, longest: int | None = None) -> Tensor:
+    def on_file(self, session: Visit, title: str, *, longest: int | None = None) -> Tensor:
         """Return a map in [0, 1] at the size of the file, (height, width); not a number where nobody looked."""
         explanation = session.maps[title].explanation
         assert explanation is not None

@@ -1,7 +1,7 @@
 """The page itself, built with Gradio: what a visitor sees and can move, and which call follows.
 
-picture, class, explainers  ->  Looks.explained  ->  Session       a visitor's own, kept by Gradio for an hour
-Session, opacity, threshold ->  drawn.draw       ->  HTML
+picture, class, explainers  ->  Looks.explained  ->  Visit       a visitor's own, kept by Gradio for an hour
+Visit, opacity, threshold ->  drawn.draw       ->  HTML
 """
 
 import os
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from salmask.report.pictures import to_uint8
 from salmask.serve.bundle import write_bundle
 from salmask.serve.drawn import STYLE, draw, draw_trouble
-from salmask.serve.looks import Example, Looks, Session
+from salmask.serve.looks import Example, Looks, Visit
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -61,12 +61,12 @@ class _Answers:
     def explain(
         self,
         source: Source | None,
-        before: tuple[Source, Session] | None,
+        before: tuple[Source, Visit] | None,
         titles: list[str],
         wanted: str,
         opacity: float,
         threshold: float,
-    ) -> Iterator[tuple[tuple[Source, Session] | None, str]]:
+    ) -> Iterator[tuple[tuple[Source, Visit] | None, str]]:
         """Open the picture if it is another than before, and yield after each explainer."""
         if source is None:
             yield None, _WELCOME
@@ -78,17 +78,16 @@ class _Answers:
             return
         target = None if wanted == _DECISION else self.looks.names.index(wanted)
         for step in self.looks.explained(session, titles, target):
-            state = (source, step)
-            yield state, self.show(state, titles, opacity, threshold)
+            yield (source, step), draw(self.looks, step, titles, opacity=opacity, threshold=threshold)
 
     def show(
-        self, state: tuple[Source, Session] | None, titles: list[str], opacity: float, threshold: float
+        self, state: tuple[Source, Visit] | None, titles: list[str], opacity: float, threshold: float
     ) -> str | None:
         """Draw what is there; None leaves the page as it is."""
         return None if state is None else draw(self.looks, state[1], titles, opacity=opacity, threshold=threshold)
 
     def bundle(
-        self, state: tuple[Source, Session] | None, titles: list[str], opacity: float, threshold: float
+        self, state: tuple[Source, Visit] | None, titles: list[str], opacity: float, threshold: float
     ) -> str | None:
         """Write the archive that is taken away, and return where it lies."""
         if state is None:
@@ -98,7 +97,7 @@ class _Answers:
         write_bundle(path, self.looks, state[1], titles, opacity=opacity, threshold=threshold)
         return str(path)
 
-    def _opened(self, source: Source) -> Session:
+    def _opened(self, source: Source) -> Visit:
         kind, which = source
         if kind == "example":
             return self.looks.open_image(self.examples[int(which)])
@@ -177,7 +176,14 @@ def _sources(gradio: ModuleType, examples: Sequence[Example], limits: Limits, so
     ).select(chosen, None, source, api_visibility="private")
 
 
-def _wishes(gradio: ModuleType, looks: Looks) -> tuple[object, ...]:
+class _Control(Protocol):
+    """A component of Gradio, as far as it is used here: what happens when it changes, and when a visitor moves it."""
+
+    change: object
+    input: object
+
+
+def _wishes(gradio: ModuleType, looks: Looks) -> tuple[_Control, ...]:
     """Put what a visitor can choose and move on the page."""
     titles = list(looks.explainers)
     chosen = gradio.CheckboxGroup(titles, value=titles[:2], label="Explainers, side by side", elem_id="explainers")
