@@ -77,8 +77,8 @@ class DataOptions(PictureOptions):
     """Which pictures, with boxes and pixel masks where there are some."""
 
     data: str
-    """Folder with train/<class>/*, val/<class>/* and, for localization, box tables; or an ILSVRC tree, or pets:DIR
-    (docs/data.md)."""
+    """Folder with train/<class>/*, val/<class>/* and, for localization, box tables; or an ILSVRC tree, or pets:DIR,
+    wds:PATTERN (shards), hf-dataset:PATH (docs/data.md)."""
     class_names: Path | None = None
     """File that lists the classifier's classes, one a line in the order of its outputs, where it does not name them
     itself: folders go by these names. Else classes.txt beside the folders."""

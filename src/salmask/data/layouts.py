@@ -3,11 +3,12 @@
     DIR          the folders of `folders`, or one of the layouts below, by what lies there
     ilsvrc:DIR   [Data/CLS-LOC/]<split>/<synset>/*.JPEG, and XML in Annotations, below a folder of the split or not
     pets:DIR     oxford-iiit-pet/images and /annotations; `train` and `val` stand for its trainval and test
+    wds:PATTERN, hf-dataset:PATH     pictures in few large files (`shards`, `tables`)
 
 `open_data` reads any of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -27,11 +28,25 @@ from salmask.data.folders import (
 from salmask.data.listed import ListedPictures, ReadImage
 from salmask.data.pictures import TRIMAP, read_image, read_pixels
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
+from salmask.data.shards import Shards, shard_files
+from salmask.data.tables import Table, open_table
 from salmask.types import Boxes
 
-__all__ = ["ILSVRC", "OxfordPets", "XMLBoxes", "absolute", "has_split", "ilsvrc_boxes", "open_data", "xml_rows"]
+__all__ = [
+    "ILSVRC",
+    "LARGE",
+    "OxfordPets",
+    "XMLBoxes",
+    "absolute",
+    "has_split",
+    "ilsvrc_boxes",
+    "open_data",
+    "xml_rows",
+]
 
 PETS = "oxford-iiit-pet"
+LARGE: Mapping[str, type[Shards] | type[Table]] = {"wds": Shards, "hf-dataset": Table}
+"""Readers of data that lies in few large files, by the prefix of a spec."""
 PETS_SPLITS = {"train": "trainval", "val": "test"}
 
 
@@ -45,7 +60,7 @@ def open_data(
     download: bool = False,
     read: ReadImage = read_image,
 ) -> Labelled:
-    """Return a split of the data that `spec` names: DIR, ilsvrc:DIR or pets:DIR.
+    """Return a split of the data that `spec` names: DIR, ilsvrc:DIR, pets:DIR, wds:PATTERN or hf-dataset:PATH.
 
     A plain DIR is Oxford-IIIT Pet if oxford-iiit-pet lies in it, ILSVRC if Annotations does and no box table,
     else `ImageFolder`; folder:DIR is that in any case.
@@ -60,6 +75,8 @@ def open_data(
         )
     if download:
         raise ValueError(f"only pets:DIR can be downloaded, got {spec}: leave --download out")
+    if layout in LARGE:
+        return LARGE[layout](str(root), split, transform=transform, skip_broken=skip_broken, classes=classes, read=read)
     if layout == "ilsvrc":
         return ILSVRC(
             _pictures(root),
@@ -76,19 +93,29 @@ def open_data(
 def has_split(spec: str, split: str) -> bool:
     """Return whether the data that `spec` names has a split."""
     layout, root = layout_of(spec)
+    if layout in LARGE:
+        return _has_large(layout, str(root), split)
     return layout == "pets" or (_pictures(root) / split).is_dir()
 
 
 def absolute(spec: str) -> str:
     """Return a spec that means the same in every working folder."""
     layout, root = layout_of(spec)
-    return f"{layout}:{root.resolve()}"
+    return spec if layout == "hf-dataset" and not root.exists() else f"{layout}:{root.resolve()}"
+
+
+def _has_large(layout: str, path: str, split: str) -> bool:
+    try:
+        (shard_files if layout == "wds" else open_table)(path, split)
+    except ValueError:
+        return False
+    return True
 
 
 def layout_of(spec: str) -> tuple[str, Path]:
-    """Return the layout of the data that a spec names, folder, ilsvrc or pets, and its folder."""
+    """Return the layout of the data that a spec names, folder, ilsvrc, pets or one of `LARGE`, and its folder."""
     layout, colon, path = spec.partition(":")
-    if colon and layout in ("folder", "ilsvrc", "pets"):
+    if colon and layout in ("folder", "ilsvrc", "pets", *LARGE):
         return layout, Path(path)
     root = Path(spec)
     if (root / PETS).is_dir():

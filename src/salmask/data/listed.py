@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from salmask.data.pictures import ignored_files
+from salmask.data.rasters import PictureFile
 from salmask.data.sample import Sample, SampleTransform
 
 __all__ = ["ListedPictures", "ReadImage", "warn_of_ignored"]
 
-ReadImage = Callable[[Path], Tensor]
+ReadImage = Callable[[PictureFile], Tensor]
 """How a file becomes a picture, uint8 (C, H, W): a `Reader`."""
 
 

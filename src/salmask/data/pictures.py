@@ -8,6 +8,7 @@ caller (`depth`, `window` and `level`, `bands`); where neither says, the guess i
 """
 
 import importlib.util
+import tempfile
 import threading
 import warnings
 from collections import Counter
@@ -24,6 +25,8 @@ from PIL import Image, features
 from torch import Tensor
 
 from salmask.data.rasters import (
+    Held,
+    PictureFile,
     Raster,
     UnclearError,
     dicom_size,
@@ -72,7 +75,7 @@ class TooLargeError(ValueError):
 
 @dataclass(frozen=True)
 class Reader:
-    """Read a picture file: path -> uint8 (channels, height, width), upright.
+    """Read a picture file: path, or bytes at hand -> uint8 (channels, height, width), upright.
 
     channels: how many the classifier reads. Grey becomes three equal ones, three become grey. bands: which of a file's
     bands, counted from 0, in the classifier's order; needed where a file has other bands than red, green and blue, or
@@ -109,10 +112,25 @@ class Reader:
                 f"expected {self.channels} bands, one a channel of the classifier, counted from 0; got {self.bands}"
             )
 
-    def __call__(self, path: Path) -> UInt8[Tensor, "channels height width"]:
+    def __call__(self, path: PictureFile) -> UInt8[Tensor, "channels height width"]:
         """Return the picture."""
+        if isinstance(path, Held):
+            return self._read(path) if path.common else self._through_file(path)
         path = Path(path)
         regular_file(path, "a picture file")
+        return self._read(path)
+
+    def _through_file(self, held: Held) -> Tensor:
+        """Return a picture of a kind that is read by path."""
+        with tempfile.NamedTemporaryFile(suffix=held.suffix) as file:
+            file.write(held.content)
+            file.flush()
+            try:
+                return self._read(Path(file.name))
+            except ValueError as error:
+                raise type(error)(str(error).replace(file.name, held.name)) from error
+
+    def _read(self, path: PictureFile) -> Tensor:
         try:
             self._check_size(path)
             array = self._to_bytes(self._channels(self._decode(path)))
@@ -127,7 +145,7 @@ class Reader:
             ) from error
         return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 
-    def _check_size(self, path: Path) -> None:
+    def _check_size(self, path: PictureFile) -> None:
         width, height = stored_size(path)
         if width * height > self.max_pixels:
             raise TooLargeError(
@@ -135,7 +153,9 @@ class Reader:
                 "(max_pixels, --max-pixels) if it is what it should be, or make it smaller"
             )
 
-    def _decode(self, path: Path) -> Raster:
+    def _decode(self, path: PictureFile) -> Raster:
+        if isinstance(path, Held):
+            return _read_pillow(path)
         if is_dicom(path):
             return read_dicom(path)
         if is_tiff(path) and (raster := read_tiff(path, pages=self.channels)) is not None:
@@ -214,7 +234,7 @@ class Reader:
 _OUTSIDE = 4  # warnings point to whoever called the reader
 
 
-def read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
+def read_image(path: PictureFile) -> UInt8[Tensor, "3 height width"]:
     """Read a picture of any kind as 8-bit RGB, as `Reader()` does."""
     return Reader()(path)
 
@@ -248,11 +268,11 @@ def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP))
     return torch.from_numpy(table[array])
 
 
-def stored_size(path: Path) -> tuple[int, int]:
+def stored_size(path: PictureFile) -> tuple[int, int]:
     """Return (width, height) as stored, from the header alone."""
-    if is_dicom(path):
+    if isinstance(path, Path) and is_dicom(path):
         return dicom_size(path)
-    if is_tiff(path):
+    if isinstance(path, Path) and is_tiff(path):
         return tiff_size(path)
     with opened(path) as picture:
         return picture.size
@@ -326,21 +346,21 @@ _LIMIT = threading.Lock()
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: PictureFile) -> Iterator[Image.Image]:
     """Open a picture with Pillow, whose own limit on pixels is ours here: headers tell the size first."""
     if path.suffix.lower() in (".heic", ".heif"):
-        _register_heif(path)
+        _register_heif()
     with _LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(path)
+            picture = Image.open(path.open() if isinstance(path, Held) else path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with picture:
         yield picture
 
 
-def _register_heif(path: Path) -> None:
+def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError as error:
@@ -348,7 +368,7 @@ def _register_heif(path: Path) -> None:
     register_heif_opener()
 
 
-def _read_pillow(path: Path) -> Raster:
+def _read_pillow(path: PictureFile) -> Raster:
     with opened(path) as picture:
         turn = _orientation(picture, path)
         picture.load()
@@ -374,7 +394,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _orientation(picture: Image.Image, path: Path) -> int:
+def _orientation(picture: Image.Image, path: PictureFile) -> int:
     """Return the EXIF orientation, 1 to 8; a file whose EXIF cannot be read is shown as it is stored."""
     try:
         turn = int(picture.getexif().get(ORIENTATION, 1))

@@ -1,19 +1,23 @@
 """Files whose values are more than 8-bit colours: TIFF with any bands and depth, 16-bit PNG, DICOM.
 
-Each reader returns a `Raster`: the values as they are stored, with what the file says of their meaning.
+Each reader returns a `Raster`: the values as they are stored, with what the file says of their meaning. A picture that
+lies in an archive is `Held`: its bytes, in place of a path.
 """
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
 import tifffile
 
 __all__ = [
+    "Held",
+    "PictureFile",
     "Raster",
     "UnclearError",
     "dicom_size",
@@ -32,6 +36,36 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
 
 class UnclearError(ValueError):
     """A whole file that cannot be read without a choice or a package; the message says which."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The bytes of a picture file that lies in an archive or a table. name: says where, in errors."""
+
+    name: str
+    content: bytes
+
+    @property
+    def suffix(self) -> str:
+        """Return the ending of its name, as of a path."""
+        return Path(self.name).suffix
+
+    @property
+    def common(self) -> bool:
+        """Return whether Pillow alone decodes it, so that it need not become a file first."""
+        png16 = self.content[:4] == b"\x89PNG" and self.content[24:25] == b"\x10"
+        return self.content.startswith(_COMMON) and not png16
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Return its bytes as a file."""
+        return io.BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_COMMON = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"RIFF")
+PictureFile: TypeAlias = Path | Held
 
 
 @dataclass(frozen=True)

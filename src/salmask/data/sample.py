@@ -72,8 +72,16 @@ class Labelled(Protocol):
     """What every data set here is: samples, and their classes, targets and ids without decoding a picture."""
 
     classes: list[str]
-    targets: list[int]
-    ids: list[str]
+
+    @property
+    def targets(self) -> list[int]:
+        """The class of every sample."""
+        ...
+
+    @property
+    def ids(self) -> list[str]:
+        """The name of every sample."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of samples."""

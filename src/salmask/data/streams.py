@@ -8,19 +8,22 @@ batch k, or runs with other workers, reads the bits that the uninterrupted run w
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from salmask.data.numbered import Numbered
 from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_boxes, pack_samples, unpack_samples
 from salmask.draws import drawing
 
 __all__ = [
     "Cached",
     "DataStream",
+    "Share",
     "Subset",
     "cached",
     "evaluation_batches",
@@ -34,6 +37,27 @@ __all__ = [
 GIB = 2**30
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of the work of process number `rank`, of `count`."""
+
+    rank: int = 0
+    count: int = 1
+
+    def check(self, batch_size: int, dataset: Labelled) -> None:
+        """Raise ValueError where a process would have nothing to do."""
+        if batch_size < self.count:
+            raise ValueError(f"a batch of {batch_size} pictures cannot be split over {self.count} processes: raise it")
+        if isinstance(dataset, Numbered) and len(dataset.runs) <= self.count:
+            raise ValueError(
+                f"{self.count} processes for {len(dataset.runs) - 1} shards: write more shards, or start fewer "
+                "processes"
+            )
+
+
+WHOLE = Share()
+
+
 def training_batches(
     dataset: Labelled,
     *,
@@ -42,14 +66,16 @@ def training_batches(
     start: int = 0,
     augment: SampleTransform | None = None,
     workers: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """Return the endless stream of training batches from batch `start` on.
 
     Batch k holds the items k * batch_size ... (k + 1) * batch_size - 1 of the concatenated permutations; n
     / batch_size batches are one pass. `augment` comes after the data set's own transform and may draw from
     torch's global generator. Neither `start` nor `workers` changes a bit of a batch. Where the evidence is stays
-    behind: a training batch has pictures and labels, but no box and no pixel mask. Errors: ValueError for an empty
-    data set, a batch size below 1, a negative start.
+    behind: a training batch has pictures and labels, but no box and no pixel mask. Of several processes, each reads
+    its `share` of every batch: together they read what one would. Errors: ValueError for an empty
+    data set, a batch size below 1, a negative start, fewer pictures in a batch, or shards, than processes.
     """
     if len(dataset) == 0:
         raise ValueError("the data set is empty: expected at least one image to train on")
@@ -57,15 +83,22 @@ def training_batches(
         raise ValueError(
             f"expected batch_size >= 1, start >= 0 and workers >= 0; got {batch_size}, {start} and {workers}"
         )
-    keys = _stream(len(dataset), batch_size=batch_size, seed=seed, start=start)
+    share.check(batch_size, dataset)
+    order = dataset.order if isinstance(dataset, Numbered) else partial(_permuted, len(dataset))
+    keys = _stream(len(dataset), order, batch_size=batch_size, seed=seed, start=start, share=share)
     return _loaded(_Keyed(dataset, seed=seed, augment=augment), keys, workers=workers)
 
 
-def evaluation_batches(dataset: Labelled, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Return every sample once, in order; the last batch may be smaller. Errors: ValueError, batch size below 1."""
+def evaluation_batches(
+    dataset: Labelled, *, batch_size: int, workers: int = 0, share: Share = WHOLE
+) -> Iterator[Batch]:
+    """Return every sample once, in order; the last batch may be smaller. Errors: ValueError, batch size below 1.
+
+    Of several processes, each reads its `share` of the batches: number r, r + R, r + 2 R ...
+    """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"expected batch_size >= 1 and workers >= 0; got {batch_size} and {workers}")
-    starts = range(0, len(dataset), batch_size)
+    starts = range(share.rank * batch_size, len(dataset), share.count * batch_size)
     keys = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
     return _loaded(dataset, keys, workers=workers)
 
@@ -218,8 +251,14 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
-def _stream(length: int, *, batch_size: int, seed: int, start: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield batches of (pass, index) keys, endlessly."""
+def _permuted(length: int, seed: int, turn: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn]).permutation(length)
+
+
+def _stream(
+    length: int, order_of: Callable[[int, int], np.ndarray], *, batch_size: int, seed: int, start: int, share: Share
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield a process's share of batches of (pass, index) keys, endlessly."""
     item = start * batch_size
     order, turn = np.zeros(0, dtype=int), -1
     while True:
@@ -227,10 +266,10 @@ def _stream(length: int, *, batch_size: int, seed: int, start: int) -> Iterator[
         for _ in range(batch_size):
             if item // length != turn:
                 turn = item // length
-                order = np.random.default_rng([seed, turn]).permutation(length)
+                order = order_of(seed, turn)
             batch.append((turn, int(order[item % length])))
             item += 1
-        yield batch
+        yield batch[share.rank :: share.count]
 
 
 class _Keyed(Dataset[Sample]):
@@ -274,13 +313,13 @@ def spread(dataset: Labelled, count: int | None) -> Labelled:
 
 
 class DataStream:
-    """A data set in batches, in order; can be read again and again, and knows its length."""
+    """A data set in batches, in order, or a process's share; can be read again and again, and knows its length."""
 
-    def __init__(self, dataset: Labelled, batch_size: int) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
+    def __init__(self, dataset: Labelled, batch_size: int, *, workers: int = 0, share: Share = WHOLE) -> None:
+        self.dataset, self.batch_size, self.workers, self.share = dataset, batch_size, workers, share
 
     def __iter__(self) -> Iterator[Batch]:
-        return evaluation_batches(self.dataset, batch_size=self.batch_size)
+        return evaluation_batches(self.dataset, batch_size=self.batch_size, workers=self.workers, share=self.share)
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-(-(-len(self.dataset) // self.batch_size) - self.share.rank) // self.share.count)

@@ -22,10 +22,11 @@ from salmask.classifier.wrappers import Network, unwrapped
 from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
 from salmask.data.folders import class_folders
-from salmask.data.layouts import layout_of
+from salmask.data.layouts import LARGE, layout_of
 from salmask.data.naming import folder_names, listed_classes
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar, Batches
+from salmask.data.tables import label_names
 from salmask.files import JSON, Facts, in_use, replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.training.log import LOG, collapse
@@ -100,10 +101,14 @@ class Loaded:
         them where the classifier does not. None where nobody does. Errors: as `data.naming.folder_names`.
         """
         layout, root = layout_of(spec)
-        names = self.classes or listed_classes(root, self.classifier.num_classes)
-        if names is None or layout != "folder":
+        beside = root.parent if layout == "wds" else root
+        names = self.classes or listed_classes(beside, self.classifier.num_classes)
+        folders = label_names(str(root), split) if layout == "hf-dataset" else None
+        if layout in LARGE and folders is None:  # classes by number: the network's own
+            return names or [str(number) for number in range(self.classifier.num_classes)]
+        if names is None or layout not in ("folder", "hf-dataset"):
             return names
-        folders = [folder.name for folder in class_folders(root, split)]
+        folders = folders or [folder.name for folder in class_folders(root, split)]
         if set(folders) <= set(names):
             return names
         others = synsets() if tuple(names) == class_names() else names

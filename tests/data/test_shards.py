@@ -1,0 +1,295 @@
+"""Pictures in few large files: every picture once, whatever the processes and workers; bad files by name."""
+
+import io
+import itertools
+import tarfile
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from salmask.data import Squash, evaluation_batches, open_data, read_image, training_batches
+from salmask.data.numbered import mixed_order
+from salmask.data.rasters import Held
+from salmask.data.shards import Shards, shard_files
+from salmask.data.streams import DataStream, Share
+from salmask.training.run import Loaded
+
+PER_SHARD = (3, 4, 2, 4)
+LAYOUTS = list(itertools.product((1, 2, 3), (0, 1, 2)))  # processes, workers
+
+
+def jpeg(seed: int, size: int = 8) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: list[tuple[str, bytes]], **options: object) -> None:
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime = len(content), 1.5  # not whole: a pax header before each
+            archive.addfile(entry, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    numbers = iter(range(sum(PER_SHARD)))
+    for shard, count in enumerate(PER_SHARD):
+        files = []
+        for number in islice(numbers, count):
+            files += [(f"{number:04d}.cls", str(number % 3).encode()), (f"{number:04d}.jpg", jpeg(number))]
+        write_tar(tmp_path / f"train-{shard:03d}.tar", files)
+    return tmp_path
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features({"picture": datasets.Image(), "animal": datasets.ClassLabel(names=["cat", "dog", "eel"])})
+    rows = {"picture": [{"bytes": jpeg(n), "path": None} for n in range(13)], "animal": [n % 3 for n in range(13)]}
+    datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture(params=["wds", "hf-dataset"])
+def spec(request: pytest.FixtureRequest) -> str:
+    if request.param == "wds":
+        return f"wds:{request.getfixturevalue('shards')}/{{split}}-{{000..003}}.tar"
+    return f"hf-dataset:{request.getfixturevalue('table')}"
+
+
+# Laws of both kinds
+
+
+@pytest.mark.parametrize(("processes", "workers"), LAYOUTS)
+def test_processes_and_workers_together_read_every_picture_once(spec: str, processes: int, workers: int) -> None:
+    data = open_data(spec, "train")
+    if spec.startswith("hf"):
+        data.runs = np.array([0, 5, 9, 13])
+    shares = [Share(rank, processes) for rank in range(processes)]
+    streams = [DataStream(data, 2, workers=workers, share=share) for share in shares]
+    read = [list(stream) for stream in streams]
+    assert [len(batches) for batches in read] == [len(stream) for stream in streams]
+    assert Counter(name for batches in read for batch in batches for name in batch.ids) == Counter(data.ids)
+    # training: batch k of all processes together is batch k of one; 13 batches of 6 are six passes of 13
+    one = list(islice(training_batches(data, batch_size=6, seed=3), 13))
+    parts = [islice(training_batches(data, batch_size=6, seed=3, workers=workers, share=share), 13) for share in shares]
+    together = [list(part) for part in parts]
+    for k, batch in enumerate(one):
+        rows = [list(range(rank, 6, processes)) for rank in range(processes)]
+        for part, chosen in zip(together, rows, strict=True):
+            assert part[k].ids == [batch.ids[row] for row in chosen]
+            assert torch.equal(part[k].images, batch.images[chosen])
+    assert Counter(name for batch in one for name in batch.ids) == dict.fromkeys(data.ids, 6)
+
+
+@pytest.mark.parametrize("start", [1, 2, 5])
+def test_training_goes_on_inside_a_pass(spec: str, start: int) -> None:
+    data = open_data(spec, "train")
+    whole = list(islice(training_batches(data, batch_size=4, seed=0), 8))
+    tail = list(islice(training_batches(data, batch_size=4, seed=0, start=start), 8 - start))
+    assert [batch.ids for batch in tail] == [batch.ids for batch in whole[start:]]
+    assert [batch.ids for batch in whole] != [
+        batch.ids for batch in islice(training_batches(data, batch_size=4, seed=1), 8)
+    ]
+
+
+def test_a_picture_is_what_its_bytes_decode_to(spec: str, tmp_path: Path) -> None:
+    data = open_data(spec, "train")
+    assert len(data) == 13 and data.targets == [n % 3 for n in range(13)]
+    for number in (0, 7, 12):
+        (tmp_path / "one.jpg").write_bytes(jpeg(number))
+        assert torch.equal(data[number].image, read_image(tmp_path / "one.jpg"))
+        assert data[number].id == data.ids[number] and data[number].target == data.targets[number]
+    assert len(set(data.ids)) == 13
+
+
+# Shards
+
+
+def test_shards_are_read_as_webdataset_reads_them(shards: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    pattern = f"{shards}/train-{{000..003}}.tar"
+    theirs = webdataset.WebDataset(pattern, shardshuffle=False)
+    expected = [(sample["__key__"], sample["jpg"], int(sample["cls"])) for sample in theirs]
+    ours = Shards(pattern, "train")
+    assert [(ours.name(n).split("/")[1][:4], ours.held(n).content, ours.targets[n]) for n in range(13)] == expected
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_names_of_any_format_are_found(tmp_path: Path, kind: int) -> None:
+    folder = "d" * 90 + "/" + "e" * (40 if kind == tarfile.USTAR_FORMAT else 140)
+    files = [(f"{folder}/a.jpg", jpeg(0)), (f"{folder}/a.json", b'{"label": 2}'), ("ä.jpg", jpeg(1)), ("ä.cls", b"0\n")]
+    write_tar(tmp_path / "x.tar", files, format=kind)
+    data = Shards(str(tmp_path / "*.tar"), "train")
+    assert data.ids == [f"x/{folder}/a.jpg", "x/ä.jpg"] and data.targets == [2, 0]
+    assert [data.held(n).content for n in (0, 1)] == [jpeg(0), jpeg(1)]
+
+
+def test_patterns(shards: Path) -> None:
+    names = [path.name for path in shard_files(f"{shards}/{{split}}-{{000..001}}.tar", "train")]
+    assert names == ["train-000.tar", "train-001.tar"]
+    assert [path.name for path in shard_files(f"{shards}/*-00{{3,1}}.tar", "val")] == ["train-003.tar", "train-001.tar"]
+    for pattern, said in {
+        f"{shards}/val-*.tar": "no shard matches.*got train-000.tar",
+        f"{shards}/nowhere/*.tar": "there is no",
+        f"{shards}/train-{{000..009}}.tar": "train-004.tar is missing",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            open_data(f"wds:{pattern}", "train")
+
+
+def test_a_cut_shard_is_named_and_what_lies_before_the_cut_is_kept(shards: Path) -> None:
+    pattern = f"{shards}/train-*.tar"
+    path = shards / "train-001.tar"
+    whole = path.read_bytes()
+    for cut in (len(whole) // 2, 4 * 2048 + 700):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"train-001.tar is cut"):
+            Shards(pattern, "train")
+        with pytest.warns(UserWarning, match=r"1 part of the shards .*train-001.tar is cut"):
+            kept = Shards(pattern, "train", skip_broken=True)
+        assert 9 < len(kept) < 13 and kept[len(kept) - 1].id == "train-003/0012.jpg"
+    # cut at the end of a file: only the zeros that close an archive tell
+    path.write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))
+    with pytest.raises(ValueError, match="without the zeros"):
+        Shards(pattern, "train")
+
+
+def test_bad_samples_are_named_counted_and_passed_over(shards: Path) -> None:
+    files = [("a.jpg", b"\xff\xd8\xff no picture"), ("b.cls", b"1"), ("c.jpg", jpeg(0)), ("c.png", jpeg(1))]
+    write_tar(
+        shards / "train-009.tar", [*files, ("d.jpg", jpeg(2)), ("d.cls", b"cat"), ("e.jpg", jpeg(3)), ("e.cls", b"1")]
+    )
+    pattern = f"{shards}/train-*.tar"
+    with pytest.raises(ValueError, match=r"sample 'b' in .*train-009.tar has 0 pictures"):
+        Shards(pattern, "train")
+    with pytest.warns(UserWarning, match="4 parts of the shards .* 14 pictures remain"):
+        data = Shards(pattern, "train", skip_broken=True)
+    assert data[13].id == "train-009/e.jpg" and data[13].target == 1 and data.runs.tolist() == [0, 3, 7, 9, 13, 14]
+    assert sorted(data.order(0, 0)) == list(range(14))
+    write_tar(shards / "train-009.tar", files[:1])
+    with pytest.raises(ValueError, match="some with and some without"):
+        Shards(pattern, "train")
+    only = Shards(f"{shards}/train-009.tar", "train")
+    with pytest.raises(ValueError, match=r"train-009.tar/a.jpg cannot be decoded"):
+        only[0]
+
+
+def test_more_processes_than_shards_are_refused(shards: Path) -> None:
+    data = open_data(f"wds:{shards}/train-00[01].tar", "train")
+    with pytest.raises(ValueError, match="3 processes for 2 shards"):
+        training_batches(data, batch_size=6, seed=0, share=Share(0, 3))
+    with pytest.raises(ValueError, match="batch of 1"):
+        training_batches(data, batch_size=1, seed=0, share=Share(0, 2))
+
+
+def test_pictures_are_mixed_within_groups_of_runs_that_are_drawn() -> None:
+    runs = np.array([0, 4, 5, 9, 14, 20])
+    homes = np.searchsorted(runs, np.arange(20), side="right") - 1
+    seen = set()
+    for turn in range(30):
+        order = mixed_order(runs, 7, turn, together=2)
+        assert sorted(order) == list(range(20))
+        assert np.array_equal(order, mixed_order(runs, 7, turn, together=2))
+        groups = [tuple(dict.fromkeys(homes[order]))[at : at + 2] for at in (0, 2, 4)]
+        start = 0
+        for group in map(set, groups):
+            count = sum(runs[run + 1] - runs[run] for run in group)
+            assert set(homes[order[start : start + count]]) == group
+            start += count
+        seen.add(tuple(order))
+    assert len(seen) == 30
+
+
+def test_classes_by_number_are_the_classifiers(shards: Path, small_net: torch.nn.Module) -> None:
+    from salmask import Classifier
+    from salmask.data.sight import Sight
+
+    classifier = Classifier(small_net, mean=(0, 0, 0), std=(1, 1, 1), layers=None, image_size=16)
+    loaded = Loaded(classifier, "", Sight(16))
+    spec = f"wds:{shards}/train-*.tar"
+    assert loaded.folders(spec, "train") == ["0", "1", "2", "3"]
+    assert open_data(spec, "train", classes=loaded.folders(spec, "train")).classes == ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match="classes run to 2, expected numbers below 2"):
+        open_data(spec, "train", classes=["a", "b"])
+
+
+def test_other_kinds_of_pictures_pass_through_a_file(tmp_path: Path) -> None:
+    deep = np.arange(48, dtype=np.uint16).reshape(4, 4, 3) * 1000
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    held = Held("shard/deep.png", (tmp_path / "deep.png").read_bytes())
+    assert not held.common
+    assert torch.equal(read_image(held), read_image(tmp_path / "deep.png"))
+    with pytest.raises(ValueError, match=r"^shard/x.tif cannot be decoded") as error:
+        read_image(Held("shard/x.tif", b"II*\0 nothing"))
+    assert "/tmp" not in str(error.value)
+
+
+# Tables
+
+
+def test_names_of_classes_are_matched(table: Path) -> None:
+    assert open_data(f"hf-dataset:{table}", "train").classes == ["cat", "dog", "eel"]
+    other = open_data(f"hf-dataset:{table}", "train", classes=["eel", "emu", "cat", "dog"], transform=Squash(8))
+    assert other.targets[:3] == [2, 3, 0] == [other[n].target for n in range(3)]
+    with pytest.raises(ValueError, match="lacks: dog, eel"):
+        open_data(f"hf-dataset:{table}", "train", classes=["cat"])
+
+
+def test_parquet_and_splits(table: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.load_from_disk(str(table))
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    whole.select(range(5)).to_parquet(folder / "train-00000-of-00001.parquet")
+    whole.select(range(5, 13)).to_parquet(folder / "validation-00000-of-00001.parquet")
+    train, val = (open_data(f"hf-dataset:{folder}:image=picture,label=animal", split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (5, 8) and val.targets == [n % 3 for n in range(5, 13)]
+    assert torch.equal(val[0].image, open_data(f"hf-dataset:{table}", "val")[5].image)
+    with pytest.raises(ValueError, match="no split 'extra': expected one of train, validation"):
+        open_data(f"hf-dataset:{folder}", "extra")
+
+
+def test_bad_tables_are_named(table: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    plain = datasets.Dataset.from_dict({"text": ["a"], "label": [0]})
+    plain.save_to_disk(tmp_path / "plain")
+    for spec, said in {
+        f"hf-dataset:{tmp_path / 'plain'}": r"no columns of pictures .*its columns are text \(Value\), label \(Value\)",
+        f"hf-dataset:{table}:image=photo": "no column 'photo': its columns are picture",
+        f"hf-dataset:{table}:photo=x": "expected hf-dataset:PATH:image=COLUMN",
+        f"hf-dataset:{tmp_path}": "expected what save_to_disk wrote",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            open_data(spec, "train")
+
+
+def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [{"bytes": jpeg(0), "path": None}, None, {"bytes": b"\xff\xd8\xff", "path": None}]}
+    datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(tmp_path / "x")
+    data = open_data(f"hf-dataset:{tmp_path / 'x'}", "train")
+    assert data.targets == [-1, -1, -1] and data.classes == []
+    with pytest.raises(ValueError, match="row 1 of train has no picture"):
+        data[1]
+    with pytest.raises(ValueError, match="row 2 of train cannot be decoded"):
+        data[2]
+    with pytest.warns(UserWarning, match="2 parts of the data set .* 1 pictures remain"):
+        assert len(open_data(f"hf-dataset:{tmp_path / 'x'}", "train", skip_broken=True)) == 1
+
+
+def test_pictures_of_a_share_reach_evaluation(spec: str) -> None:
+    data = open_data(spec, "train", transform=Squash(8))
+    batches = list(evaluation_batches(data, batch_size=5, share=Share(1, 2)))
+    assert [len(batch.ids) for batch in batches] == [5] and batches[0].ids == data.ids[5:10]
