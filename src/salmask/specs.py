@@ -112,7 +112,7 @@ def _run_in(text: str) -> str | None:
     """Return the longest prefix of a text, up to its end or a colon, that names a run; None without one."""
     if (Path(text) / "checkpoint.pt").is_file():
         return text  # of an unfinished one, which is refused with the way to go on
-    ends = [len(text), *(place for place in reversed(range(len(text))) if text[place] == ":")]
+    ends = [len(text), *(index for index in reversed(range(len(text))) if text[index] == ":")]
     return next((text[:end] for end in ends if _is_run(text[:end])), None)
 
 
@@ -350,7 +350,7 @@ _BANK = 256  # images that fill holes
 def load_bank(dataset: Labelled, view: Sight) -> Tensor:
     """Return pictures (N, 3, H, W) that fill holes, spread over a data set, as the classifier sees them."""
     some, transform = spread(dataset, _BANK), view.transform()
-    return collate([transform(some[place]) for place in range(len(some))]).images
+    return collate([transform(some[index]) for index in range(len(some))]).images
 
 
 def load_infills(

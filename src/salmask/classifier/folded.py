@@ -47,13 +47,13 @@ def folded(classifier: Classifier, images: Images, *, passes: int, gradients: bo
             with warnings.catch_warnings():  # torch's own code for oneDNN's layout warns of an old decorator
                 warnings.simplefilter("ignore", FutureWarning)
                 twin = _with_network(classifier, quicken(network))
-            found = [_answer(twin, shown, gradients=slopes) for shown, slopes in asked]
+            answers = [_answer(twin, shown, gradients=slopes) for shown, slopes in asked]
         except Exception as error:  # whatever a network's code makes of being traced
             _log.info("%s does not work for this network: %s", quicken.__name__, error)
             continue
         wanted = [_answer(classifier, shown, gradients=slopes) for shown, slopes in asked]
         steady = _close((wanted[0][0][:1],), (wanted[1][0],))
-        if steady and all(_close(one, other) for one, other in zip(found, wanted, strict=True)):
+        if steady and all(_close(one, other) for one, other in zip(answers, wanted, strict=True)):
             return twin
     return classifier
 
@@ -110,9 +110,9 @@ def _without_identities(traced: fx.GraphModule) -> fx.GraphModule:
     return traced
 
 
-def _close(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
+def _close(answers: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
     """Compare logits entry by entry, gradients by their distance: a ReLU at its kink may fall on either side."""
-    (logits, *slopes), (expected, *steep) = found, wanted
+    (logits, *slopes), (expected, *steep) = answers, wanted
     if bool(expected.isnan().any()):
         return False
     loose = 1e-4 * float(expected.abs().max())

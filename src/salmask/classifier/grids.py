@@ -176,9 +176,9 @@ def _located(corners: Corners, grid: Grid | None) -> tuple[int, Grid] | None:
 
 def _at_corners(corners: Corners, first: int, grid: Grid) -> bool:
     """Return whether each corner's tokens are a block at that corner, apart from the opposite corner."""
-    for place, tokens in enumerate(corners):
+    for index, tokens in enumerate(corners):
         inside = [divmod(token - first, grid[1]) for token in tokens]
-        for axis, far in enumerate((place // 2, place % 2)):
+        for axis, far in enumerate((index // 2, index % 2)):
             along = sorted({cell[axis] for cell in inside})
             end = grid[axis] - 1
             unbroken = along == list(range(along[0], along[-1] + 1))

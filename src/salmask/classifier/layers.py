@@ -61,7 +61,7 @@ def with_tensor(output: object, tensor: Tensor) -> object:
         return tensor
     key = _key_of(output)
     if isinstance(output, tuple):
-        parts = [tensor if place == key else part for place, part in enumerate(output)]
+        parts = [tensor if index == key else part for index, part in enumerate(output)]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
     changed = copy(output)
     if isinstance(output, list | Mapping):
@@ -161,9 +161,9 @@ class Probe:
     def _locate(self, count: int) -> Corners | None:
         dark = self.pictures[:1].detach()
         variants = dark.repeat(5, 1, 1, 1)
-        for place, (rows, columns) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1)), 1):
+        for index, (rows, columns) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1)), 1):
             at = (slice(-2, None) if rows else slice(2), slice(-2, None) if columns else slice(2))
-            variants[place][:, at[0], at[1]] += 3.0
+            variants[index][:, at[0], at[1]] += 3.0
         with watched(self.network) as calls, torch.no_grad():
             self.ask(variants)
         for call in calls:

@@ -246,7 +246,7 @@ def hugging_face_network(name: str) -> Named:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"no image classifier of Hugging Face can be had from {name!r}: {reason}") from error
-    labels = [config.id2label[place] for place in sorted(config.id2label)]
+    labels = [config.id2label[index] for index in sorted(config.id2label)]
     return _processed(name, config, network, tuple(map(str, labels)))
 
 

@@ -74,13 +74,13 @@ def read_table(path: Path, header: Sequence[str], *, more: str) -> list[tuple[in
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
-            found = tuple(rows.fieldnames or ())
-            if twice := [name for name in dict.fromkeys(found) if found.count(name) > 1]:
-                raise ValueError(f"{path}: the header names the column {twice[0]!r} {found.count(twice[0])} times")
-            if not set(header) <= set(found):
+            columns = tuple(rows.fieldnames or ())
+            if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+                raise ValueError(f"{path}: the header names the column {twice[0]!r} {columns.count(twice[0])} times")
+            if not set(header) <= set(columns):
                 raise ValueError(
                     f"{path}: expected the header {','.join(header)} ({more}), got "
-                    f"{','.join(found)[:100] or 'an empty file'}"
+                    f"{','.join(columns)[:100] or 'an empty file'}"
                 )
             table = [(rows.line_num, row) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -89,7 +89,7 @@ def read_table(path: Path, header: Sequence[str], *, more: str) -> list[tuple[in
         ) from error
     for line, row in table:
         if any(value is None for value in row.values()):
-            raise ValueError(f"{path} line {line}: expected {len(found)} fields as in the header, got fewer")
+            raise ValueError(f"{path} line {line}: expected {len(columns)} fields as in the header, got fewer")
     return table
 
 
@@ -233,11 +233,11 @@ def list_images(folder: Path) -> list[str]:
     return names
 
 
-def pin_classes(found: Sequence[str], classes: Sequence[str] | None, *, where: Path) -> list[str]:
+def pin_classes(names: Sequence[str], classes: Sequence[str] | None, *, where: Path) -> list[str]:
     """Return the given classes, or those found where none are. Errors: ValueError for found ones that are not given."""
     if classes is None:
-        return list(found)
-    unknown = sorted(set(found) - set(classes))
+        return list(names)
+    unknown = sorted(set(names) - set(classes))
     if unknown:
         raise ValueError(
             f"{where} has classes that the given list lacks: {', '.join(unknown[:5])}; expected some of the "

@@ -181,12 +181,12 @@ def xml_rows(folder: Path, ids: Sequence[str]) -> dict[str, list[BoxRow]]:
     table = {}
     for name in ids:
         if (path := _xml_file(folder, name)) is not None:
-            found = ilsvrc_boxes(path)
+            annotation = ilsvrc_boxes(path)
             own = Path(name).parent.name
             table[name] = [
-                BoxRow(line=number, label=label, box=tuple(box), frame=(found.width, found.height))
-                for number, (box, label) in enumerate(zip(found.boxes.tolist(), found.names, strict=True), 1)
-                if own not in found.names or label == own
+                BoxRow(line=number, label=label, box=tuple(box), frame=(annotation.width, annotation.height))
+                for number, (box, label) in enumerate(zip(annotation.boxes.tolist(), annotation.names, strict=True), 1)
+                if own not in annotation.names or label == own
             ]
     return {name: rows for name, rows in table.items() if rows}
 
@@ -260,9 +260,9 @@ class ILSVRC(ListedPictures):
         path = _xml_file(self.boxes, f"{synset}/{Path(name).name}")
         if path is None:
             return no_boxes()
-        found = ilsvrc_boxes(path, synset)
-        sx, sy = width / found.width, height / found.height
-        return found.boxes * torch.tensor([sx, sy, sx, sy])
+        annotation = ilsvrc_boxes(path, synset)
+        sx, sy = width / annotation.width, height / annotation.height
+        return annotation.boxes * torch.tensor([sx, sy, sx, sy])
 
 
 class OxfordPets(ListedPictures):
@@ -288,18 +288,18 @@ class OxfordPets(ListedPictures):
         if split not in ("trainval", "test"):
             raise ValueError(f"expected the split 'trainval' or 'test', got {split!r}")
         try:
-            known = OxfordIIITPet(root, split=split, download=download)
+            pets = OxfordIIITPet(root, split=split, download=download)
         except RuntimeError as error:
             raise FileNotFoundError(
                 f"no Oxford-IIIT Pet in {root}: expected {PETS}/images and {PETS}/annotations there, or download=True "
                 "(--download)"
             ) from error
         super().__init__(Path(root) / PETS, transform=transform, read=read)
-        self.classes = pin_classes(list(known.classes), classes, where=self.root)
+        self.classes = pin_classes(list(pets.classes), classes, where=self.root)
         lines = (self.root / "annotations" / f"{split}.txt").read_text().split("\n")
         fields = [line.split() for line in lines if line.strip()]
         self.ids = [f"images/{field[0]}.jpg" for field in fields]
-        self.targets = [self.classes.index(known.classes[int(field[1]) - 1]) for field in fields]
+        self.targets = [self.classes.index(pets.classes[int(field[1]) - 1]) for field in fields]
         if skip_broken:
             self.leave_out_broken()
 

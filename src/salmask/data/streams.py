@@ -244,7 +244,7 @@ def _drawn(dataset: Labelled, members: Sequence[int], label: int, *, count: int 
             f"class {dataset.classes[label]} has {len(members)} images, expected at least {count}: lower the number "
             "a class"
         )
-    return [members[place] for place in np.random.default_rng([seed, label]).permutation(len(members))[:count]]
+    return [members[index] for index in np.random.default_rng([seed, label]).permutation(len(members))[:count]]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -309,7 +309,7 @@ def spread(dataset: Labelled, count: int | None) -> Labelled:
         raise ValueError(f"expected at least one picture (limit, --limit), got {count}")
     if count is None or count >= len(dataset):
         return dataset
-    return Subset(dataset, [int(place) for place in np.linspace(0, len(dataset) - 1, count)])
+    return Subset(dataset, [int(index) for index in np.linspace(0, len(dataset) - 1, count)])
 
 
 class DataStream:

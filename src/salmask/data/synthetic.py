@@ -102,8 +102,8 @@ def _write(root: Path, split: str, index: int, dataset: Synthetic) -> list[objec
 
 def _target(seed: int, index: int) -> int:
     """Return the class of a picture: every ten pictures hold each class once, in an order of their own."""
-    block, place = divmod(index, len(SHAPES))
-    return int(np.random.default_rng([seed, block, 0]).permutation(len(SHAPES))[place])
+    block, slot = divmod(index, len(SHAPES))
+    return int(np.random.default_rng([seed, block, 0]).permutation(len(SHAPES))[slot])
 
 
 def _draw(rng: Generator, label: str, size: int) -> tuple[np.ndarray, Plane]:

@@ -182,15 +182,15 @@ class Explained:
     def scored(self, skip: Skip, failed: Failed) -> Iterator[Scored]:
         """Explain and score every batch by every explainer; where one fails, its batch is repeated image by image."""
         for batch in self.progress(self.batches):
-            known: _Known = {}  # what the classifiers say of the whole pictures: the same for all explainers
+            answers: _Answers = {}  # what the classifiers say of the whole pictures: the same for all explainers
             for name in self.methods:
                 if missing := [i for i, image in enumerate(batch.ids) if not skip(name, image)]:
-                    yield from self._measured(name, _taken(batch, missing), known, failed)
+                    yield from self._measured(name, _taken(batch, missing), answers, failed)
 
-    def _measured(self, name: str, batch: Batch, known: "_Known", failed: Failed) -> Iterator[Scored]:
+    def _measured(self, name: str, batch: Batch, answers: "_Answers", failed: Failed) -> Iterator[Scored]:
         try:
             with checked(batch.images, self.classifiers[name].channels_in):
-                scored = self._measure(name, batch, known)
+                scored = self._measure(name, batch, answers)
             yield scored
             return
         except ExplainerFailed as error:
@@ -198,13 +198,13 @@ class Explained:
                 failed(name, batch.ids[0], error)
                 return
         for i in range(len(batch.ids)):
-            yield from self._measured(name, _taken(batch, [i]), known, failed)
+            yield from self._measured(name, _taken(batch, [i]), answers, failed)
 
-    def _measure(self, name: str, batch: Batch, known: "_Known") -> Scored:
+    def _measure(self, name: str, batch: Batch, answers: "_Answers") -> Scored:
         """Explain, time, normalise, play and score one batch."""
         explainer, classifier, rules = self.methods[name], self.classifiers[name], self.rules
         images, labels = batch.images.to(classifier.device), batch.targets.to(classifier.device)
-        logits = _whole(classifier, batch, images, known)
+        logits = _whole(classifier, batch, images, answers)
         targets = rules.choose(batch, logits).to(classifier.device)
         explanation, seconds = _explain(explainer, classifier, batch, images, targets)
         scoring, infill = rules.scoring or classifier, rules.infill
@@ -218,15 +218,15 @@ class Explained:
             pixels=batch.pixels,
             images=images,
             classifier=scoring,
-            clean=_whole(scoring, batch, images, known),
+            clean=_whole(scoring, batch, images, answers),
             correct=_right(explainer, logits, labels),
         )
         values = score_case(case, self.metrics)
         outcome = case.outcome(fill)
         sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
         values |= {
-            f"acc_{side}": (said.argmax(1).to(labels.device) == labels).double().cpu().numpy()
-            for side, said in sides.items()
+            f"acc_{side}": (side_logits.argmax(1).to(labels.device) == labels).double().cpu().numpy()
+            for side, side_logits in sides.items()
         }
         values |= _cost(explanation, seconds, len(images))
         values["degenerate"] = values.pop("degenerate")  # the last column
@@ -238,7 +238,7 @@ class Explained:
         return Scored(name, batch.ids, values, panels)
 
 
-_Known = dict[tuple[int, tuple[str, ...]], Tensor]
+_Answers = dict[tuple[int, tuple[str, ...]], Tensor]
 
 
 class ExplainerFailed(Exception):  # noqa: N818  (carries the cause; never leaves this module)
@@ -265,12 +265,12 @@ def _peek(batches: Iterable[Batch]) -> tuple[Batch, Iterable[Batch]]:
     return first, again
 
 
-def _whole(classifier: Classifier, batch: Batch, images: Images, known: _Known) -> Tensor:
+def _whole(classifier: Classifier, batch: Batch, images: Images, answers: _Answers) -> Tensor:
     """Return a classifier's logits of the whole pictures; asked once, whatever number of explainers share `known`."""
     key = (id(classifier), tuple(batch.ids))
-    if key not in known:
-        known[key] = whole_logits(classifier, images)
-    return known[key]
+    if key not in answers:
+        answers[key] = whole_logits(classifier, images)
+    return answers[key]
 
 
 def _right(explainer: Explainer, logits: Tensor, labels: Targets) -> Tensor:

@@ -94,9 +94,9 @@ def _read(path: Path) -> Float[np.ndarray, "..."]:
             size = math.prod(stored_size(path))
         if size > MAX_PIXELS:
             raise ValueError(f"it has {size} pixels, more than the limit of {MAX_PIXELS}")
-        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else cv2.imread(str(path), -1)
-        if found is None or not found.size:
+        gaze = np.load(path, allow_pickle=False) if path.suffix == ".npy" else cv2.imread(str(path), -1)
+        if gaze is None or not gaze.size:
             raise ValueError("nothing could be decoded")
-        return np.asarray(found, dtype=np.float64)
+        return np.asarray(gaze, dtype=np.float64)
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise ValueError(f"the gaze map {path} cannot be read ({error}): repair or remove it") from error

@@ -108,11 +108,11 @@ def open_maps(path: str | Path) -> SavedMaps:
         raise FileNotFoundError(f"{path} does not exist: expected MAPS.npz (ids, maps) or MAPS.npy")
     regular_file(path, "MAPS.npz (ids, maps) or MAPS.npy")
     try:
-        found = _open_npz(path) if zipfile.is_zipfile(path) else _open_npy(path)
+        maps = _open_npz(path) if zipfile.is_zipfile(path) else _open_npy(path)
     except (zipfile.BadZipFile, EOFError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as maps ({error}): expected MAPS.npz with ids and maps") from error
-    _check(found)
-    return found
+    _check(maps)
+    return maps
 
 
 def _open_npz(path: Path) -> SavedMaps:
@@ -193,20 +193,20 @@ _LARGEST = 2**26  # pixels of a map: a file of a few megabytes may promise one t
 _LONGEST = 4096  # characters of an id
 
 
-def _check(found: SavedMaps) -> None:
-    height, width = found.shape[1:]
+def _check(maps: SavedMaps) -> None:
+    height, width = maps.shape[1:]
     if height * width > _LARGEST:
         raise ValueError(
-            f"{found.path}: expected maps of at most {_LARGEST} pixels, got {width}x{height}; write them smaller, as "
+            f"{maps.path}: expected maps of at most {_LARGEST} pixels, got {width}x{height}; write them smaller, as "
             "scores bring boxes and pixel truth to the size of the maps"
         )
-    if len(found.ids) != len(found):
-        raise ValueError(f"{found.path}: expected one id per map, got {len(found.ids)} ids and {len(found)} maps")
+    if len(maps.ids) != len(maps):
+        raise ValueError(f"{maps.path}: expected one id per map, got {len(maps.ids)} ids and {len(maps)} maps")
     seen: set[str] = set()
-    for name in found.ids:
+    for name in maps.ids:
         if name in seen:
-            raise ValueError(f"{found.path}: the id {name!r} comes twice; give every map its own")
+            raise ValueError(f"{maps.path}: the id {name!r} comes twice; give every map its own")
         seen.add(name)
-    need = found.offset + int(np.prod(found.shape)) * found.dtype.itemsize
-    if found.member is None and found.path.stat().st_size < need:
-        raise ValueError(f"{found.path} ends early: expected {len(found)} maps; write it again")
+    need = maps.offset + int(np.prod(maps.shape)) * maps.dtype.itemsize
+    if maps.member is None and maps.path.stat().st_size < need:
+        raise ValueError(f"{maps.path} ends early: expected {len(maps)} maps; write it again")

@@ -372,8 +372,8 @@ def _chosen(names: Sequence[str] | None, given: set[str]) -> tuple[dict[str, Met
         return usable(plain, needs, "it needs {}, not given", joined=", ")
     for name in names:
         if name not in METRICS:
-            near = [known for known in METRICS if known.split(":")[0] == name.split(":")[0]]
-            near = near or get_close_matches(name, METRICS, 3) or [known for known in METRICS if ":" not in known]
+            near = [other for other in METRICS if other.split(":")[0] == name.split(":")[0]]
+            near = near or get_close_matches(name, METRICS, 3) or [other for other in METRICS if ":" not in other]
             raise ValueError(f"unknown metric {name!r}: expected one of {', '.join(near)}")
         if missing := METRICS[name].needs - given:
             raise ValueError(f"the metric {name!r} needs {', '.join(sorted(missing))}, which is not given: {_REMEDY}")

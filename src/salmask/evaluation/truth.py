@@ -44,9 +44,9 @@ class Truth:
 
     def has(self) -> set[str]:
         """Return the fields of Case that can be filled."""
-        found = {name for name, value in (("boxes", self.boxes), ("pixels", self.masks)) if value is not None}
-        known = self.labels is not None and all(label.predicted is not None for label in self.labels.values())
-        return found | ({"correct"} if known else set())
+        kinds = {name for name, value in (("boxes", self.boxes), ("pixels", self.masks)) if value is not None}
+        has_decisions = self.labels is not None and all(label.predicted is not None for label in self.labels.values())
+        return kinds | ({"correct"} if has_decisions else set())
 
     def only(self, ids: Sequence[str]) -> "Truth":
         """Return the truth of these images alone."""
@@ -54,12 +54,12 @@ class Truth:
 
     def match(self, ids: Sequence[str]) -> None:
         """Raise ValueError unless every map has its truth, and every row of truth its map."""
-        known = set(ids)
+        all_ids = set(ids)
         for what, table in (("boxes", self.boxes), ("labels", self.labels)):
             if table is None:
                 continue
             without = [name for name in ids if name not in table]
-            beyond = [name for name in table if name not in known]
+            beyond = [name for name in table if name not in all_ids]
             alone = f"{what} without a map for {_some(beyond)}"
             if without:
                 also = f", and {alone}: are the ids written alike? Else" if beyond else ":"
@@ -174,8 +174,8 @@ def read_truth(
 
 
 def _kept(table: Mapping[str, _Row] | None, ids: Sequence[str]) -> dict[str, _Row] | None:
-    known = set(ids)
-    return None if table is None else {name: row for name, row in table.items() if name in known}
+    all_ids = set(ids)
+    return None if table is None else {name: row for name, row in table.items() if name in all_ids}
 
 
 def read_labels(path: str | Path) -> dict[str, Label]:

@@ -67,8 +67,8 @@ class CamLike:
         """
         chosen = None if targets is None else [_category(target) for target in targets]
         images = unnormalised(self.classifier, input_tensor)
-        found = self.explainer(self.classifier, images, _targets(chosen, len(images)))
-        return normalise(found.masks.relu(), "minmax")[:, 0].cpu().numpy()
+        explanation = self.explainer(self.classifier, images, _targets(chosen, len(images)))
+        return normalise(explanation.masks.relu(), "minmax")[:, 0].cpu().numpy()
 
     def __enter__(self) -> "CamLike":
         return self

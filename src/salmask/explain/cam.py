@@ -131,12 +131,12 @@ class GradientCAM(Explainer):
             layer=classifier.layers[taps[-1].index],
         )
         size = size_of(images)
-        found = [_finished(_combined(tap.maps, self.rule(tap.maps, tap.gradients)), size) for tap in taps]
-        masks: Masks = found[0]
+        maps = [_finished(_combined(tap.maps, self.rule(tap.maps, tap.gradients)), size) for tap in taps]
+        masks: Masks = maps[0]
         layers: tuple[str, ...] = (classifier.layers[taps[0].index],)
         if len(taps) > 1:
             silent = ~_has_gradient(taps[0])
-            masks = torch.where(silent[:, None, None, None], found[1], masks)
+            masks = torch.where(silent[:, None, None, None], maps[1], masks)
             layers = tuple(classifier.layers[tap.index] for tap in (taps[1:] if bool(silent.all()) else taps))
         return Explanation(
             masks, check_targets(targets, logits), logits, Passes(1, len(taps)), range=POSITIVE, layers=layers

@@ -158,8 +158,8 @@ class GroundTruth(_Naive):
         size = size_of(images)
         maps = []
         for i in range(len(images)):
-            known = pixels[i] if pixels is not None else None
-            maps.append(_truth(known, boxes[i] if boxes is not None else None, size))
+            mask = pixels[i] if pixels is not None else None
+            maps.append(_truth(mask, boxes[i] if boxes is not None else None, size))
         stacked = torch.stack(maps)[:, None] if maps else images[:, :1]
         return _shown(classifier, images, targets, stacked.to(classifier.device), self.max_batch)
 

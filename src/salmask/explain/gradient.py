@@ -64,40 +64,44 @@ CHANNELS: Mapping[str, Channels] = MappingProxyType({"max": MAX_MAGNITUDE, "sum_
 """The rules by the name that a command gives them."""
 
 
+class _OneBackward(Explainer):
+    """Explainers of one forward and one backward pass, which pictures share."""
+
+    max_batch: int
+
+    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Explain the given classes, or the predicted ones: one forward and one backward pass."""
+        with at_rest(classifier, gradients=True):
+            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
+
+    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Gradient(Explainer):
+class Gradient(_OneBackward):
     """The gradient of the class logit with respect to the normalised image ("saliency")."""
 
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
-        """Explain the given classes, or the predicted ones: one forward and one backward pass."""
-        with at_rest(classifier, gradients=True):
-            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
-
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         asked = _Question(classifier, targets)
-        found = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
-        return asked.answer(images, found, self.channels)
+        attributions = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
+        return asked.answer(images, attributions, self.channels)
 
 
 @dataclass(frozen=True)
-class GradientXInput(Explainer):
+class GradientXInput(_OneBackward):
     """z * gradient: sums to the logit for a network without additive terms."""
 
     channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
-        """Explain the given classes, or the predicted ones: one forward and one backward pass."""
-        with at_rest(classifier, gradients=True):
-            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
-
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         asked = _Question(classifier, targets)
-        found = _captum().InputXGradient(asked).attribute(_entered(classifier, images))
-        return asked.answer(images, found, self.channels)
+        attributions = _captum().InputXGradient(asked).attribute(_entered(classifier, images))
+        return asked.answer(images, attributions, self.channels)
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,9 @@ class SmoothGrad(Explainer):
             asked = _Question(classifier, chosen)
             return _captum().Saliency(asked).attribute(noisy, abs=False).sum(0, keepdim=True)
 
-        found = torch.cat(list(pieces(slopes, self.samples, max_batch=self.max_batch))).sum(0, keepdim=True)
-        check_gradients(classifier, images, chosen, found)
-        masks = self.channels.rule(found / self.samples)
+        total = torch.cat(list(pieces(slopes, self.samples, max_batch=self.max_batch))).sum(0, keepdim=True)
+        check_gradients(classifier, images, chosen, total)
+        masks = self.channels.rule(total / self.samples)
         passes = Passes(1 + self.samples, self.samples)
         return Explanation(masks, chosen, logits, passes, range=self.channels.range)
 
@@ -175,14 +179,14 @@ class IntegratedGradients(Explainer):
             return method.attribute(entered, n_steps=self.steps, internal_batch_size=limit)
 
         at_once = min(self.max_batch, self.steps)
-        found = next(pieces(attribution, at_once, max_batch=at_once))
-        check_gradients(classifier, images, chosen, found)
+        attributions = next(pieces(attribution, at_once, max_batch=at_once))
+        check_gradients(classifier, images, chosen, attributions)
         passes = Passes(1 + self.steps, self.steps)
-        return Explanation(self.channels.rule(found.float()), chosen, logits, passes, range=self.channels.range)
+        return Explanation(self.channels.rule(attributions.float()), chosen, logits, passes, range=self.channels.range)
 
 
 @dataclass(frozen=True)
-class GuidedBackprop(Explainer):
+class GuidedBackprop(_OneBackward):
     """The gradient where every ReLU lets through positive gradients alone.
 
     smoothing: standard deviation of a Gaussian over the map, as a share of the short side; 0.02 is the baseline
@@ -195,17 +199,12 @@ class GuidedBackprop(Explainer):
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
-        """Explain the given classes, or the predicted ones: one forward and one backward pass."""
-        with at_rest(classifier, gradients=True):
-            return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
-
     def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
         asked = _Question(classifier, targets)
         with _GuidedReLUs() as relus:
-            found = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
+            attributions = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
         notes = () if relus.met else ("the network calls no ReLU: equals the gradient",)
-        return asked.answer(images, found, self.channels, smooth=self._smoothed, notes=notes)
+        return asked.answer(images, attributions, self.channels, smooth=self._smoothed, notes=notes)
 
     def _smoothed(self, masks: Masks) -> Masks:
         if not self.smoothing:
@@ -237,14 +236,14 @@ class _Question:
     def answer(
         self,
         images: Images,
-        found: Images,
+        attributions: Images,
         channels: Channels,
         *,
         smooth: Callable[[Masks], Masks] = lambda masks: masks,
         notes: tuple[str, ...] = (),
     ) -> Explanation:
-        check_gradients(self.classifier, images, self.chosen, found)
-        masks = smooth(channels.rule(found.detach().float()))
+        check_gradients(self.classifier, images, self.chosen, attributions)
+        masks = smooth(channels.rule(attributions.detach().float()))
         return Explanation(masks, self.chosen, self.logits, Passes(1, 1), range=channels.range, notes=notes)
 
 

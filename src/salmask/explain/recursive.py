@@ -81,8 +81,8 @@ def recursive_mask(
         images = images.detach().to(classifier.device)
         masks = [torch.ones_like(images if per_channel else images[:, :1])]
         for _ in range(steps):
-            found = attribution(classifier, masked_by(classifier, images, masks[-1]), targets).detach()
-            masks.append(masks[-1] * _stretched(found if per_channel else found.sum(1, keepdim=True)))
+            values = attribution(classifier, masked_by(classifier, images, masks[-1]), targets).detach()
+            masks.append(masks[-1] * _stretched(values if per_channel else values.sum(1, keepdim=True)))
     return masks
 
 
@@ -107,7 +107,7 @@ class AttributionMask(Explainer):
         with torch.no_grad():
             logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
-        found = recursive_mask(
+        steps = recursive_mask(
             classifier,
             images,
             chosen,
@@ -115,7 +115,7 @@ class AttributionMask(Explainer):
             attribution=self.attribution,
             per_channel=self.per_channel,
         )
-        return Explanation(found[-1].mean(1, keepdim=True), chosen, logits, Passes(1 + self.steps, self.steps))
+        return Explanation(steps[-1].mean(1, keepdim=True), chosen, logits, Passes(1 + self.steps, self.steps))
 
 
 class MaskedInputAccuracy(NamedTuple):
@@ -158,13 +158,13 @@ def masked_input_accuracy(
     truth = check_targets(truth, logits)
     away = torch.randint(1, logits.shape[1], truth.shape, generator=generator).to(truth)
     labels = {"true": truth, "predicted": logits.argmax(1), "wrong": (truth + away) % logits.shape[1]}
-    found = {}
+    results = {}
     for source in sources:
         masks = recursive_mask(classifier, images, labels[source], steps=steps, attribution=attribution)
         with at_rest(classifier, gradients=False):
             decided = torch.stack([classifier.logits(masked_by(classifier, images, m)).argmax(1) for m in masks])
-        found[source] = MaskedInputAccuracy(labels[source], decided == labels[source], decided == truth)
-    return found
+        results[source] = MaskedInputAccuracy(labels[source], decided == labels[source], decided == truth)
+    return results
 
 
 def additive_part(classifier: Classifier, images: Images, targets: Targets | None = None) -> Values:

@@ -50,10 +50,10 @@ def order_auc(masks: Masks, positive: Density, negative: Density, *, ids: Sequen
     names = ids or [str(i) for i in range(len(masks))]
     values = []
     for name, mask, p, n in zip(names, masks, positive, negative.expand_as(masks), strict=True):
-        levels, place = mask.flatten().unique(return_inverse=True)
+        levels, bins = mask.flatten().unique(return_inverse=True)
         mass = torch.zeros(2, len(levels), dtype=torch.float64, device=mask.device)
         for row, density in zip(mass, (p, n), strict=True):
-            row.index_add_(0, place, _distribution(density, name))
+            row.index_add_(0, bins, _distribution(density, name))
         below = mass[1].cumsum(0) - mass[1] / 2
         values.append((mass[0] * below).sum().clamp(0, 1))
     return torch.stack(values).to(masks.dtype)

@@ -70,7 +70,7 @@ def _all(picture: Picture, linked: Contours, block: int, smallest: float) -> Ove
     rows and the columns beside it. Holes run the other way round; one of a single row has no area, but
     starts at its right end.
     """
-    found: Overlap = []
+    boxes: Overlap = []
     least = 2 * (smallest / (picture.shape[1] * block + 3) - 3) / block  # two points a row
     for contour in linked:
         if len(contour) < least:
@@ -80,10 +80,10 @@ def _all(picture: Picture, linked: Contours, block: int, smallest: float) -> Ove
             continue
         turn = cv2.contourArea(contour, True)
         if turn < 0 or (turn == 0 and len(contour) > 1 and contour[0, 0, 0] > contour[1, 0, 0]):
-            found.append((x + 1, y, width - 2, height, 1))
+            boxes.append((x + 1, y, width - 2, height, 1))
         else:
-            found.append((x, y, width, height, 0))
-    return found
+            boxes.append((x, y, width, height, 0))
+    return boxes
 
 
 def _largest(picture: Picture, linked: Contours, block: int, smallest: float) -> Overlap:
@@ -128,13 +128,13 @@ def best_overlap(
         x0, y0, x1, y1 = box
         above = cv2.threshold(small[y0:y1, x0:x1], level, 255, cv2.THRESH_BINARY)[1]
         linked = cv2.findContoursLinkRuns(above)[0]
-        found = pick.function(above, linked, block, smallest)
-        if not found:  # what lies above a higher level lies within contours that are all too small
+        inside = pick.function(above, linked, block, smallest)
+        if not inside:  # what lies above a higher level lies within contours that are all too small
             break
-        for x, y, w, h, beyond in found:
+        for x, y, w, h, beyond in inside:
             left, top = (x0 + x) * block - beyond, (y0 + y) * block - beyond
             boxes.append([left, top, left + w * block + 2 * beyond, top + h * block + 2 * beyond])
-        owners += [k] * len(found)
+        owners += [k] * len(inside)
     best = np.zeros(len(levels))
     if boxes:
         np.maximum.at(best, owners, overlap(_published(np.array(boxes), map8.shape), truth).max(1))

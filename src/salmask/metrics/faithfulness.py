@@ -231,7 +231,7 @@ def _of_pictures(
 
 def _drops() -> list[Metric]:
     """Return drop, increase and gain, plain and as each source plays them."""
-    found = []
+    metrics = []
     floor = {"epsilon": EPSILON}
     for protocol, source, fill, explained in (
         ("", _ORIGIN, MEAN, "given"),
@@ -241,17 +241,17 @@ def _drops() -> list[Metric]:
     ):
         make = partial(_of_pictures, fill=fill, explained=explained)
         gain = source if protocol else _OPTI_CAM
-        found += [
+        metrics += [
             make(f"average_drop{protocol}", average_drop, "down", source, settings=floor),
             make(f"average_increase{protocol}", average_increase, "up", source),
             make(f"average_gain{protocol}", average_gain, "up", gain, settings=floor),
         ]
-    return found
+    return metrics
 
 
 def _insertion_deletion() -> list[Metric]:
     """Return insertion and deletion, plain and as each source plays them."""
-    found = []
+    metrics = []
     plain = Curve(insert=True)
     rise = Curve(insert=True, steps=224, fill=window_blur(11, 5), explained=PREDICTED)
     opti = replace(rise, area=mean_of_points)
@@ -263,11 +263,11 @@ def _insertion_deletion() -> list[Metric]:
         (":ca_stream", _STREAM, stream, MEAN),
     ):
         deletion = replace(insertion, insert=False, fill=hole)
-        found += [
+        metrics += [
             _curve(f"insertion{protocol}", insertion, "up", source),
             _curve(f"deletion{protocol}", deletion, "down", source),
         ]
-    return found
+    return metrics
 
 
 def _curve(
@@ -278,19 +278,19 @@ def _curve(
 
 def _perturbations() -> list[Metric]:
     """Return the positive and negative perturbation curves: accuracy, probability, and as CA-Stream plays them."""
-    found = []
+    metrics = []
     sides: list[tuple[str, Direction, Perturbation]] = [
         ("perturbation_positive", "down", Perturbation(positive=True)),
         ("perturbation_negative", "up", Perturbation(positive=False)),
     ]
     for name, direction, curve in sides:
         stream = replace(curve, fill=BLACK, explained=LABEL)
-        found += [
+        metrics += [
             _curve(name, curve, direction, _CHEFER),
             _curve(f"{name}:probability", replace(curve, score=probability), direction, _CHEFER),
             _curve(f"{name}:ca_stream", stream, direction, _STREAM),
         ]
-    return found
+    return metrics
 
 
 def _others() -> list[Metric]:

@@ -176,8 +176,8 @@ def _near(inside: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _boxes_of_maps(case: Case, rule: BoxRule, legacy: bool) -> Boxes:
-    known: BoxRule = partial(above_mean, mass=case.looked.mass) if rule is above_mean else rule
-    return case.once(("mask_boxes", rule, legacy), lambda: mask_boxes(case.masks, rule=known, legacy_box=legacy))
+    box_rule: BoxRule = partial(above_mean, mass=case.looked.mass) if rule is above_mean else rule
+    return case.once(("mask_boxes", rule, legacy), lambda: mask_boxes(case.masks, rule=box_rule, legacy_box=legacy))
 
 
 def _overlap(case: Case, rule: BoxRule, legacy: bool) -> Values:
@@ -254,10 +254,10 @@ def _pixels(case: Case) -> Tensor:
 def _where_known(values: Values, case: Case, truth: str = "boxes") -> Values:
     """Put NaN where the image has no ground truth: no box, no pixel mask, or one without an object."""
     if truth == "boxes":
-        known = [len(boxes) > 0 for boxes in case.boxes or ()]
+        has_object = [len(boxes) > 0 for boxes in case.boxes or ()]
     else:
-        known = [pixels is not None and bool((pixels == 1).any()) for pixels in case.pixels or ()]
-    return torch.where(torch.tensor(known, device=values.device), values, torch.nan)
+        has_object = [pixels is not None and bool((pixels == 1).any()) for pixels in case.pixels or ()]
+    return torch.where(torch.tensor(has_object, device=values.device), values, torch.nan)
 
 
 # --- the table -----------------------------------------------------------------------------------------------------

@@ -148,9 +148,9 @@ def curve(rows: Sequence[Step]) -> list[Point]:
         groups.setdefault((row.step, row.similarity), []).append(row.value)
     points = []
     for (step, similarity), values in groups.items():
-        known = [value for value in values if value == value]
-        mean = sum(known) / len(known) if known else float("nan")
-        points.append(Point(step, similarity, mean, len(known), len(values) - len(known)))
+        numbers = [value for value in values if value == value]
+        mean = sum(numbers) / len(numbers) if numbers else float("nan")
+        points.append(Point(step, similarity, mean, len(numbers), len(values) - len(numbers)))
     return points
 
 

@@ -61,8 +61,8 @@ def box_hits(
             continue
         map8 = (maps[i, 0].cpu().numpy() * 255).astype(np.uint8)
         height, width = map8.shape
-        known = np.clip(boxes.cpu().numpy().astype(np.float64), 0, [width - 1, height - 1] * 2)
-        hits[i, :, :-1] = _hits_of_map(map8, known, pick, deltas, taus)
+        truths = np.clip(boxes.cpu().numpy().astype(np.float64), 0, [width - 1, height - 1] * 2)
+        hits[i, :, :-1] = _hits_of_map(map8, truths, pick, deltas, taus)
         hits[i, :, -1] = 1
     return torch.from_numpy(hits)
 
@@ -106,11 +106,11 @@ def pixel_histograms(
     for i, pixels in enumerate(truth):
         if pixels is None:
             continue
-        place = _bin(on_cpu(maps[i : i + 1]).reshape(-1), edges)
+        numbers = _bin(on_cpu(maps[i : i + 1]).reshape(-1), edges)
         kind = pixels.cpu().numpy().reshape(-1)
         # one pass: object pixels follow the background's bins, ignored ones fall into the rest
-        place += bins * np.minimum(kind, 2).astype(place.dtype)
-        counts[i] = np.bincount(place, minlength=3 * bins)[: 2 * bins].reshape(2, bins)
+        numbers += bins * np.minimum(kind, 2).astype(numbers.dtype)
+        counts[i] = np.bincount(numbers, minlength=3 * bins)[: 2 * bins].reshape(2, bins)
     return torch.from_numpy(counts)
 
 
@@ -118,14 +118,14 @@ def _bin(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the bin of every score: guessed from the even spacing, looked up next to edges, where rounding errs."""
     taus = len(edges) - 3
     guess = scores * scores.dtype.type(taus)
-    place = guess.astype(np.intp)
+    numbers = guess.astype(np.intp)
     guess -= np.rint(guess)
     near = np.flatnonzero(np.abs(guess, out=guess) < 1e-3)
-    exact, at = scores[near].astype(np.float64), place[near]
+    exact, at = scores[near].astype(np.float64), numbers[near]
     at -= exact < edges[at]
     at += exact >= edges[at + 1]
-    place[near] = at
-    return place
+    numbers[near] = at
+    return numbers
 
 
 def pixel_precision(counts: np.ndarray) -> float:

@@ -43,8 +43,8 @@ def png(figure: Figure, *, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(figure: Figure, *place: int) -> Axes:
-    axes = figure.add_subplot(*(place or (1, 1, 1)))
+def _axes(figure: Figure, *position: int) -> Axes:
+    axes = figure.add_subplot(*(position or (1, 1, 1)))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#999999")
     axes.tick_params(colors=_INK, labelsize=8.5, length=3)
@@ -74,8 +74,8 @@ def scatter_chart(
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = _axes(figure)
-    for place, (name, (across, interval)) in enumerate(points.items()):
-        form, colour = _FORMS[place // len(_COLOURS) % len(_FORMS)], _COLOURS[place % len(_COLOURS)]
+    for index, (name, (across, interval)) in enumerate(points.items()):
+        form, colour = _FORMS[index // len(_COLOURS) % len(_FORMS)], _COLOURS[index % len(_COLOURS)]
         bars = axes.errorbar(
             across, interval.mean, yerr=_errors(interval), fmt=form, ms=6, color=colour, capsize=2, lw=1.1, label=name
         )
@@ -113,9 +113,9 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
         options = [(px + side, py + shift) for shift in shifts for side in inside]
         left, middle = next(
             (
-                place
-                for place in options
-                if _free((place[0], place[1] - height / 2, place[0] + width, place[1] + height / 2), taken)
+                option
+                for option in options
+                if _free((option[0], option[1] - height / 2, option[0] + width, option[1] + height / 2), taken)
             ),
             options[0],
         )
@@ -158,15 +158,15 @@ def line_chart(
     """
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
     axes = _axes(figure)
-    for place, (name, points) in enumerate(series.items()):
-        colour = _COLOURS[place % len(_COLOURS)]
+    for index, (name, points) in enumerate(series.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
         across = np.array([one for one, _ in points], dtype=float)
         mean, low, high = (np.array([getattr(i, end) for _, i in points]) for end in ("mean", "low", "high"))
         if len(series) == 1:
             axes.plot(across, mean, "o-", color=colour, lw=1.6, ms=4.5, label=name)
             axes.fill_between(across, low, high, color=colour, alpha=0.16, lw=0)
             continue
-        aside = ScaledTranslation(_ASIDE * (place - (len(series) - 1) / 2) / 72, 0, figure.dpi_scale_trans)
+        aside = ScaledTranslation(_ASIDE * (index - (len(series) - 1) / 2) / 72, 0, figure.dpi_scale_trans)
         bars = axes.errorbar(
             across,
             mean,
@@ -184,8 +184,8 @@ def line_chart(
             part.set_alpha(0.6)
         axes.update_datalim(np.stack([np.tile(across, 3), np.concatenate([low, high, mean])], axis=1))
     axes.autoscale_view()
-    for place, (name, value) in enumerate((reference or {}).items()):
-        colour = _COLOURS[(len(series) + place) % len(_COLOURS)]
+    for index, (name, value) in enumerate((reference or {}).items()):
+        colour = _COLOURS[(len(series) + index) % len(_COLOURS)]
         axes.axhline(value, color=colour, ls="--", lw=1.2, label=name)
     if log_x:
         axes.set_xscale("log")
@@ -203,8 +203,8 @@ def steps_chart(
 ) -> Figure:
     """Return one panel a quantity: per name a line along named steps with its band, and a dashed yardstick (or NaN)."""
     figure = Figure(figsize=(max(3.0, 0.24 * len(steps) + 1.2) * len(panels), 3.9), layout="constrained")
-    for place, (title, series) in enumerate(panels.items()):
-        axes = _axes(figure, 1, len(panels), place + 1)
+    for index, (title, series) in enumerate(panels.items()):
+        axes = _axes(figure, 1, len(panels), index + 1)
         axes.set_title(title, fontsize=9, loc="left", color=_INK)
         for number, (name, (points, yardstick)) in enumerate(series.items()):
             colour = _COLOURS[number % len(_COLOURS)]
@@ -215,7 +215,7 @@ def steps_chart(
                 axes.axhline(yardstick, color=colour, ls="--", lw=0.9)
         axes.set_xticks(range(len(steps)), steps, rotation=90, fontsize=7.5)
         axes.set_ylim(-0.55, 1.05)
-        if place == 0:
+        if index == 0:
             axes.set_ylabel(y, fontsize=9, color=_INK)
             axes.legend(fontsize=8, frameon=False)
     return figure
@@ -227,14 +227,14 @@ def curves_chart(runs: Mapping[str, Mapping[str, tuple[ndarray, ndarray]]], *, c
     rows = max(1, math.ceil(len(names) / columns))
     figure = Figure(figsize=(3.35 * columns, 2.25 * rows + 0.35), layout="constrained")
     handles: JSON = {}
-    for place, name in enumerate(names):
-        axes = _axes(figure, rows, columns, place + 1)
+    for index, name in enumerate(names):
+        axes = _axes(figure, rows, columns, index + 1)
         axes.set_title(name, fontsize=9, loc="left", color=_INK)
         for number, (run, values) in enumerate(runs.items()):
             if name in values:
                 colour = _COLOURS[number % len(_COLOURS)]
                 handles[run] = axes.plot(*values[name], color=colour, lw=1.2)[0]
-        if place >= len(names) - columns:
+        if index >= len(names) - columns:
             axes.set_xlabel("step", fontsize=8.5, color=_INK)
     if handles:
         figure.legend(

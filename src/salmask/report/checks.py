@@ -122,7 +122,7 @@ def _falls(checks: Checks, explainer: str, check: str) -> str:
     what = check.split(",")[0]
     verdict = "confirmed" if trend.high < 0 else "the reverse is seen" if trend.low > 0 else "not told apart"
     means = [_interval(row) for row in table]
-    below = next((place for place, one in enumerate(means) if one.high < 0.5), None)
+    below = next((index for index, one in enumerate(means) if one.high < 0.5), None)
     text = (
         f"Similarity falls as the {what} is randomised: {verdict} for the maps of {explainer}. Spearman "
         f"is {_cell(means[0])} after {steps[0]} and {_cell(means[-1])} after all {len(steps)} modules; its rank "
@@ -180,12 +180,12 @@ def _row(explainer: str) -> str:
 
 def _trend(values: ndarray) -> float:
     """Return Spearman's correlation of values with their place; 0 where all are equal, NaN below three of them."""
-    known = values[~np.isnan(values)]
-    if len(known) < 3:
+    numbers = values[~np.isnan(values)]
+    if len(numbers) < 3:
         return float("nan")
-    if np.ptp(known) == 0:
+    if np.ptp(numbers) == 0:
         return 0.0
-    return float(stats.spearmanr(np.arange(len(known)), known).statistic)
+    return float(stats.spearmanr(np.arange(len(numbers)), numbers).statistic)
 
 
 def _figures(checks: Checks, columns: Sequence[str]) -> list[tuple[str, Figure]]:
@@ -215,11 +215,11 @@ def _figures(checks: Checks, columns: Sequence[str]) -> list[tuple[str, Figure]]
 
 
 def _interval(values: ndarray) -> Interval:
-    known = int((~np.isnan(values)).sum())
-    if known == 0:
+    count = int((~np.isnan(values)).sum())
+    if count == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0, len(values))
     replicates = statistics.mean_replicates(values[:, None])[:, 0]
-    return statistics.as_interval(float(np.nanmean(values)), replicates, n=known, missing=len(values) - known)
+    return statistics.as_interval(float(np.nanmean(values)), replicates, n=count, missing=len(values) - count)
 
 
 def _cell(interval: Interval) -> str:

@@ -76,16 +76,17 @@ def _finding(
     claim: Mapping[str, str],
     first: StudyRow,
     second: StudyRow,
-    found: Comparison,
+    comparison: Comparison,
     p: float,
     directions: Mapping[str, str],
     claims: int,
 ) -> str:
-    metric, change = claim["metric"], found.interval
+    metric, change = claim["metric"], comparison.interval
     corrected = f" after correction for {claims} claims" if claims > 1 else ""
     numbers = (
-        f"{metric} {number(found.means[0])}, {second.name} {number(found.means[1])}; difference {number(change.mean)} "
-        f"{interval_text(change)} over {change.n} images{_counted(first, second)}, {p_text(p)}{corrected}."
+        f"{metric} {number(comparison.means[0])}, {second.name} {number(comparison.means[1])}; difference "
+        f"{number(change.mean)} {interval_text(change)} over {change.n} images{_counted(first, second)}, "
+        f"{p_text(p)}{corrected}."
     )
     once = [row.name for row in (first, second) if row.trainings == 1]
     if bad := [row for row in (first, second) if row.collapsed]:

@@ -80,8 +80,8 @@ def write_report(folder: Path, *, out: Path | None = None, title: str | None = N
         if sheet is not None:
             replace_file(out / ("grid.jpg" if study is None else STRIP), partial(sheet.save, quality=88))
         chart = training_chart(source, list(summary.intervals))
-        strip = next((place / STRIP for place in (out, folder) if (place / STRIP).is_file()), None)
-        photographs = next((place / PHOTOGRAPHS for place in (out, folder) if (place / PHOTOGRAPHS).is_file()), None)
+        strip = next((at / STRIP for at in (out, folder) if (at / STRIP).is_file()), None)
+        photographs = next((at / PHOTOGRAPHS for at in (out, folder) if (at / PHOTOGRAPHS).is_file()), None)
         page = (
             _environment()
             .get_template("report.html.j2")
@@ -129,8 +129,8 @@ def _write_table(folder: Path, summary: Summary, metrics: Sequence[str] | None =
 def _write_study(folder: Path, part: StudyPart) -> None:
     """Write study.md and the study's figures as files."""
     _write_text(folder / "study.md", part.markdown())
-    for place, (_, figure) in enumerate(part.figures, start=1):
-        replace_file(folder / f"figure_{place}.png", partial(Path.write_bytes, data=charts.png(figure)))
+    for position, (_, figure) in enumerate(part.figures, start=1):
+        replace_file(folder / f"figure_{position}.png", partial(Path.write_bytes, data=charts.png(figure)))
 
 
 def _differences(summary: Summary) -> JSON:

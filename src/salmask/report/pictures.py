@@ -187,10 +187,10 @@ def _bars(axes: Axes, pairs: Probabilities, lines: int, colour: str) -> None:
         axes.text(0.98, line, f"{probability:.2f}", va="center", ha="right", fontsize=8, color="#111111")
 
 
-def _scale(place: Axes) -> None:
+def _scale(panel: Axes) -> None:
     """Draw the colour scale of the overlay where the mask has no probabilities."""
-    place.set_axis_off()
-    axes = place.inset_axes((0.03, 0.62, 0.94, 0.22))
+    panel.set_axis_off()
+    axes = panel.inset_axes((0.03, 0.62, 0.94, 0.22))
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=_COLOURS, aspect="auto", extent=(0, 1, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([0, 0.5, 1], ["0 hidden", "0.5", "1 evidence"], fontsize=7.5)

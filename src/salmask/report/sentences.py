@@ -94,14 +94,14 @@ def _runner_up(one: Difference) -> str:
 
 def _uncontrolled(summary: Summary, controls: Sequence[str]) -> str:
     """Name the metrics on which a map that looks at no classifier is best, or not told from the best."""
-    found = {}
+    groups = {}
     for metric in summary.differences:
         if among := [name for name in (summary.best[metric], *summary.tied(metric)) if name in controls]:
-            found[metric] = among
-    if not found:
+            groups[metric] = among
+    if not groups:
         return ""
-    listed = "; ".join(f"{metric}: {_names(among)}" for metric, among in found.items())
-    count = f"{len(found)} metric{'s' if len(found) != 1 else ''}"
+    listed = "; ".join(f"{metric}: {_names(among)}" for metric, among in groups.items())
+    count = f"{len(groups)} metric{'s' if len(groups) != 1 else ''}"
     return f"Maps that look at no classifier are best, or not told from the best, on {count} ({listed})."
 
 
@@ -126,10 +126,10 @@ def _cost(summary: Summary, controls: Sequence[str]) -> str:
 
 
 def _degenerate(summary: Summary) -> str:
-    found = {name: count for name, (count, _) in summary.degenerate().items()}
-    if not found:
+    counts = {name: count for name, (count, _) in summary.degenerate().items()}
+    if not counts:
         return ""
-    listed = _names([f"{name} {count}" for name, count in sorted(found.items(), key=lambda item: -item[1])])
+    listed = _names([f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1])])
     return f"Degenerate maps (constant, empty or full) are counted like all others: {listed}."
 
 

@@ -29,7 +29,7 @@ def picture_sheet(
     full = [image for image in images if sum(image in files for files in columns.values()) == most]
     if not full:
         return None
-    chosen = [full[place] for place in np.linspace(0, len(full) - 1, min(count, len(full))).astype(int)]
+    chosen = [full[index] for index in np.linspace(0, len(full) - 1, min(count, len(full))).astype(int)]
     size = max(10, side // 8)
     font, line_height = ImageFont.load_default(size), size + 2
     heads = [textwrap.wrap(name, 13) for name in ("image", *columns)]
@@ -38,15 +38,15 @@ def picture_sheet(
     sheet = Image.new("RGB", (step * len(heads), top + height * len(chosen)), "white")
     pen = ImageDraw.Draw(sheet)
     for column, lines in enumerate(heads):  # the last line stands on the pictures
-        for place, text in enumerate(reversed(lines), start=1):
-            pen.text((column * step + 1, top - _GAP - line_height * place), text, fill="black", font=font)
+        for index, text in enumerate(reversed(lines), start=1):
+            pen.text((column * step + 1, top - _GAP - line_height * index), text, fill="black", font=font)
     for row, image in enumerate(chosen):
         high = top + row * height
-        found = {column: files[image] for column, files in enumerate(columns.values(), start=1) if image in files}
-        sheet.paste(_panel(next(iter(found.values())), 0, side), (0, high))
+        strips = {column: files[image] for column, files in enumerate(columns.values(), start=1) if image in files}
+        sheet.paste(_panel(next(iter(strips.values())), 0, side), (0, high))
         for line, panel in enumerate(panels[1:], start=1):
             pen.text((3, high + line * step + 4), _NAMES[panel], fill="black", font=font)
-        for column, file in found.items():
+        for column, file in strips.items():
             for line, panel in enumerate(panels):
                 sheet.paste(_panel(file, panel, side), (column * step, high + line * step))
     return sheet

@@ -89,13 +89,13 @@ def study_part(
 ) -> StudyPart:
     """Return table, findings, figures and checks of a study; counts: as `summarize` takes them."""
     members = rows_of(study, rows)
-    known = {column.name: column for column in summary.columns}
-    columns = [name for plain in COLUMNS for name in (plain, plain + RELEASED) if name in known]
+    by_name = {column.name: column for column in summary.columns}
+    columns = [name for plain in COLUMNS for name in (plain, plain + RELEASED) if name in by_name]
     cells = {
-        name: {column: _within(_interval(row, column, rows, counts), known[column].range) for column in columns}
+        name: {column: _within(_interval(row, column, rows, counts), by_name[column].range) for column in columns}
         for name, row in members.items()
     }
-    directions = {name: column.direction for name, column in known.items()}
+    directions = {name: column.direction for name, column in by_name.items()}
     checked = None if checks is None else checks_part(checks)
     return StudyPart(
         name=study["name"],
@@ -158,7 +158,7 @@ def _figures(study: Facts, cells: Mapping[str, Mapping[str, Interval]]) -> list[
             y=label,
             log_x=axis["log_x"],
             reference={name: cells[name][error].mean for name in axis["reference"] if name in cells},
-            ticks={float(place): text for place, text in axis["ticks"]} or None,
+            ticks={float(position): text for position, text in axis["ticks"]} or None,
         )
         figures.append((f"Localization error along the study's axis. Intervals of 95 %, {OVER}.", chart))
     points = {

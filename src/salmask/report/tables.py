@@ -164,11 +164,11 @@ def _row_intervals(intervals: dict[str, dict[str, Interval]], metric: str, rows:
         return
     matrix = np.stack([rows.values[name][metric] for name in names], axis=1)
     replicates = statistics.mean_replicates(matrix)
-    for place, name in enumerate(names):
-        column = matrix[:, place]
+    for index, name in enumerate(names):
+        column = matrix[:, index]
         n = int((~np.isnan(column)).sum())
         missing = int(rows.present[name].sum()) - n
-        intervals[name][metric] = statistics.as_interval(_mean(column), replicates[:, place], n=n, missing=missing)
+        intervals[name][metric] = statistics.as_interval(_mean(column), replicates[:, index], n=n, missing=missing)
 
 
 def _set_level_intervals(intervals: dict[str, dict[str, Interval]], metric: str, counts: Mapping[str, Facts]) -> None:
@@ -183,10 +183,10 @@ def _mean(column: ndarray) -> float:
 
 
 def _best(column: Column, means: Mapping[str, float]) -> str | None:
-    known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
-    if column.direction not in _ARROWS or not known:
+    numbers = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+    if column.direction not in _ARROWS or not numbers:
         return None
-    return max(known, key=lambda name: known[name] * (1 if column.direction == "up" else -1))
+    return max(numbers, key=lambda name: numbers[name] * (1 if column.direction == "up" else -1))
 
 
 def _row_pairs(metric: str, leader: str, others: Sequence[str], rows: Rows) -> list[Difference]:
@@ -197,11 +197,11 @@ def _row_pairs(metric: str, leader: str, others: Sequence[str], rows: Rows) -> l
     permutations = 9999 if len(matrix) <= 20000 else 1999
     p = statistics.sign_flip(matrix, permutations=permutations)
     result = []
-    for place, name in enumerate(others):
-        column = matrix[:, place]
+    for index, name in enumerate(others):
+        column = matrix[:, index]
         n = int((~np.isnan(column)).sum())
-        interval = statistics.as_interval(_mean(column), replicates[:, place], n=n)
-        result.append(Difference(name, leader, interval, float(p[place]) if n else math.nan))
+        interval = statistics.as_interval(_mean(column), replicates[:, index], n=n)
+        result.append(Difference(name, leader, interval, float(p[index]) if n else math.nan))
     return result
 
 

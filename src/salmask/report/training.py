@@ -27,16 +27,16 @@ def add_training(folder: Path, name: str, metrics: Path) -> None:
     """
     if not metrics.is_file():
         raise ValueError(f"expected the training metrics of {name} at {metrics}, found none: name the run's folder")
-    place = Path(folder) / TRAINING
-    place.mkdir(parents=True, exist_ok=True)
-    replace_file(place / f"{file_name(name)}.jsonl", lambda draft: shutil.copyfile(metrics, draft))
+    inner = Path(folder) / TRAINING
+    inner.mkdir(parents=True, exist_ok=True)
+    replace_file(inner / f"{file_name(name)}.jsonl", lambda draft: shutil.copyfile(metrics, draft))
 
 
 def training_chart(folder: Path, explainers: Sequence[str]) -> Figure | None:
     """Return the curves of all runs, None without any; explainers: by whose names files are read."""
     names = {file_name(name): name for name in explainers}
-    place, runs = folder / TRAINING, {}
-    for path in sorted(place.glob("*.jsonl")) if place.is_dir() else ():
+    inner, runs = folder / TRAINING, {}
+    for path in sorted(inner.glob("*.jsonl")) if inner.is_dir() else ():
         if curves := _curves([line for _, _, line in read_lines(path)]):
             runs[names.get(path.stem, path.stem)] = curves
     return curves_chart(runs) if runs else None

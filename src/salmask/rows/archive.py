@@ -65,7 +65,7 @@ def unpacked(folder: Path) -> Iterator[Path]:
     if (folder / ROWS).exists() or not archive.exists():
         yield folder
         return
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as root:
         try:
             with tarfile.open(archive, "r:xz") as tar:
                 size = 0
@@ -73,7 +73,7 @@ def unpacked(folder: Path) -> Iterator[Path]:
                     size += member.size
                     if size > _MOST:
                         raise tarfile.TarError(f"it would unpack to more than {_MOST >> 30} GiB")
-                    tar.extract(member, place, filter="data")
+                    tar.extract(member, root, filter="data")
         except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
             raise ValueError(f"{archive}: cannot be unpacked ({error}): evaluate again") from error
-        yield Path(place)
+        yield Path(root)

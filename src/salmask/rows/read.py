@@ -103,7 +103,7 @@ def _parse(path: Path, before: int, chunk: Sequence[bytes]) -> list[JSON]:
         values = []
     if len(values) == len(chunk) and all(type(value) is dict for value in values) and chunk[-1].endswith(b"\n"):
         return values
-    return [_parse_line(path, before + place, line) for place, line in enumerate(chunk, start=1)]
+    return [_parse_line(path, before + number, line) for number, line in enumerate(chunk, start=1)]
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> JSON:
@@ -217,21 +217,21 @@ def read_rows(folder: Path) -> Rows:
     path = folder / ROWS
     if not path.exists():
         raise ValueError(f"expected {ROWS} in {folder}, found none: name the --out of evaluate, score or study")
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    tables: dict[str, dict[str, dict[str, float]]] = {}
     for number, _, line in read_lines(path):
         explainer, image, metric, value = parse_row(path, number, line)
-        found.setdefault(explainer, {}).setdefault(metric, {})[image] = value
-    if not found:
+        tables.setdefault(explainer, {}).setdefault(metric, {})[image] = value
+    if not tables:
         raise ValueError(f"expected rows in {path}, found an empty file: evaluate again")
-    ids = sorted({image for table in found.values() for column in table.values() for image in column})
-    place = {image: i for i, image in enumerate(ids)}
+    ids = sorted({image for table in tables.values() for column in table.values() for image in column})
+    position = {image: i for i, image in enumerate(ids)}
     values: dict[str, dict[str, ndarray]] = {}
     present = {}
-    for explainer, table in found.items():
+    for explainer, table in tables.items():
         present[explainer] = np.zeros(len(ids), dtype=bool)
         values[explainer] = {}
         for metric, column in table.items():
-            at = [place[image] for image in column]
+            at = [position[image] for image in column]
             values[explainer][metric] = np.full(len(ids), np.nan)
             values[explainer][metric][at] = list(column.values())
             present[explainer][at] = True

@@ -201,9 +201,9 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.full_like(values, np.nan)
     order = [int(i) for i in np.argsort(values, kind="stable") if not np.isnan(values[i])]
     highest = 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * float(values[place])))
-        adjusted[place] = highest
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * float(values[index])))
+        adjusted[index] = highest
     return [float(value) for value in adjusted]
 
 

@@ -106,8 +106,8 @@ def collapsed(masks: Mapping[str, Float[ndarray, " images"]]) -> dict[str, float
     """Return, of the trainings whose masks are mostly empty or full, the share that is; masks: mean of every mask."""
     shares = {}
     for name, means in masks.items():
-        known = means[~np.isnan(means)]
-        share = float(((known < EMPTY) | (known > FULL)).mean()) if len(known) else 0.0
+        numbers = means[~np.isnan(means)]
+        share = float(((numbers < EMPTY) | (numbers > FULL)).mean()) if len(numbers) else 0.0
         if share > COLLAPSED:
             shares[name] = share
     return shares

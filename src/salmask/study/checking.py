@@ -50,8 +50,8 @@ class Checked:
 def write_maps(explainer: Explainer, loaded: Loaded, dataset: Labelled, out: Path) -> None:
     """Write the maps of all pictures of a data set, in [0, 1]."""
     batch = collate([dataset[index] for index in range(len(dataset))])
-    found = _Bounded(explainer)(loaded.classifier, batch.images.to(loaded.classifier.device), None)
-    maps = found.masks[:, 0].float().cpu().numpy()
+    explanation = _Bounded(explainer)(loaded.classifier, batch.images.to(loaded.classifier.device), None)
+    maps = explanation.masks[:, 0].float().cpu().numpy()
 
     def save(at: Path) -> None:
         with at.open("wb") as file:
@@ -73,8 +73,8 @@ def write_checks(
     bounded = _Bounded(explainer)
     rows: list[JSON] = []
     for what in ("classifier", "masker") if bounded.masker is not None else ("classifier",):
-        found = randomise(bounded, loaded, dataset, masker=what == "masker", released=released, seed=seed)
-        for check in found:
+        checks = randomise(bounded, loaded, dataset, masker=what == "masker", released=released, seed=seed)
+        for check in checks:
             name = f"{what}, {check.kind}"
             rows += _rows(name, check)
             strip = partial(strip_figure(check).savefig, dpi=100)
@@ -100,9 +100,9 @@ def gather(
     for name, one in checked.items():
         if one.checks is None or not (one.checks / CHECKS).is_file():
             continue
-        found = json.loads((one.checks / CHECKS).read_text(encoding="utf-8"))
-        images = found["images"]
-        rows += [{"explainer": name, **row} for row in found["rows"]]
+        checks = json.loads((one.checks / CHECKS).read_text(encoding="utf-8"))
+        images = checks["images"]
+        rows += [{"explainer": name, **row} for row in checks["rows"]]
         (out / "checks").mkdir(exist_ok=True)
         for strip in sorted(one.checks.glob("*.png")):
             shutil.copyfile(strip, out / "checks" / f"{file_name(name)}__{strip.name}")
@@ -132,15 +132,15 @@ class _Bounded(Explainer):
         parts = []
         for start in range(0, len(images), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
-            found = self.explainer(classifier, images[some], None if targets is None else targets[some])
-            parts.append(found.bounded())
+            explanation = self.explainer(classifier, images[some], None if targets is None else targets[some])
+            parts.append(explanation.bounded())
         return joined(parts)
 
 
-def _rows(check: str, found: SanityCheck) -> Iterator[JSON]:
+def _rows(check: str, sanity: SanityCheck) -> Iterator[JSON]:
     """Yield one row a step and similarity; the values in the order of the pictures."""
     values: dict[tuple[str, str], list[float | None]] = {}
-    for row in found.rows:
+    for row in sanity.rows:
         values.setdefault((row.step, row.similarity), []).append(_plain(row.value))
     for (step, similarity), column in values.items():
         yield {"check": check, "step": step, "similarity": similarity, "values": column}

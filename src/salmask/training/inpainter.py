@@ -112,13 +112,13 @@ def push_pull(images: Images, holes: Masks, colour: Tensor) -> Images:
     """
     levels = [(images * (1 - holes), 1 - holes)]
     while max(levels[-1][0].shape[-2:]) > 1:
-        known, share = levels[-1]
-        levels.append((F.avg_pool2d(known, 2, ceil_mode=True), F.avg_pool2d(share, 2, ceil_mode=True)))
+        colours, share = levels[-1]
+        levels.append((F.avg_pool2d(colours, 2, ceil_mode=True), F.avg_pool2d(share, 2, ceil_mode=True)))
     filled = colour.expand(len(images), -1, 1, 1)
-    for place, (known, share) in reversed(list(enumerate(levels))):
-        filled = F.interpolate(filled, known.shape[-2:], mode="bilinear", align_corners=False)
-        sure = (4 * share).clamp(max=1) if place else share
-        filled = torch.lerp(filled, known / share.clamp_min(1e-6), sure)
+    for depth, (colours, share) in reversed(list(enumerate(levels))):
+        filled = F.interpolate(filled, colours.shape[-2:], mode="bilinear", align_corners=False)
+        sure = (4 * share).clamp(max=1) if depth else share
+        filled = torch.lerp(filled, colours / share.clamp_min(1e-6), sure)
     return filled
 
 
@@ -131,13 +131,13 @@ def random_holes(count: int, size: tuple[int, int], generator: Generator) -> Flo
     coarse = torch.randint(3, 9, (count,), generator=generator)
     kind = torch.randint(3, (count,), generator=generator)
     holes = torch.empty(count, 1, *size)
-    for place in range(count):
-        cells = int(coarse[place])
+    for index in range(count):
+        cells = int(coarse[index])
         noise = torch.rand(1, 1, cells, cells, generator=generator)
-        mode = "nearest" if kind[place] == 2 else "bicubic"
+        mode = "nearest" if kind[index] == 2 else "bicubic"
         smooth = F.interpolate(noise, size, mode=mode, align_corners=None if mode == "nearest" else False)[0]
-        cut = smooth.flatten().quantile(1 - float(share[place]))
-        holes[place] = (8 * (smooth - cut)).sigmoid() if kind[place] == 1 else (smooth > cut).float()
+        cut = smooth.flatten().quantile(1 - float(share[index]))
+        holes[index] = (8 * (smooth - cut)).sigmoid() if kind[index] == 1 else (smooth > cut).float()
     return holes
 
 
@@ -244,7 +244,7 @@ def train_inpainter(
     """
     held = spread(dataset, min(_SHOWN, max(1, len(dataset) // 10)))
     kept_back = set(held.ids)
-    rest = Subset(dataset, [place for place, one in enumerate(dataset.ids) if one not in kept_back])
+    rest = Subset(dataset, [index for index, one in enumerate(dataset.ids) if one not in kept_back])
     torch.manual_seed(seed)
     inpainter = Inpainter()
     if steps < 1 or not lr > 0:
@@ -255,7 +255,7 @@ def train_inpainter(
     images = (batch.images for batch in stream)
     fit_inpainter(inpainter, images, steps=steps, lr=lr, precision=precision, seed=seed, progress=progress)
     see = ShortSide(image_size)
-    whole = collate([see(held[place]) for place in range(len(held))]).images
+    whole = collate([see(held[index]) for index in range(len(held))]).images
     holes = random_holes(len(whole), (image_size, image_size), torch.Generator().manual_seed(seed + 1)).round()
     fills = {
         "inpainter": inpainter(whole, holes),

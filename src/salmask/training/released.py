@@ -73,12 +73,12 @@ def _read(path: Path) -> JSON:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler has errors of many kinds
         raise ValueError(f"{path} is no checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
-    found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    summary = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
     has_masker = isinstance(content, dict) and ({"state_dict_masker", "state_dict_decoder"} & content.keys())
     if not has_masker or "state_dict_classifier" not in content:
         raise ValueError(
             f"{path} is no released checkpoint: expected state_dict_classifier and state_dict_masker "
-            f"(or state_dict_decoder), found {found}"
+            f"(or state_dict_decoder), got {summary}"
         )
     return content  # type: ignore[no-any-return]
 

@@ -295,10 +295,10 @@ def check_classes(dataset: Labelled, loaded: Loaded) -> None:
     Folders are numbered in the order of their names. Where a classifier does not carry the names of its classes, the
     numbers must at least agree: on part of ImageNet, folder k is not class k of a network for all of it.
     """
-    classes, known = len(dataset.classes), loaded.classifier.num_classes
-    if classes != known:
+    classes, outputs = len(dataset.classes), loaded.classifier.num_classes
+    if classes != outputs:
         raise ValueError(
-            f"the data has {classes} classes, the classifier tells {known} apart: use a classifier for this data "
+            f"the data has {classes} classes, the classifier tells {outputs} apart: use a classifier for this data "
             "(`salmask classifier`), or list the classifier's classes in classes.txt, in the order of its outputs"
         )
 

@@ -138,8 +138,8 @@ _HOMES: Mapping[str, tuple[str | None, object]] = MappingProxyType(
 def _home(name: str) -> tuple[str | None, object]:
     """Return the record that a setting belongs to, None for the variant itself, and its type."""
     if name not in _HOMES or name == "changes":
-        known = ", ".join(name for name in _HOMES if name != "changes")
-        raise ValueError(f"no setting {name!r}: expected one of {known}")
+        choices = ", ".join(name for name in _HOMES if name != "changes")
+        raise ValueError(f"no setting {name!r}: expected one of {choices}")
     return _HOMES[name]
 
 

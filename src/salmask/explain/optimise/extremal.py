@@ -136,7 +136,7 @@ class _SmoothMaximum(Function):
     def backward(ctx: BackwardCFunction, *given: Tensor) -> tuple[Tensor, None, None]:
         saved: Sequence[Tensor] = ctx.saved_tensors
         kernel, *slopes = saved
-        found = torch.zeros_like(slopes[0])
+        total = torch.zeros_like(slopes[0])
         for row, slope, arriving in zip(kernel, slopes, given[0].unbind(1), strict=True):
-            found.addcmul_(slope * row[:, None], arriving[:, None])
-        return found, None, None
+            total.addcmul_(slope * row[:, None], arriving[:, None])
+        return total, None, None

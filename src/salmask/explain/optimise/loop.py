@@ -113,8 +113,8 @@ class Optimised(Explainer):
     def __call__(self, classifier: Classifier, images: Images, targets: Given | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         classifier.check_exclusive("this explainer")
-        found = self.solve(classifier, images, targets)
-        return Explanation(found.masks, found.targets, found.logits, found.passes)
+        result = self.solve(classifier, images, targets)
+        return Explanation(result.masks, result.targets, result.logits, result.passes)
 
     def for_labels(
         self, classifier: Classifier, images: Images, labels: Int[Tensor, "..."]

@@ -342,9 +342,9 @@ class Refined(Explainer):
         """Explain, then improve the maps."""
         first = self.explainer(classifier, images, targets, **given)
         start = first.bounded().masks
-        found = self.optimised.solve(classifier, images, targets, start=start)
-        passes = Passes(first.passes.forward + found.passes.forward, first.passes.backward + found.passes.backward)
-        return Explanation(found.masks, found.targets, found.logits, passes, notes=first.notes, layers=first.layers)
+        result = self.optimised.solve(classifier, images, targets, start=start)
+        passes = Passes(first.passes.forward + result.passes.forward, first.passes.backward + result.passes.backward)
+        return Explanation(result.masks, result.targets, result.logits, passes, notes=first.notes, layers=first.layers)
 
 
 def refined(
