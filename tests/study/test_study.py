@@ -35,7 +35,7 @@ from salmask.training.settings import RECIPE, ReadAs, Settings
 from salmask.training.train import _Run
 from salmask.training.variant import TERMS, build_recipe, read_settings
 
-TINY = Scale(images=8, batch_size=4, measured=4, held_out=1, layers=(3, 4), scale_crop=0.5, final=1.0, seeds=2)
+TINY = Scale.of(images=8, batch_size=4, measured=4, held_out=1, layers=(3, 4), scale_crop=0.5, final=1.0, seeds=2)
 
 
 class Here:
@@ -159,13 +159,13 @@ def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
         (lambda: Local(workers=0), "workers must be at least 1"),
         (lambda: Row(name="a"), "needs one of variant, candidates and explainer, got 0"),
         (lambda: Row(name="a", variant=Variant(), explainer="full"), "got 2"),
-        (lambda: Scale(images=0), "images must be positive"),
-        (lambda: Scale(candidates=0), "candidates must be positive"),
-        (lambda: Scale(measured=0), "measured must be positive"),
-        (lambda: Scale(scale_crop=0.0), "0 < scale_crop <= scale_most <= 1, got 0.0 and 1.0"),
-        (lambda: Scale(scale_crop=0.9, scale_most=0.5), "0 < scale_crop <= scale_most <= 1"),
-        (lambda: Scale(scale_most=1.5), "0 < scale_crop <= scale_most <= 1"),
-        (lambda: Scale(train_size=4), "train_size of at least 8 is needed, got 4"),
+        (lambda: Scale.of(images=0), "images must be positive"),
+        (lambda: Scale.of(candidates=0), "candidates must be positive"),
+        (lambda: Scale.of(measured=0), "measured must be positive"),
+        (lambda: Scale.of(scale_crop=0.0), "0 < scale_crop <= scale_most <= 1, got 0.0 and 1.0"),
+        (lambda: Scale.of(scale_crop=0.9, scale_most=0.5), "0 < scale_crop <= scale_most <= 1"),
+        (lambda: Scale.of(scale_most=1.5), "0 < scale_crop <= scale_most <= 1"),
+        (lambda: Scale.of(train_size=4), "train_size of at least 8 is needed, got 4"),
         (
             lambda: Study(name="s", title="", rows=(Row(name="a", explainer="full"),) * 2),
             "two rows are named 'a'",
@@ -214,7 +214,7 @@ def test_settings_are_read_as_they_are_typed() -> None:
 def test_what_is_typed_reaches_the_scale() -> None:
     given = {"candidates": 1, "train_size": 32, "scale_crop": 0.4, "scale_most": 0.6, "seeds": 2, "as_released": True}
     command = Command(name="table1", out=Path("out"), data=Path("data"), **given)
-    assert command._scale() == Scale(**given)
+    assert command._scale() == Scale.of(**given)
     assert Command(name="table1", out=Path("out"), data=Path("data"))._scale() == Scale()
 
 
@@ -299,7 +299,7 @@ def test_other_settings_are_another_job_and_other_names_are_not(source, jobs, tm
     renamed = Study(name="r", title="", rows=(Row(name="of another name", variant=fix(), seeds=1),))
     run(renamed, source, tmp_path / "two", jobs, engine)
     assert engine.asked == [] or engine.asked == ["of another name"]  # trained already; measured if it was not chosen
-    longer = dataclasses.replace(TINY, lr=1e-3)
+    longer = Scale.of(**TINY.settings() | {"lr": 1e-3})
     run(renamed, source, tmp_path / "three", jobs, engine := Here(), scale=longer)
     assert engine.asked == ["of another name"]
 
@@ -399,7 +399,7 @@ def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(
 def test_one_candidate_is_trained_once_and_is_the_first(source, tmp_path) -> None:
     rows = (Row(name="tuned", candidates=(fix(1.0, 10.0), fix())),)
     engine = Here()
-    scale = dataclasses.replace(TINY, candidates=1)
+    scale = Scale.of(**TINY.settings() | {"candidates": 1})
     run(Study(name="s", title="S", rows=rows), source, tmp_path / "out", tmp_path / "jobs", engine, scale=scale)
     assert engine.asked == ["tuned"] and len(list((tmp_path / "jobs").iterdir())) == 1
     told = json.loads((tmp_path / "out" / "study.json").read_text())
@@ -421,7 +421,7 @@ def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(sour
 
     monkeypatch.setattr("salmask.training.variant.training_batches", batches)
     monkeypatch.setattr("salmask.study.work.compare", compare_)
-    scale = dataclasses.replace(TINY, train_size=32, scale_crop=0.4, scale_most=0.6)
+    scale = Scale.of(**TINY.settings() | {"train_size": 32, "scale_crop": 0.4, "scale_most": 0.6})
     rows = (Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))),)
     run(Study(name="s", title="S", rows=rows), source, tmp_path / "out", tmp_path / "jobs", scale=scale)
     assert set(trained) == {(32, 32)} and set(measured) == {(64, 64)} and len(measured) == 3
@@ -437,12 +437,12 @@ def test_a_job_is_known_by_its_content_alone_and_new_settings_change_no_old_job(
     naive = StudyJob(source=source, scale=Scale(), explainer="center")
     assert masker.folder(tmp_path, told).name == "27dd0a99bba6"  # a new setting at its default changes no job
     for of_the_table in ({"candidates": 1}, {"measured": 5}, {"seeds": 9}, {"final": 1.0}):
-        same = dataclasses.replace(masker, scale=Scale(**of_the_table))
+        same = dataclasses.replace(masker, scale=Scale.of(**of_the_table))
         assert same.folder(tmp_path, told) == masker.folder(tmp_path, told)
     for of_the_job in ({"as_released": True}, {"train_size": 32}, {"scale_crop": 0.4}, {"scale_most": 0.9}):
-        other = dataclasses.replace(masker, scale=Scale(**of_the_job))
+        other = dataclasses.replace(masker, scale=Scale.of(**of_the_job))
         assert other.folder(tmp_path, told) != masker.folder(tmp_path, told)
-    released = dataclasses.replace(naive, scale=Scale(as_released=True))
+    released = dataclasses.replace(naive, scale=Scale.of(as_released=True))
     assert released.folder(tmp_path, told) != naive.folder(tmp_path, told)
 
 
@@ -455,7 +455,7 @@ def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(source, tm
     )
     claims = (Claim(text="A pool helps", row="pool", against="tuned"),)
     study = Study(name="s", title="S", rows=rows, claims=claims, axis=Axis(x="row"), checks=("center",), checked=2)
-    scale = dataclasses.replace(TINY, as_released=True)
+    scale = Scale.of(**TINY.settings() | {"as_released": True})
     assert run(study, source, tmp_path / "described", tmp_path / "jobs").failed == {}
     before = set((tmp_path / "jobs").iterdir())
     assert run(study, source, tmp_path / "released", tmp_path / "jobs", scale=scale).failed == {}
@@ -686,9 +686,9 @@ def test_bad_input_is_one_clear_line(arguments, words, tmp_path, capsys, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("maps", "scale", "wanted"),
-    [(5, Scale(), (3, 4)), (3, Scale(), None), (3, Scale(layers=(1,)), (1,)), (3, Scale(layers=(1, 4)), (1, 4))],
+    ("maps", "layers", "wanted"),
+    [(5, (3, 4), (3, 4)), (3, (3, 4), None), (3, (1,), (1,)), (3, (1, 4), (1, 4))],
 )
-def test_a_network_of_fewer_maps_has_its_deepest_read(maps, scale, wanted) -> None:
+def test_a_network_of_fewer_maps_has_its_deepest_read(maps, layers, wanted) -> None:
     loaded = SimpleNamespace(classifier=SimpleNamespace(layers=("layer",) * maps))
-    assert layers_read(scale, loaded) == wanted
+    assert layers_read(layers, loaded) == wanted

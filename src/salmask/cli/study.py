@@ -1,7 +1,7 @@
 """`salmask study`: which ingredient of masking matters."""
 
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import tyro
 from salmask import __version__
 from salmask.cli.console import progress_bar, say, typed_command
 from salmask.cli.options import OutputKind
+from salmask.files import JSON
 from salmask.training.settings import Precision
 
 if TYPE_CHECKING:
@@ -112,14 +113,12 @@ class StudyCommand:
             raise ValueError(f"{len(failed)} jobs failed, first {name}: {reason}; the same command tries them again")
 
     def _scale(self) -> "Scale":
-        from salmask.study import Scale
+        from salmask.study.settings import SCALE_SETTINGS, Scale
 
-        scale = Scale()
-        if self.data is None:
-            scale = Scale(images=3000, final=2.0, batch_size=50, seeds=1, measured=300, layers=(1, 2, 3, 4))
-        shared = {field.name for field in fields(Scale)} & {field.name for field in fields(self)}
-        given = {name: value for name in shared if (value := getattr(self, name)) is not None}
-        return replace(scale, **given)
+        builtin: JSON = {"images": 3000, "final": 2.0, "batch_size": 50, "seeds": 1, "measured": 300}
+        usual: JSON = builtin | {"layers": (1, 2, 3, 4)} if self.data is None else {}
+        options = [one.name for one in fields(self) if one.name in SCALE_SETTINGS]
+        return Scale.of(**usual | {name: value for name in options if (value := getattr(self, name)) is not None})
 
     def _source(self) -> "Source":
         from salmask.data import absolute

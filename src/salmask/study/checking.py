@@ -1,4 +1,4 @@
-"""What a study asks of maps beside their scores: do they change with the weights, and with what was learned?
+"""What a study asks of maps beyond their scores: do they change with the weights, and with what was learned?
 
     maps-N/maps.npz      ids (N,), maps (N, H, W): a job's maps of N pictures of val, spread evenly
     checks-N/checks.json {"images": ids, "rows": [{"check", "step", "similarity", "values"}]}; the steps of a check are

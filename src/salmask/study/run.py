@@ -319,7 +319,7 @@ def _description(
     return {
         "name": study.name,
         "title": study.title,
-        "scale": asdict(scale),
+        "scale": scale.settings(),
         "rows": described,
         "axis": None if study.axis is None else asdict(study.axis),
         "claims": [

@@ -4,53 +4,33 @@ Settings are values. Two jobs of equal content are one job, whatever table asks 
 by `Variant.settings` alone, where fields at their default do not count, so that a new field changes no old job.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 
+from salmask.files import JSON
 from salmask.training.recipes import Recipe
 from salmask.training.released import as_released, metric_as_released
 from salmask.training.settings import Precision
 from salmask.training.variant import Variant, build_recipe
 
-__all__ = ["Axis", "Claim", "Row", "Scale", "Study"]
+__all__ = ["SCALE_SETTINGS", "Axis", "Claim", "Crops", "Regime", "Row", "Scale", "Study"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How much every row of a study costs.
+class Crops:
+    """What training shows of a picture.
 
-    images: training images shown to a masker. final: how many times as many the last rows of table1 are shown.
-    seeds: trainings of headline rows; other_seeds: of the others. held_out: training images a class that are kept
-    aside, for tuning. candidates: how many area weights are tried a row that is tuned; with 1 its first are taken.
-    measured: val images, spread evenly; None for all. layers: of the classifier, for variants that do not say.
     scale_crop, scale_most: smallest and largest share of the picture that the augmentation keeps.
     train_size: side of the pictures in training, the classifier's own where None; with crops of that share they keep
     the scale that they have in use, at a cost that falls with the square of the side.
-    as_released: train and measure as the paper's released code does where it differs from its description.
     """
 
-    images: int = 11_000
-    final: float = 3.0
-    batch_size: int = 32
-    lr: float = 3e-3
-    classifier_lr: float = 1e-3
-    decay_at: tuple[float, ...] = (0.7, 0.9)
-    precision: Precision = "32-true"
-    seeds: int = 3
-    other_seeds: int = 1
-    held_out: int = 10
-    candidates: int = 2
-    measured: int | None = None
-    layers: tuple[int, ...] = (3, 4)
     scale_crop: float = 0.5
     scale_most: float = 1.0
     train_size: int | None = None
-    as_released: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "seeds", "other_seeds", "held_out", "candidates", "measured")
-        for name in ("images", "final", "lr", "classifier_lr", *counts):
-            if (given := getattr(self, name)) is not None and not given > 0:
-                raise ValueError(f"{name} must be positive, got {given}")
         if not 0 < self.scale_crop <= self.scale_most <= 1:
             raise ValueError(
                 "scale_crop and scale_most are shares of the picture, 0 < scale_crop <= scale_most <= 1, "
@@ -58,6 +38,75 @@ class Scale:
             )
         if self.train_size is not None and self.train_size < 8:
             raise ValueError(f"a train_size of at least 8 is needed, got {self.train_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """How each masker of a study is trained, on what its variant does not say.
+
+    images: training images shown to it. held_out: training images a class that are kept aside, for tuning.
+    layers: of the classifier.
+    """
+
+    images: int = 11_000
+    batch_size: int = 32
+    lr: float = 3e-3
+    classifier_lr: float = 1e-3
+    decay_at: tuple[float, ...] = (0.7, 0.9)
+    precision: Precision = "32-true"
+    held_out: int = 10
+    layers: tuple[int, ...] = (3, 4)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, ("images", "batch_size", "lr", "classifier_lr", "held_out"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much every row of a study costs.
+
+    regime, crops: how a masker is trained, and on which parts of pictures. as_released: train and measure as the
+    paper's released code does where it differs from its description. What no masker depends on:
+    final: how many times as many images the last rows of table1 are shown. seeds: trainings of headline rows;
+    other_seeds: of the others. candidates: how many area weights are tried a row that is tuned; with 1 its first are
+    taken. measured: val images, spread evenly; None for all.
+    """
+
+    regime: Regime = field(default_factory=Regime)
+    crops: Crops = field(default_factory=Crops)
+    as_released: bool = False
+    final: float = 3.0
+    seeds: int = 3
+    other_seeds: int = 1
+    candidates: int = 2
+    measured: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive(self, ("final", "seeds", "other_seeds", "candidates", "measured"))
+
+    @classmethod
+    def of(cls, **settings: object) -> "Scale":
+        """Return the scale with these settings, whatever record each belongs to: `Scale.of(images=2000, seeds=1)`.
+
+        Errors: ValueError for a setting that does not exist, or a value out of range.
+        """
+        parts: dict[str, JSON] = {record: {} for record in _RECORDS}
+        own: JSON = {}
+        for name, value in settings.items():
+            if name not in SCALE_SETTINGS:
+                raise ValueError(f"no setting {name!r} of a scale: expected one of {', '.join(SCALE_SETTINGS)}")
+            home = next((parts[part] for part, record in _RECORDS.items() if name in _names(record)), own)
+            home[name] = tuple(value) if isinstance(value, list) else value  # lists, as JSON has them
+        return cls(**own, **{part: record(**parts[part]) for part, record in _RECORDS.items()})
+
+    def settings(self) -> JSON:
+        """Return all settings, flat, as `of` takes them."""
+        own = {name: getattr(self, name) for name in _names(Scale) if name not in _RECORDS}
+        return self.training() | own
+
+    def training(self) -> JSON:
+        """Return the settings that a masker depends on, flat; beside them stands `as_released`."""
+        return asdict(self.regime) | asdict(self.crops)
 
     def recipe(self, variant: Variant) -> Recipe:
         """Return the recipe that a variant is trained by."""
@@ -67,6 +116,21 @@ class Scale:
     def metric(self, name: str) -> str:
         """Return the protocol that a metric is measured by."""
         return metric_as_released(name) if self.as_released else name
+
+
+def _names(record: type) -> list[str]:
+    return [one.name for one in fields(record)]
+
+
+def _check_positive(record: Regime | Scale, names: Sequence[str]) -> None:
+    for name in names:
+        if (value := getattr(record, name)) is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+_RECORDS = MappingProxyType({"regime": Regime, "crops": Crops})
+SCALE_SETTINGS = [name for record in (Regime, Crops, Scale) for name in _names(record) if name not in _RECORDS]
+"""The settings that `Scale.of` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from salmask.files import JSON, replace_file
 from salmask.metrics import METRICS
 from salmask.specs import load_infills
 from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
-from salmask.study.settings import Scale
+from salmask.study.settings import Regime, Scale
 from salmask.training.run import Loaded, load_classifier, load_run, train_run
 from salmask.training.settings import ORIGINAL, ReadAs, Settings
 from salmask.training.variant import Variant, chosen_data, masker_options, stream_of
@@ -49,7 +49,6 @@ METRICS_OF = {
     "val": ("om", "le", "f1", "sm", "pxap:boxes", "mask_mean", "mask_entropy", "mask_tv"),
 }
 _MASKER, _EXPLAINER = 3, 2  # formats of a job's content: raise one where the same settings would give other rows
-_OF_THE_TABLE = ("seeds", "other_seeds", "candidates", "measured", "final")  # what no job depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +114,12 @@ class StudyJob:
 
     def content(self, fingerprint: JSON) -> JSON:
         """Return the settings that make this job different from others, as JSON has it."""
-        used = {name: value for name, value in asdict(self.scale).items() if name not in _OF_THE_TABLE}
-        facts: JSON = fingerprint | ({"as_released": True} if used.pop("as_released") else {})
+        facts: JSON = fingerprint | ({"as_released": True} if self.scale.as_released else {})
         if self.variant is None:
             facts |= {"format": _EXPLAINER, "explainer": self.explainer}
         else:
-            facts |= {"format": _MASKER, "variant": self.variant.trained().settings(), "scale": used, "seed": self.seed}
+            trained = {"variant": self.variant.trained().settings(), "scale": self.scale.training()}
+            facts |= {"format": _MASKER, **trained, "seed": self.seed}
         return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
     def folder(self, under: Path, fingerprint: JSON) -> Path:
@@ -131,7 +130,7 @@ class StudyJob:
     def write(self, folder: Path, fingerprint: JSON) -> None:
         """Make the job's folder, with the job.json that `work` reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"content": self.content(fingerprint), "source": asdict(self.source), "scale": asdict(self.scale)}
+        facts = {"content": self.content(fingerprint), "source": asdict(self.source), "scale": self.scale.settings()}
         replace_file(folder / "job.json", lambda at: at.write_text(json.dumps(facts, indent=1) + "\n"))
 
 
@@ -173,7 +172,7 @@ def work(
 
 def _work(folder: Path, on: str, read: ReadAs, pictures: int | None) -> None:
     facts = json.loads((folder / "job.json").read_text())
-    content, source, scale = facts["content"], Source(**facts["source"]), _scale(facts["scale"])
+    content, source, scale = facts["content"], Source(**facts["source"]), Scale.of(**facts["scale"])
     count = scale.measured if on == "val" else pictures
     if finished(folder, on, count, read.word()).is_file():
         return
@@ -206,7 +205,7 @@ def _work(folder: Path, on: str, read: ReadAs, pictures: int | None) -> None:
 def _pictures(source: Source, on: str, count: int | None, scale: Scale, transform: SampleTransform) -> Labelled:
     """Return the pictures of a phase: the held-out training images, or `count` images of val."""
     if on == "tuning":
-        return Subset(_split(source, scale.held_out)[1], transform=transform)
+        return Subset(_split(source, scale.regime.held_out)[1], transform=transform)
     classes = source.folder("train", transform=None).classes
     return spread(source.folder("val", transform=transform, classes=classes), count)
 
@@ -217,7 +216,7 @@ def _masker(
     base = source.load()
     if not (folder / "run.json").is_file():
         start = time.perf_counter()
-        _train(folder, variant, seed, base, scale, _split(source, scale.held_out)[0])
+        _train(folder, variant, seed, base, scale, _split(source, scale.regime.held_out)[0])
         (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     run = load_run(folder)
@@ -229,26 +228,27 @@ def _masker(
 
 
 def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Scale, train_set: Labelled) -> None:
+    regime, crops = scale.regime, scale.crops
     dataset = chosen_data(variant.data, train_set, seed)
-    if variant.images * scale.images > len(dataset):  # pictures that are shown again are decoded once
+    if variant.images * regime.images > len(dataset):  # pictures that are shown again are decoded once
         dataset = cached(dataset)
     settings = Settings(
-        epochs=variant.images * scale.images / len(dataset),
-        batch_size=scale.batch_size,
-        lr=variant.lr * scale.lr,
-        classifier_lr=scale.classifier_lr,
-        decay_at=scale.decay_at,
-        precision=scale.precision,
+        epochs=variant.images * regime.images / len(dataset),
+        batch_size=regime.batch_size,
+        lr=variant.lr * regime.lr,
+        classifier_lr=regime.classifier_lr,
+        decay_at=regime.decay_at,
+        precision=regime.precision,
         seed=seed,
         save_every=100,
     )
     augment = replace(
         loaded.view.augmentation(),
-        size=scale.train_size or loaded.view.image_size,
-        scale=(scale.scale_crop, scale.scale_most),
+        size=crops.train_size or loaded.view.image_size,
+        scale=(crops.scale_crop, crops.scale_most),
     )
     learns = variant.learns
-    mask = replace(variant.mask, layers=variant.mask.layers or layers_read(scale, loaded))
+    mask = replace(variant.mask, layers=variant.mask.layers or layers_read(regime.layers, loaded))
     train_run(
         dataset,
         replace(loaded, classes=tuple(train_set.classes)),
@@ -263,20 +263,15 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
     )
 
 
-def layers_read(scale: Scale, loaded: Loaded) -> tuple[int, ...] | None:
+def layers_read(layers: tuple[int, ...], loaded: Loaded) -> tuple[int, ...] | None:
     """Return the layers of a study, which are the paper's where it does not say; of fewer maps the two deepest."""
-    usual = scale.layers == Scale().layers
-    return None if usual and len(loaded.classifier.layers) <= max(scale.layers) else scale.layers
+    usual = layers == Regime().layers
+    return None if usual and len(loaded.classifier.layers) <= max(layers) else layers
 
 
 @cache
 def _split(source: Source, held_out: int) -> tuple[Labelled, Labelled]:
     return split_off(source.folder("train", transform=None), per_class=held_out, seed=0)
-
-
-def _scale(values: JSON) -> Scale:
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return Scale(**{**values, **lists})
 
 
 if __name__ == "__main__":
