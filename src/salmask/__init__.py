@@ -75,7 +75,7 @@ def _version() -> str:
 
 
 class _Verb(ModuleType):
-    """The package `salmask.explain`, which can be called: it is the noun of a folder and the verb of a user."""
+    """The package `salmask.explain`, made callable: the verb `salmask.explain(...)` beside `salmask.explain.cam`."""
 
     def __call__(self, *args: object, **options: object) -> object:
         """Explain images: see `salmask.api.explain`."""

@@ -183,7 +183,7 @@ class Masker(nn.Module):
         *,
         areas: Tensor | None = None,
         targets: Tensor | None = None,
-    ) -> Masks:
+    ) -> Float[Tensor, "batch 1 rows columns"]:
         """Return masks on the masker's own grid, (B, 1, ceil(H / stride), ceil(W / stride))."""
         return self.head(self.logits(maps, size, areas=areas, targets=targets))
 
@@ -209,7 +209,7 @@ class Masker(nn.Module):
             joined.append(_resized(x, grid, "bilinear"))
         return self.final(torch.cat(joined, 1))
 
-    def enlarge(self, small: Masks, size: tuple[int, int]) -> Masks:
+    def enlarge(self, small: Float[Tensor, "batch 1 rows columns"], size: tuple[int, int]) -> Masks:
         """Bring masks from the grid to the picture, by the masker's `upsample`; in float32."""
         return _resized(small.float(), size, self.upsample_mode)
 

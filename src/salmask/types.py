@@ -51,7 +51,7 @@ Values = Float[Tensor, " batch"]
 Boxes = Float[Tensor, "boxes 4"]
 Pixels = UInt8[Tensor, "height width"]
 Size = tuple[int, int]
-FeatureMap = Float[Tensor, "batch features rows columns"]
+FeatureMap = Float[Tensor, "batch _ _ _"]  # one of several: each has a shape of its own
 
 IGNORED = 255
 """Value of `Pixels` that no score may count, neither for nor against a map."""

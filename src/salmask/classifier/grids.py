@@ -136,7 +136,7 @@ def _prefix_tokens(network: nn.Module) -> int | None:
 
 
 def _patches(network: nn.Module) -> Callable[[Grid], Grid | None]:
-    """Return what says the grid of pictures of a size, from timm's patch embedding or a patch size; None: unknown."""
+    """Return the function from a picture's size to its grid, by timm's patch embedding or patch size; None: unknown."""
     embedding: object = getattr(network, "patch_embed", None)
     config = getattr(network, "config", None)
     patch = getattr(config if hasattr(config, "patch_size") else network, "patch_size", None)
@@ -154,7 +154,7 @@ def _patches(network: nn.Module) -> Callable[[Grid], Grid | None]:
 
 
 def _merged(patches: Callable[[Grid], Grid | None], factor: int) -> Callable[[Grid], Grid | None]:
-    """Return what says the grid where factor x factor patches have become one token."""
+    """Return the function from a picture's size to its grid once factor x factor patches have become one token."""
 
     def asked(size: Grid) -> Grid | None:
         whole = patches(size)

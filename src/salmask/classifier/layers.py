@@ -79,7 +79,7 @@ def _key_of(output: object) -> str | int | None:
 
 
 def tensors_in(output: object) -> dict[str | int, Tensor]:
-    """Return the tensors that a mapping, a tuple, a list or an object holds, by key, place or name."""
+    """Return the tensors that a mapping, a tuple, a list or an object holds, by key, index or name."""
     if isinstance(output, Mapping):
         pairs: Iterable[tuple[str | int, object]] = output.items()
     elif isinstance(output, tuple | list):
@@ -175,7 +175,7 @@ class Probe:
 
 
 def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMap:
-    """Return what turns a layer's output into a map. maps: grids that came before it.
+    """Return the function that turns a layer's output into a map. maps: the grids of earlier layers.
 
     Errors: ValueError for an output without spatial extent.
     """

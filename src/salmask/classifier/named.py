@@ -65,7 +65,7 @@ class Named:
     more: Facts = field(default_factory=dict)
 
     def options(self, image_size: int | None = None) -> JSON:
-        """Return what `Classifier` takes of it beside the network: mean, std and image_size, as far as known."""
+        """Return the keyword arguments of `Classifier`: mean, std and image_size, those that are known."""
         size = image_size or self.image_size
         return {**self.colours, **({} if size is None else {"image_size": size})}
 

@@ -171,7 +171,7 @@ _TAKEN_BACK = "it is taken back, so that logits are explained; probabilities sta
 
 
 class _LastEnding(TorchFunctionMode):
-    """Remember what went into the last softmax (over classes) or sigmoid, and what came of it.
+    """Remember the input and the output of the last softmax (over classes) or sigmoid.
 
     A network that is sure returns 1 exactly, whose logarithm has no slope; what went in has.
     """
@@ -197,7 +197,7 @@ class _LastEnding(TorchFunctionMode):
         return result
 
     def before(self, values: Tensor) -> Tensor | None:
-        """Return what went in, shaped as `values`, where these are what came of it: as it was, reshaped or copied."""
+        """Return the ending's input, shaped as `values`, where these are its output: as it was, reshaped or copied."""
         if self.entered is None or self.result is None or self.result.numel() != values.numel():
             return None
         result = self.result.detach().reshape(values.shape).to(values)

@@ -141,7 +141,7 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 def _inert() -> SimpleNamespace:
-    """Return what stands for the module pickle, as `torch.load` calls it."""
+    """Return a stand-in for the module pickle, as `torch.load` wants it."""
 
     def load(file: BinaryIO, encoding: str = "ASCII") -> object:
         return _InertUnpickler(file, encoding=encoding).load()

@@ -1,4 +1,4 @@
-"""What stands around a network: wrappers that only pass on, functions and ONNX sessions.
+"""What surrounds a network: wrappers that only pass on, functions and ONNX sessions.
 
     unwrapped(DataParallel(net)) = net        the same function, without what only passes on
     bare(Lightning(net)) = net                the innermost module that holds every parameter

@@ -78,7 +78,7 @@ def explain_files(
     files = named_pictures(list(sizes), writable_folder(out))
     cut = {path: loaded.view.cut(*size) for path, size in sizes.items()}
     if any(height != width for height, width in sizes.values()):
-        say(_told_of_fit(cut, loaded.view.fit))
+        say(_fit_note(cut, loaded.view.fit))
     written, agnostic = [], False
     for stem, path in progress(list(files.items())):
         image = read(path)
@@ -188,7 +188,7 @@ def _worth_saying(share: float) -> bool:
     return share >= 0.005
 
 
-def _told_of_fit(cut: Mapping[Path, float], fit: str) -> str:
+def _fit_note(cut: Mapping[Path, float], fit: str) -> str:
     """Return one line on what becomes of pictures that are not square."""
     files = "; maps at the size of the file: *.whole.png and *.whole.npy"
     if fit != "crop":

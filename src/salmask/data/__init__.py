@@ -3,8 +3,8 @@
     dataset = ImageFolder("pictures", "train", transform=Squash(128))
     for batch in training_batches(cached(dataset), batch_size=64, seed=0, augment=CropFlip(128)): ...
 
-The parts: `samples` (a sample, a batch, the transforms), `readers` (folders), `archives` (published layouts),
-`batches` (streams and subsets).
+The parts: `sample` (a sample, a batch, the transforms), `pictures` (files), `folders`, `flat` and `layouts` (which
+files a data set is made of), `streams` (batches and subsets).
 """
 
 from salmask.data.folders import ImageFolder, boxes_in, read_boxes

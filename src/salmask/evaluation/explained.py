@@ -266,7 +266,7 @@ def _peek(batches: Iterable[Batch]) -> tuple[Batch, Iterable[Batch]]:
 
 
 def _whole(classifier: Classifier, batch: Batch, images: Images, answers: _Answers) -> Tensor:
-    """Return a classifier's logits of the whole pictures; asked once, whatever number of explainers share `known`."""
+    """Return a classifier's logits of the whole pictures; asked once, whatever number of explainers share `answers`."""
     key = (id(classifier), tuple(batch.ids))
     if key not in answers:
         answers[key] = whole_logits(classifier, images)

@@ -119,7 +119,7 @@ class Explainer(Protocol):
         """Whether nothing of a map is the classifier's, so that its mistakes are not held against the map."""
         return False
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones where none are given."""
         ...
 
@@ -140,7 +140,7 @@ class FromFunction(Explainer):
         """Return none: what a function has bound is not for others to see."""
         return {}
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Return what the function returns."""
         return self.function(classifier, images, targets)
 
@@ -150,7 +150,7 @@ def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer
     return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
 
 
-def check_targets(targets: Targets | None, logits: Logits) -> Targets:
+def check_targets(targets: Tensor | None, logits: Logits) -> Targets:
     """Return the classes to explain: those given, checked, or the predicted ones.
 
     Errors: ValueError for classes that there are not, and for logits that are NaN.

@@ -23,11 +23,11 @@ def by_pieces(
     explain: Callable[[Classifier, Images, Targets | None], Explanation],
     classifier: Classifier,
     images: Images,
-    targets: Targets | None,
+    targets: Tensor | None,
     *,
     max_batch: int,
 ) -> Explanation:
-    """Explain a batch in pieces of at most max_batch images, on the classifier's device, and join what comes.
+    """Explain a batch in pieces of at most max_batch images, on the classifier's device, and join the parts.
 
     Raises ValueError for an empty batch, for images that are not in [0, 1] and for targets that are not one an image.
     """

@@ -49,7 +49,7 @@ from salmask.explain.batching import backdrop, by_pieces, check_gradients
 from salmask.explain.knobs import BatchSize
 from salmask.masking import keep
 from salmask.terms import logit
-from salmask.types import FeatureMap, Images, Infill, Logits, Masks, Targets, size_of
+from salmask.types import Images, Infill, Logits, Masks, size_of
 
 __all__ = [
     "AblationCAM",
@@ -64,18 +64,19 @@ __all__ = [
     "xgrad_cam",
 ]
 
-WeightRule = Callable[[FeatureMap, FeatureMap], Tensor]
+LayerMaps = Float[Tensor, "batch features rows columns"]
+WeightRule = Callable[[LayerMaps, LayerMaps], Tensor]
 """(maps, gradients) -> weights that broadcast to the maps."""
 
 POSITIVE = (0.0, math.inf)
 
 
-def grad_cam(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch features 1 1"]:
+def grad_cam(maps: LayerMaps, gradients: LayerMaps) -> Float[Tensor, "batch features 1 1"]:
     """Return the mean gradient of each channel."""
     return gradients.mean((2, 3), keepdim=True)
 
 
-def grad_cam_pp(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch features 1 1"]:
+def grad_cam_pp(maps: LayerMaps, gradients: LayerMaps) -> Float[Tensor, "batch features 1 1"]:
     """Return sum relu(g) * g^2 / (2 g^2 + g^3 sum A), the closed form for an exponential score."""
     squares = gradients.square()
     below = 2 * squares + maps.sum((2, 3), keepdim=True) * squares * gradients + 1e-6
@@ -83,19 +84,19 @@ def grad_cam_pp(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch
     return (gradients.relu() * shares).sum((2, 3), keepdim=True)
 
 
-def xgrad_cam(maps: FeatureMap, gradients: FeatureMap) -> Float[Tensor, "batch features 1 1"]:
+def xgrad_cam(maps: LayerMaps, gradients: LayerMaps) -> Float[Tensor, "batch features 1 1"]:
     """Return sum g * A / sum A; a channel whose values cancel to zero gets weight zero."""
     total = maps.sum((2, 3), keepdim=True)
     weights = (gradients * maps).sum((2, 3), keepdim=True) / (total + 1e-7)
     return torch.where(total.abs() > 1e-6, weights, torch.zeros_like(weights))
 
 
-def layer_cam(maps: FeatureMap, gradients: FeatureMap) -> FeatureMap:
+def layer_cam(maps: LayerMaps, gradients: LayerMaps) -> LayerMaps:
     """Return the positive part of the gradient at every position."""
     return gradients.relu()
 
 
-def hires_cam(maps: FeatureMap, gradients: FeatureMap) -> FeatureMap:
+def hires_cam(maps: LayerMaps, gradients: LayerMaps) -> LayerMaps:
     """Return the gradient at every position."""
     return gradients
 
@@ -111,12 +112,12 @@ class GradientCAM(Explainer):
     layer: int | str | None = None
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         def score(logits: Logits) -> Tensor:
             return logit(logits, check_targets(targets, logits))
 
@@ -155,7 +156,7 @@ class ScoreCAM(Explainer):
     infill: Infill | None = None
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=False):
@@ -164,7 +165,7 @@ class ScoreCAM(Explainer):
             return by_pieces(explain, classifier, images, targets, max_batch=1)
 
     def _explain(
-        self, classifier: Classifier, images: Images, targets: Targets | None, *, twin: Classifier
+        self, classifier: Classifier, images: Images, targets: Tensor | None, *, twin: Classifier
     ) -> Explanation:
         index = layer_index(classifier, self.layer)
         logits, features = classifier.features(images)
@@ -202,13 +203,13 @@ class AblationCAM(Explainer):
     layer: int | str = -1
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=False):
             return by_pieces(self._explain, classifier, images, targets, max_batch=1)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         index = layer_index(classifier, self.layer)
         with count_calls(classifier, index) as calls:
             logits, features = classifier.features(images)
@@ -237,12 +238,12 @@ class LinearCAM(Explainer):
 
     max_batch: BatchSize = 64
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         with at_rest(classifier, gradients=False):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         logits, features = classifier.features(images)
         maps = features[-1].float()
         weight, bias = _linear_head(classifier, maps.shape[1])
@@ -268,12 +269,12 @@ class EigenCAM(Explainer):
     layer: int | str = -1
     max_batch: BatchSize = 64
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain; the targets are checked and handed back, and change nothing."""
         with at_rest(classifier, gradients=False):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         index = layer_index(classifier, self.layer)
         logits, features = classifier.features(images)
         maps = features[index].float()
@@ -288,7 +289,7 @@ class EigenCAM(Explainer):
         return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes, layers=layers)
 
 
-def _combined(maps: FeatureMap, weights: Tensor) -> Tensor:
+def _combined(maps: LayerMaps, weights: Tensor) -> Tensor:
     return (weights * maps).sum(1, keepdim=True)
 
 

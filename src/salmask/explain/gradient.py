@@ -32,7 +32,7 @@ from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces, check_gradients, check_reached
 from salmask.explain.knobs import BatchSize, Between, Count, OneOf, Seed, Share
 from salmask.terms import logit
-from salmask.types import Images, Logits, Masks, Targets
+from salmask.types import Images, Logits, Masks
 
 __all__ = [
     "CHANNELS",
@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Channels:
-    """How the channels of a picture become one map, and the range of what comes."""
+    """How the channels of a picture become one map, and the range of that map."""
 
     name: str
     rule: Callable[[Images], Masks]
@@ -69,12 +69,12 @@ class _OneBackward(Explainer):
 
     max_batch: int
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         raise NotImplementedError
 
 
@@ -85,7 +85,7 @@ class Gradient(_OneBackward):
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
     max_batch: BatchSize = 32
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         asked = _Question(classifier, targets)
         attributions = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
         return asked.answer(images, attributions, self.channels)
@@ -98,7 +98,7 @@ class GradientXInput(_OneBackward):
     channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
     max_batch: BatchSize = 32
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         asked = _Question(classifier, targets)
         attributions = _captum().InputXGradient(asked).attribute(_entered(classifier, images))
         return asked.answer(images, attributions, self.channels)
@@ -119,7 +119,7 @@ class SmoothGrad(Explainer):
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `samples` forward and backward passes."""
         check_limit(self.max_batch)
         if self.samples < 1:
@@ -127,7 +127,7 @@ class SmoothGrad(Explainer):
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=1)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         logits = _logits(classifier, images)
         chosen = check_targets(targets, logits)
         entered = _entered(classifier, images)
@@ -161,13 +161,13 @@ class IntegratedGradients(Explainer):
     channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `steps` forward and backward passes."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=1)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         logits = _logits(classifier, images)
         chosen = check_targets(targets, logits)
         entered = _entered(classifier, images)
@@ -199,7 +199,7 @@ class GuidedBackprop(_OneBackward):
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
     max_batch: BatchSize = 32
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         asked = _Question(classifier, targets)
         with _GuidedReLUs() as relus:
             attributions = _captum().Saliency(asked).attribute(_entered(classifier, images), abs=False)
@@ -221,7 +221,7 @@ class _Question:
     One class for several points is meant for all of them.
     """
 
-    def __init__(self, classifier: Classifier, targets: Targets | None) -> None:
+    def __init__(self, classifier: Classifier, targets: Tensor | None) -> None:
         self.classifier, self.targets = classifier, targets
 
     def __call__(self, entered: Images) -> Tensor:

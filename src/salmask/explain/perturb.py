@@ -25,7 +25,7 @@ from salmask.explain.batching import backdrop, by_pieces
 from salmask.explain.knobs import BatchSize, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
 from salmask.terms import SCORES, ClassScore, probability, score_for
-from salmask.types import Images, Infill, Masks, Targets, size_of
+from salmask.types import Images, Infill, Masks, size_of
 
 __all__ = ["Occlusion", "Rise"]
 
@@ -55,7 +55,7 @@ class Rise(Explainer):
             )
         check_limit(self.max_batch)
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: N forward passes."""
         with at_rest(classifier, gradients=False):
             passes = self.masks * len(images)
@@ -63,7 +63,7 @@ class Rise(Explainer):
             return by_pieces(explain, classifier, images, targets, max_batch=1)
 
     def _explain(
-        self, classifier: Classifier, images: Images, targets: Targets | None, *, twin: Classifier
+        self, classifier: Classifier, images: Images, targets: Tensor | None, *, twin: Classifier
     ) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
@@ -137,7 +137,7 @@ class Occlusion(Explainer):
             raise ValueError(f"expected 1 <= stride <= window, got stride {self.stride}, window {self.window}")
         check_limit(self.max_batch)
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward pass a window."""
         with at_rest(classifier, gradients=False):
             windows = [len(self._windows(side, min(images.shape[-2:]))) for side in images.shape[-2:]]
@@ -146,7 +146,7 @@ class Occlusion(Explainer):
             return by_pieces(explain, classifier, images, targets, max_batch=1)
 
     def _explain(
-        self, classifier: Classifier, images: Images, targets: Targets | None, *, twin: Classifier
+        self, classifier: Classifier, images: Images, targets: Tensor | None, *, twin: Classifier
     ) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)

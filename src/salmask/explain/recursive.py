@@ -98,12 +98,12 @@ class AttributionMask(Explainer):
     per_channel: bool = True
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: T forward and backward passes, and one for the logits."""
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
-    def _explain(self, classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+    def _explain(self, classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
         with torch.no_grad():
             logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
@@ -167,7 +167,7 @@ def masked_input_accuracy(
     return results
 
 
-def additive_part(classifier: Classifier, images: Images, targets: Targets | None = None) -> Values:
+def additive_part(classifier: Classifier, images: Images, targets: Tensor | None = None) -> Values:
     """Return f_y - sum z * df_y/dz for each image: zero for a network that is free of additive terms (biases)."""
     with at_rest(classifier, gradients=True):
         images = images.detach().to(classifier.device)

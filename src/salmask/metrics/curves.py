@@ -1,4 +1,4 @@
-"""Curves: what the classifier says while pixels come or go in the order of a map.
+"""Curves: what the classifier says while pixels are shown or hidden in the order of a map.
 
     order      pixels by falling saliency; rank 0 is the most salient
     insertion  x_k = x where rank < k, the fill elsewhere        k = 0 ... n

@@ -179,7 +179,7 @@ def _row(explainer: str) -> str:
 
 
 def _trend(values: ndarray) -> float:
-    """Return Spearman's correlation of values with their place; 0 where all are equal, NaN below three of them."""
+    """Return Spearman's correlation of values with their position; 0 where all are equal, NaN below three of them."""
     numbers = values[~np.isnan(values)]
     if len(numbers) < 3:
         return float("nan")

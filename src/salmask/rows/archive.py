@@ -57,7 +57,7 @@ def pack(folder: Path) -> Path:
 
 @contextmanager
 def unpacked(folder: Path) -> Iterator[Path]:
-    """Yield the folder itself where it has rows or no archive, else one with what its archive holds, for the time.
+    """Yield the folder itself where it has rows or no archive, else a temporary one with what its archive holds.
 
     Errors: ValueError naming an archive that cannot be unpacked.
     """

@@ -5,7 +5,7 @@
     meta.json                        settings: explainers, metrics, data, classifier, command, version
     failures.jsonl                   {"image", "explainer", "error"}
 
-Read here, appended by `writer`. Needs numpy alone.
+Read here, appended by `write`. Needs numpy alone.
 """
 
 import hashlib

@@ -42,8 +42,11 @@ class Comparison:
     trainings: tuple[int, int]
 
 
+Scores = Sequence[float] | Float[ndarray, " trainings"]
+
+
 def over_trainings(
-    scores: Sequence[float], replicates: Float[ndarray, "resamples trainings"], *, key: str
+    scores: Scores, replicates: Float[ndarray, "resamples trainings"], *, key: str
 ) -> Float[ndarray, " resamples"]:
     """Return replicates of the mean over trainings that vary with the pictures and with the trainings.
 
@@ -60,7 +63,7 @@ def over_trainings(
     return pictures + values.std(ddof=1) / k**0.5 * draws
 
 
-def score_interval(scores: Sequence[float], replicates: Sequence[ndarray], *, n: int, key: str) -> Interval:
+def score_interval(scores: Scores, replicates: Sequence[ndarray], *, n: int, key: str) -> Interval:
     """Return the mean of set-level scores, one a training, with its interval over pictures and trainings."""
     spread = over_trainings(scores, np.stack(replicates, axis=1), key=key)
     return as_interval(float(np.mean(scores)), spread, n=n)

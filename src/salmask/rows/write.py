@@ -1,4 +1,4 @@
-"""Appending to an `--out`, and taking up what a killed run has left there; the files are those of `records`.
+"""Appending to an `--out`, and taking up what a killed run has left there; the files are those of `read`.
 
 The rows of one image and explainer are one *block* of consecutive lines. A block is complete or it is done
 again: a killed run leaves at most one incomplete block, at the end, which the next run cuts off. While a run

@@ -1,4 +1,4 @@
-"""A small inpainter that learns from the data itself what may stand in a hole.
+"""A small inpainter that learns from the data itself what may fill a hole.
 
 A U-Net of gated convolutions sees the picture with its holes filled from their surroundings, by an average that is the
 wider the farther the known pixels are (push-pull), and the holes. It learns what to change in that smooth filling, to

@@ -79,7 +79,7 @@ class Loaded:
         output: str | int | None = None,
         **sight: object,
     ) -> "Loaded":
-        """Return it with other settings of how files reach the network; None leaves a setting as it is.
+        """Return a copy that brings files to the network in another way; None leaves a setting as it is.
 
         mean, std: the normalisation, one number a channel; it is set in the classifier itself. channels, outputs,
         output: to be checked. sight: fields of the view. Errors: ValueError for values out of range, of another number
@@ -368,7 +368,7 @@ def train_run(
 
 
 def _seen(loaded: Loaded) -> JSON:
-    """Return how files reach the network, and what its answers are, as JSON has it."""
+    """Return, as JSON has it, how files reach the network and how its answers are read."""
     outputs = {"options": options} if (options := loaded.classifier.options()) else {}
     return (
         asdict(loaded.view)

@@ -160,7 +160,7 @@ def build_recipe(learns: Learns) -> Recipe:
 
 
 def read_settings(texts: Sequence[str]) -> JSON:
-    """Return keyword arguments of `Variant.of` of texts KEY=VALUE, whose values are JSON where they can be.
+    """Turn texts KEY=VALUE into keyword arguments of `Variant.of`; a value is read as JSON, else as text.
 
     terms.NAME=WEIGHT and weights.NAME=WEIGHT gather. Errors: ValueError for another key, form or type.
     """
@@ -232,7 +232,7 @@ def masker_options(mask: Mask, loaded: Loaded) -> JSON:
 def stream_of(
     dataset: Labelled, settings: Settings, augment: SampleTransform | None, *, workers: int = 0
 ) -> Callable[[int], Iterator[Batch]]:
-    """Return the stream of training batches as `train` takes it: number -> the batches from that number on."""
+    """Return the stream of training batches as `train_masker` takes it: number -> the batches from that number on."""
 
     def stream(start: int) -> Iterator[Batch]:
         return training_batches(

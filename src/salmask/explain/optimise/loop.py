@@ -159,7 +159,7 @@ class Optimised(Explainer):
             return _joined(list(pieces(part, len(images), max_batch=share)))
 
     def _solve(
-        self, classifier: Classifier, twin: Classifier, images: Images, targets: Targets | None, start: Masks | None
+        self, classifier: Classifier, twin: Classifier, images: Images, targets: Tensor | None, start: Masks | None
     ) -> Solution:
         """Read maps and logits off the classifier itself, and descend on its faster twin."""
         with torch.no_grad():

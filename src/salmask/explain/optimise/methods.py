@@ -1,4 +1,4 @@
-"""Builders of the methods that optimise a mask for each image: one loop (`descent.py`), a few values each.
+"""Builders of the methods that optimise a mask for each image: one loop (`loop.py`), a few values each.
 
 | builder | parametrisation | objective, lower is better | infill |
 |---|---|---|---|
@@ -54,7 +54,7 @@ from salmask.terms import (
     score_removed,
     softmax_twice,
 )
-from salmask.types import Images, Infill, Targets
+from salmask.types import Images, Infill
 
 __all__ = [
     "EXTREMAL_VARIANTS",
@@ -119,7 +119,7 @@ def opticam(
     *,
     layer: int | str = -1,
     normaliser: Annotated[str | Callable[[Tensor], Tensor], OneOf(MAP_NORMALISERS)] = "range",
-    objective: Annotated[str, OneOf(OPTI_CAM_OBJECTIVES)] = "mask",
+    objective: Annotated[str | Callable[[ClassScore], Objective], OneOf(OPTI_CAM_OBJECTIVES)] = "mask",
     score: Score = "logit",
     rectify: Annotated[Callable[[Tensor], Tensor], OneOf(POINTWISE)] = F.relu,
     activation: Annotated[Callable[[Tensor], Tensor], OneOf(POINTWISE)] = identity,
@@ -223,6 +223,10 @@ def bank_masks(
     )
 
 
+Evidence = Callable[[ClassScore], dict[str, tuple[float | Tensor, Term]]]
+"""The terms, of a class score, that say what a region must do."""
+
+
 def _sufficient(score: ClassScore) -> dict[str, tuple[float | Tensor, Term]]:
     return {"kept": (-1.0, score_kept(score))}
 
@@ -244,7 +248,7 @@ EXTREMAL_VARIANTS = MappingProxyType({"preserve": _sufficient, "delete": _destro
 
 def fido(
     *,
-    variant: Annotated[str, OneOf(FIDO_VARIANTS)] = "sufficient",
+    variant: Annotated[str | Evidence, OneOf(FIDO_VARIANTS)] = "sufficient",
     cells: Cells = 16,
     draws: Annotated[int, Between(1, 10_000)] = 4,
     temperature: Annotated[float, Between(0, 100, above=True)] = 0.5,
@@ -286,7 +290,7 @@ _PUBLISHED_STEPS, _LONGEST_STRIDE = 800, 8.0
 def extremal(
     *,
     areas: Annotated[float | Sequence[float], Between(0, 1)] = (0.1,),
-    variant: Annotated[str, OneOf(EXTREMAL_VARIANTS)] = "preserve",
+    variant: Annotated[str | Evidence, OneOf(EXTREMAL_VARIANTS)] = "preserve",
     score: Score = "logit",
     infill: Infill = _PYRAMID,
     step: Annotated[float, AMOUNT] = 7.0,
@@ -337,7 +341,7 @@ class Refined(Explainer):
         return self.explainer.wants
 
     def __call__(
-        self, classifier: Classifier, images: Images, targets: Targets | None = None, **given: Any
+        self, classifier: Classifier, images: Images, targets: Tensor | None = None, **given: Any
     ) -> Explanation:
         """Explain, then improve the maps."""
         first = self.explainer(classifier, images, targets, **given)
