@@ -19,7 +19,7 @@ from salmask.classifier import Classifier
 from salmask.data import Sample, Squash, collate, no_boxes
 from salmask.data.tensors import TensorPictures
 from salmask.explain import EXPLAINERS, Explanation
-from salmask.explain.base import NORMALISERS
+from salmask.explain.base import NORMALISERS, Passes
 from salmask.explain.learned import Learned
 from salmask.masker import Masker
 from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, keep, remove
@@ -259,7 +259,7 @@ def test_convention_8_another_class_gives_another_map_of_a_class_specific_explai
 
 def test_convention_8_maps_are_raw_until_they_are_normalised(classifier) -> None:
     raw = torch.tensor([[[[-2.0, 0.0], [3.0, 8.0]]]])
-    explanation = Explanation(raw, torch.tensor([0]), torch.zeros(1, 2), None, range=(-float("inf"), float("inf")))
+    explanation = Explanation(raw, torch.tensor([0]), torch.zeros(1, 2), Passes(1), range=(-float("inf"), float("inf")))
     assert explanation.masks is raw and explanation.normalized("none").masks is raw
     assert explanation.normalized("minmax").masks.flatten().tolist() == pytest.approx([0, 0.2, 0.5, 1])
     assert explanation.normalized("max").masks.flatten().tolist() == pytest.approx([0, 0, 0.375, 1])

@@ -1,7 +1,9 @@
 """README and docs: examples run, links lead somewhere, commands and names exist, lines have an end."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -19,9 +21,15 @@ def _blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def _run(page: str, names: dict[str, object]) -> dict[str, object]:
-    for block in _blocks(page):
-        exec(compile(block, page, "exec"), names)
+def _run(
+    blocks: Sequence[str], names: dict[str, object], *, smaller: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, object]:
+    """Run blocks of a page; smaller: text that must stand there -> the same with fewer pictures."""
+    source = "\n".join(blocks)
+    for text, instead in smaller.items():
+        assert text in source, text
+        source = source.replace(text, instead)
+    exec(compile(source, "page", "exec"), names)
     return names
 
 
@@ -32,14 +40,14 @@ def test_the_examples_of_the_readme_run(small_net, capsys) -> None:
     assert len([line for line in explain.splitlines() if line.strip()]) <= 3
     small_net.head = torch.nn.Linear(16, 10)
     given = {"network": small_net, "mean": (0.5,) * 3, "std": (0.2,) * 3, "images": torch.rand(2, 3, 64, 64)}
-    names = _run("README.md", given)
+    names = _run([train, explain], given, smaller={"Synthetic(200,": "Synthetic(40,"})
     assert names["explanation"].masks.shape == (2, 1, 64, 64)
     assert capsys.readouterr().out.splitlines()[0].split()[0] == "explainer"
 
 
 def test_the_first_steps_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = _run("docs/start.md", {})
+    names = _run(_blocks("docs/start.md"), {})
     assert torch.equal(names["explanation"].masks, names["again"].masks)
     assert list(names["scores"]) == ["masker", "Grad-CAM", "centre"]
 
@@ -53,7 +61,7 @@ def test_the_example_of_attention_pooling_runs() -> None:
 def test_the_study_of_the_page_is_a_study() -> None:
     from salmask.study import Scale
 
-    names = _run("docs/studies.md", {})
+    names = _run(_blocks("docs/studies.md"), {})
     assert [row.name for row in names["study"](Scale()).rows] == ["tv 0.002", "tv 0.02"]
 
 
@@ -115,17 +123,15 @@ def test_one_s_own_network_is_explained_in_python_and_by_command(tmp_path, monke
 
     monkeypatch.chdir(tmp_path)
     *python, own, labels = _blocks("docs/own-network.md")
-    names: dict[str, object] = {}
-    for block in (*python, labels):
-        exec(compile(block, "docs/own-network.md", "exec"), names)
+    names = _run([*python, labels], {}, smaller={"torch.rand(24,": "torch.rand(6,", "steps=4": "steps=2"})
     assert names["explanation"].masks.shape == (2, 1, 64, 64)
     assert names["classifier"].layers[-1].startswith("layer4")
     assert names["one"].num_classes == 2
     (tmp_path / "mine.py").write_text(own.replace("in_features, 3)", "in_features, 10)"))
-    write_folder(tmp_path / "DATA", train=12, val=6, seed=0, size=64)
+    write_folder(tmp_path / "DATA", train=2, val=1, seed=0, size=64)
     spec = ["--classifier", "mine.py:network"]
     assert main(["layers", "mine.py:network"]) == 0
-    steps = ["--epochs", "0.5", "--batch-size", "6", "--target", "predicted"]
+    steps = ["--epochs", "0.5", "--batch-size", "4", "--target", "predicted"]
     assert main(["train", "--data", "DATA", *spec, *steps, "--out", "runs/mine"]) == 0
     picture = str(next((tmp_path / "DATA" / "val").rglob("*.png")))
     assert main(["explain", picture, "--explainer", "runs/mine", "--out", "explained"]) == 0
