@@ -1,15 +1,25 @@
-"""Which networks of timm and torchvision can be read and explained without naming a layer.
+"""Which networks of timm and torchvision are read rightly without naming a layer.
 
-    python benchmarks/networks.py --out results/benchmarks/networks.json
+    python benchmarks/networks.py --out results/networks
 
-Of every family of timm the smallest network below 40 million parameters (--each N: the smallest N), and all such
-networks of torchvision, with random weights: layers are found, Grad-CAM and a new masker give finite maps of one
-picture, and the deepest layer that is read has the grid of the last stage, as timm's `feature_info` says it. What
-fails, and so needs layers by name, is listed.
+The smallest network of every family of timm (a module of `timm.models`) and of torchvision, with random weights, each
+in a process of its own; a line of networks.jsonl each, so that a run that was stopped goes on. Asked of each:
+
+reference   the last map: timm's `forward_intermediates`, else `feature_info`; of torchvision the last spatial node of
+            the traced network
+read        the layer that salmask reads deepest: has it the grid of the reference?
+chosen      the layer that is chosen where the network does not describe itself (without `feature_info`): the same grid?
+corners     does the map that is read change most in the corner in which the picture was changed, of all layers?
+maps        Grad-CAM and a new masker give finite maps
+
+What fails is listed with the reason, and needs layers by name.
 """
 
 import argparse
 import json
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,15 +27,16 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, fx, nn
 
 from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
 from salmask.masker import Masker
 
-LARGEST, WIDEST = 40e6, 300
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SIDE, CLASSES = 224, 5
+ROWS = "networks.jsonl"
 
 
 def parameters(make: Callable[[], nn.Module]) -> float:
@@ -37,82 +48,224 @@ def parameters(make: Callable[[], nn.Module]) -> float:
         return float("inf")
 
 
-def of_timm(each: int, only: str = "") -> Iterator[tuple[str, Callable[[], Classifier]]]:
+def smallest() -> Iterator[tuple[str, str]]:
+    """Yield (family, SPEC) of the smallest network of each family."""
     families: dict[str, list[tuple[float, str]]] = {}
     for name in timm.list_models():
-        config = timm.models.get_pretrained_cfg(name)
-        if config is None or config.input_size[-1] > WIDEST or only not in name:
-            continue
-        size = parameters(lambda name=name: timm.create_model(name))
-        if size <= LARGEST:
-            families.setdefault(timm.models.model_entrypoint(name).__module__, []).append((size, name))
-    for members in families.values():
-        for _, name in sorted(members)[:each]:
-            yield f"timm {name}", lambda name=name: Classifier.from_timm(name, pretrained=False, num_classes=5)
-
-
-def of_torchvision() -> Iterator[tuple[str, Callable[[], Classifier]]]:
-    def make(name: str) -> nn.Module:
-        more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(name, weights=None, num_classes=5, **more).eval()
-
+        family = "timm " + timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        families.setdefault(family, []).append((parameters(lambda name=name: timm.create_model(name)), name))
     for name in torchvision.models.list_models(module=torchvision.models):
-        if parameters(lambda name=name: make(name)) <= LARGEST:
-            yield f"torchvision {name}", lambda name=name: Classifier(make(name), layers=None, **IMAGENET)
+        family = "torchvision " + torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+        size = parameters(lambda name=name: torchvision_network(name))
+        families.setdefault(family, []).append((size, name))
+    for family, members in families.items():
+        yield family, f"{family.partition(' ')[0]}:{min(members)[1]}"
 
 
-def misread(classifier: Classifier) -> str | None:
-    """Return how the deepest layer that is read differs from the last stage of timm's own description."""
-    described = getattr(classifier.network, "feature_info", None)
-    if not described:
-        return None
-    picked = Classifier(classifier.network, layers=None, image_size=classifier.image_size, **IMAGENET)
-    wanted = described[-1]["reduction"]
-    got = picked.describe()[-1]
-    if max(wanted, got.stride[0]) > 1.34 * min(wanted, got.stride[0]):  # grids of odd sizes round
-        return f"reads {got.name} at stride {got.stride[0]:g}, the last stage has {wanted}"
-    return None
+def torchvision_network(name: str) -> nn.Module:
+    more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **more).eval()
 
 
-def attempt(make: Callable[[], Classifier]) -> str | None:
-    """Return what went wrong."""
+def made(spec: str) -> Classifier:
+    """Build a network at 224 pixels, or at its own size where it takes no other."""
+    torch.manual_seed(0)
+    library, _, name = spec.partition(":")
+    if library == "torchvision":
+        return Classifier(torchvision_network(name), layers=None, **IMAGENET)
+    own = timm.get_pretrained_cfg(name)
+    sizes = (own.input_size[-1], SIDE) if own is not None and own.input_size[-1] < SIDE else (SIDE, None)
     try:
-        classifier = make()
-        picture = torch.rand(1, 3, classifier.image_size, classifier.image_size)
-        if (wrong := misread(classifier)) is not None:
-            return wrong
-        masker = Masker.for_classifier(classifier)
-        for explainer in (EXPLAINERS["gradcam"](), Learned(masker)):
-            if not explainer(classifier, picture).masks.isfinite().all():
-                return "maps that are not finite"
+        return Classifier.from_timm(name, pretrained=False, num_classes=CLASSES, image_size=sizes[0])
+    except ValueError:
+        return Classifier.from_timm(name, pretrained=False, num_classes=CLASSES, image_size=sizes[1])
+
+
+def pictures(classifier: Classifier, count: int = 1) -> Tensor:
+    shape = (count, classifier.channels_in, classifier.image_size, classifier.image_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.4
+
+
+def reference(classifier: Classifier) -> tuple[str, tuple[int, int] | None]:
+    """Return who says it, and the grid of the last map."""
+    network, side = classifier.network, classifier.image_size
+    entered = classifier._normalised(pictures(classifier))
+    with torch.no_grad(), classifier.frozen():
+        if hasattr(network, "forward_intermediates"):
+            try:
+                last = network.forward_intermediates(entered, intermediates_only=True)[-1]
+                if last.ndim == 4:
+                    first = last.shape[1] == last.shape[2] != last.shape[3]
+                    rows, columns = last.shape[1:3] if first else last.shape[2:]
+                    return "forward_intermediates", (int(rows), int(columns))
+            except Exception as error:
+                warnings.warn(str(error), stacklevel=1)
+        if described := getattr(network, "feature_info", None):
+            cells = -(-side // described[-1]["reduction"])
+            return "feature_info", (cells, cells)
+        return traced(network, entered)
+
+
+class _Grids(fx.Interpreter):
+    """Remember the grid of the last node that is a map."""
+
+    last: tuple[int, int] | None = None
+
+    def run_node(self, node: fx.Node) -> object:
+        value = super().run_node(node)
+        if isinstance(value, Tensor) and value.ndim == 4:
+            rows, columns = value.shape[2:] if value.shape[2] == value.shape[3] else value.shape[1:3]
+            if rows == columns > 1:
+                self.last = (rows, columns)
+        return value
+
+
+def traced(network: nn.Module, entered: Tensor) -> tuple[str, tuple[int, int] | None]:
+    try:
+        grids = _Grids(fx.symbolic_trace(network))
+        grids.run(entered)
+    except Exception:
+        return "nobody", None
+    return "trace", grids.last
+
+
+def near(one: tuple[int, int], other: tuple[int, int] | None) -> bool:
+    """Return whether two grids are one up to the rounding of odd sizes."""
+    return other is None or all(abs(a - b) <= 1 for a, b in zip(one, other, strict=True))
+
+
+def in_corners(classifier: Classifier) -> list[str]:
+    """Return the layers that change most elsewhere than in the corner where the picture was changed."""
+    side, wrong = classifier.image_size, set()
+    quarter, plain = side // 4, pictures(classifier)
+    with torch.no_grad(), classifier.frozen():
+        before = classifier.features(plain).maps
+        for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            rows, columns = (slice(side - quarter, side) if far else slice(quarter) for far in corner)
+            changed = plain.clone()
+            changed[:, :, rows, columns] = 1 - changed[:, :, rows, columns].round()
+            for name, one, other in zip(classifier.layers, before, classifier.features(changed).maps, strict=True):
+                moved = (one - other).abs().mean(1)[0]
+                if min(moved.shape) < 2:
+                    continue
+                halves = [moved.shape[axis] // 2 for axis in (0, 1)]
+                sums = {
+                    (i, j): float(
+                        moved[-halves[0] if i else 0 :, -halves[1] if j else 0 :][: halves[0], : halves[1]].mean()
+                    )
+                    for i in (0, 1)
+                    for j in (0, 1)
+                }
+                if max(sums, key=lambda at: sums[at]) != corner:
+                    wrong.add(name)
+    return sorted(wrong)
+
+
+def chosen(spec: str) -> tuple[str, tuple[int, int]]:
+    """Return the deepest layer, and its grid, where the network says nothing of itself."""
+    classifier = made(spec)
+    network = classifier.network
+    vars(network).pop("feature_info", None)
+    holder = nn.Module()
+    holder.add_module("network", network)
+    holder.forward = network.forward  # type: ignore[method-assign]
+    alone = Classifier(network, layers=None, image_size=classifier.image_size, **IMAGENET)
+    last = alone.describe()[-1]
+    return last.name, last.shape[1:]
+
+
+def asked(spec: str) -> dict[str, object]:
+    """Return what one network shows; "wrong" says what is not as it must be."""
+    classifier = made(spec)
+    said, grid = reference(classifier)
+    last = classifier.describe()[-1]
+    row: dict[str, object] = {
+        "size": classifier.image_size,
+        "reference": said,
+        "grid": grid,
+        "read": last.name,
+        "read_grid": last.shape[1:],
+    }
+    wrong = []
+    if not near(last.shape[1:], grid):
+        wrong.append(f"reads {last.name} of {last.shape[1:]}, the last map is {grid}")
+    if elsewhere := in_corners(classifier):
+        wrong.append(f"corners are elsewhere in {', '.join(elsewhere)}")
+    for explainer in (EXPLAINERS["gradcam"](), Learned(Masker.for_classifier(classifier))):
+        if not explainer(classifier, pictures(classifier)).masks.isfinite().all():
+            wrong.append("maps that are not finite")
+    try:
+        name, alone = chosen(spec)
+        row |= {"chosen": name, "chosen_grid": alone}
+        if not near(alone, grid):
+            wrong.append(f"without a description chooses {name} of {alone}, the last map is {grid}")
+    except ValueError as error:
+        row["chosen"] = f"refused: {error}"
+    return row | {"wrong": "; ".join(wrong)}
+
+
+def one_row(family: str, spec: str) -> dict[str, object]:
+    start, row = time.perf_counter(), {}
+    try:
+        row = asked(spec)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return None
+        row = {"wrong": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+    return {"family": family, "network": spec, **row, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Return the table of a README."""
+    versions = f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}"
+    lines = [
+        "| family | network | px | last map, by | read | without a description | what is wrong |",
+        "|" + "---|" * 7,
+    ]
+    for row in sorted(rows, key=lambda row: str(row["family"])):
+        grid = "x".join(map(str, row.get("grid") or ())) or "?"
+        cells = [
+            row["family"],
+            str(row["network"]).partition(":")[2],
+            row.get("size", ""),
+            f"{grid}, {row.get('reference', '')}",
+            f"{row.get('read', '')} {'x'.join(map(str, row.get('read_grid', ())))}",
+            f"{str(row.get('chosen', ''))[:60]} {'x'.join(map(str, row.get('chosen_grid', ())))}",
+            row["wrong"],
+        ]
+        lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
+    counts = [
+        f"{library}: {sum(not row['wrong'] for row in own)} of {len(own)} families"
+        for library in ("timm", "torchvision")
+        if (own := [row for row in rows if str(row["family"]).startswith(library + " ")])
+    ]
+    return f"{'; '.join(counts)} ({versions})\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--each", type=int, default=1, help="networks a family of timm")
-    parser.add_argument("--only", default="", help="names that hold this")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/networks"))
+    parser.add_argument("--only", default="", help="families that hold this")
+    parser.add_argument("--list", action="store_true", help="print families and networks alone")
+    parser.add_argument("--one", nargs=2, metavar=("FAMILY", "SPEC"), help="one network, in this process")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    tried: dict[str, list[str]] = {"works": [], "fails": []}
-    for name, make in [*of_timm(given.each, given.only), *of_torchvision()]:
-        if given.only not in name:
-            continue
-        wrong = attempt(make)
-        tried["works" if wrong is None else "fails"].append(name if wrong is None else f"{name}: {wrong}")
-        if wrong is not None:
-            print(f"{name}: {wrong}", flush=True)
-    for library in ("timm", "torchvision"):
-        works, fails = (sum(name.startswith(library + " ") for name in tried[key]) for key in ("works", "fails"))
-        print(f"{library}: {works} of {works + fails} networks")
-    if given.out:
-        versions = {"timm": timm.__version__, "torchvision": torchvision.__version__, "torch": torch.__version__}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({"settings": {"each": given.each, **versions}, **tried}, indent=1) + "\n")
+    rows_at = given.out / ROWS
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.one:
+        with rows_at.open("a") as file:
+            file.write(json.dumps(one_row(*given.one)) + "\n")
+        return
+    pairs = [pair for pair in smallest() if given.only in pair[0]]
+    if given.list:
+        print("\n".join("\t".join(pair) for pair in pairs))
+        return
+    there = {json.loads(line)["family"] for line in rows_at.read_text().splitlines()} if rows_at.exists() else set()
+    for family, spec in pairs:
+        if family not in there:
+            subprocess.run([sys.executable, __file__, "--out", str(given.out), "--one", family, spec], check=False)
+    rows = {row["family"]: row for row in map(json.loads, rows_at.read_text().splitlines())}
+    (given.out / "table.md").write_text(table([*rows.values()]))
+    print(table([*rows.values()]))
 
 
 if __name__ == "__main__":

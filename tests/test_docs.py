@@ -126,7 +126,7 @@ def test_one_s_own_network_is_explained_in_python_and_by_command(tmp_path, monke
     names = _run([*python, labels], {}, smaller={"torch.rand(24,": "torch.rand(6,", "steps=4": "steps=2"})
     assert names["explanation"].masks.shape == (2, 1, 64, 64)
     assert names["classifier"].layers[-1].startswith("layer4")
-    assert names["one"].num_classes == 2
+    assert names["several"].multilabel and names["of_label"].masks.shape == (2, 1, 64, 64)
     (tmp_path / "mine.py").write_text(own.replace("in_features, 3)", "in_features, 10)"))
     write_folder(tmp_path / "DATA", train=2, val=1, seed=0, size=64)
     spec = ["--classifier", "mine.py:network"]

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from salmask.classifier import Classifier
-from salmask.data import Labelled, Subset, evaluation_batches, open_data
+from salmask.data import Labelled, Subset, open_data
 from salmask.data.flat import UNLABELLED, FlatFolder, is_flat
+from salmask.data.labels import LabelCases
 from salmask.data.streams import Bar
 from salmask.data.tensors import TensorPictures
+from salmask.evaluation.decisions import decided
 from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
 from salmask.explain.base import Explainer, Explanation, explainer_of
@@ -41,6 +43,7 @@ from salmask.types import Images, Infill, Targets
 __all__ = ["Scores", "evaluate", "explain", "train"]
 
 Pictures: TypeAlias = str | Path | Labelled | Tensor
+Labels: TypeAlias = Sequence[int] | Sequence[Sequence[int]] | Tensor
 Explaining: TypeAlias = Explainer | Callable[..., Explanation] | Masker | str | Path
 
 
@@ -48,7 +51,7 @@ def train(
     classifier: Classifier,
     pictures: Pictures,
     *,
-    targets: Sequence[int] | Tensor | None = None,
+    targets: Labels | None = None,
     image_size: int | None = None,
     steps: int | None = None,
     recipe: str | Recipe = RECIPE,
@@ -63,7 +66,8 @@ def train(
     pictures: a folder of pictures, or with `train/<class>/*`; a data set of `salmask.data`; a tensor (N, C, H, W) in
         [0, 1].
     targets: the class of each picture that is explained in training; the classifier's own decisions where not given,
-        so that no label is needed.
+        so that no label is needed. Of independent labels, a list for each picture, or (N, K) of 0 and 1: each picture
+        and label is a case of its own.
     image_size: side of the training crops; the classifier's own where not given. steps: batches, instead of epochs.
     recipe: by name, or one of your own. infill: what fills the holes, by name or any (images, holes) -> colours.
     out: folder for the masker, its log and its checkpoint; resume: go on from the checkpoint there.
@@ -169,7 +173,7 @@ def evaluate(
     pictures: Pictures,
     *,
     metrics: Sequence[str | Metric] = ("average_drop", "insertion", "deletion", "mask_mean"),
-    targets: Sequence[int] | Tensor | None = None,
+    targets: Labels | None = None,
     image_size: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -179,18 +183,19 @@ def evaluate(
     """Measure explainers on pictures and return their scores.
 
     explainers: name -> explainer, each as in `explain`; or names alone. pictures: as in `train`; of a folder, `val`.
-    targets: the class of each picture that is explained and scored; the labels of a folder or a data set, and the
-        classifier's own decisions for a tensor, where not given.
+    targets: the class of each picture that is explained and scored, or its labels, as in `train`; the labels of a
+        folder or a data set, and the classifier's own decisions for a tensor, where not given: of independent labels
+        all that are likelier than .5.
     metrics: names as in docs/metrics.md, or metrics of your own.
     out: folder for rows, tables and the page; nothing is left behind where not given.
     """
     table = explainers if isinstance(explainers, Mapping) else {name: name for name in explainers}
     sight = Sight(image_size or classifier.image_size)
     dataset = _data_set(pictures, "val")
-    if targets is None:
-        unlabelled = isinstance(pictures, Tensor) or UNLABELLED in dataset.targets
-        targets = _decisions(classifier, dataset, sight) if unlabelled else dataset.targets
-    dataset = _under(classifier, dataset, targets)
+    if targets is None and (isinstance(pictures, Tensor) or UNLABELLED in dataset.targets):
+        dataset = decided(classifier, dataset, sight, classes=_classes(classifier, dataset))
+    else:
+        dataset = _under(classifier, dataset, dataset.targets if targets is None else targets)
     loaded = Loaded(classifier, "", sight, tuple(dataset.classes))
     measured: dict[str, Metric] = {}
     for metric in metrics:
@@ -230,27 +235,47 @@ def _data_set(pictures: Pictures, split: str) -> Labelled:
     return pictures
 
 
-def _under(classifier: Classifier, dataset: Labelled, targets: Sequence[int] | Tensor) -> Labelled:
-    """Return a data set under given targets, which are classes of the classifier."""
-    classes = [str(index) for index in range(classifier.num_classes)]
-    if len(dataset.classes) == classifier.num_classes:
-        classes = list(dataset.classes)
-    chosen = [int(target) for target in targets]
-    if chosen and not 0 <= min(chosen) <= max(chosen) < classifier.num_classes:
+def _under(classifier: Classifier, dataset: Labelled, targets: Labels) -> Labelled:
+    """Return a data set under given targets, which are classes of the classifier, one or several a picture."""
+    classes, listed = _classes(classifier, dataset), _listed(classifier, targets)
+    given = [label for own in listed for label in own]
+    if given and not 0 <= min(given) <= max(given) < classifier.num_classes:
         raise ValueError(
             f"expected targets from 0 to {classifier.num_classes - 1}, the classes of the classifier, got "
-            f"{min(chosen)} to {max(chosen)}"
+            f"{min(given)} to {max(given)}"
         )
-    return Subset(dataset, targets=chosen, classes=classes)
+    if len(listed) != len(dataset):
+        raise ValueError(f"expected one target an image: {len(dataset)}, got {len(listed)}")
+    if all(len(own) == 1 for own in listed):
+        return Subset(dataset, targets=given, classes=classes)
+    if not given:
+        raise ValueError("none of the pictures has a label: expected at least one to explain")
+    return LabelCases(dataset, dict(zip(dataset.ids, listed, strict=True)), classes=classes)
 
 
-def _decisions(classifier: Classifier, dataset: Labelled, sight: Sight) -> list[int]:
-    """Return the class that the classifier decides for, of every picture."""
-    decisions: list[int] = []
-    with classifier.frozen(), torch.no_grad():
-        for batch in evaluation_batches(Subset(dataset, transform=sight.transform()), batch_size=32):
-            decisions += classifier.logits(batch.images.to(classifier.device)).argmax(1).tolist()
-    return decisions
+def _listed(classifier: Classifier, targets: Labels) -> list[list[int]]:
+    """Return the labels of each picture. Errors: ValueError for several of a classifier of exclusive classes."""
+    if isinstance(targets, Tensor) and targets.ndim == 2:
+        if targets.shape[1] != classifier.num_classes or not bool(((targets == 0) | (targets == 1)).all()):
+            raise ValueError(
+                f"expected labels (N, {classifier.num_classes}) of 0 and 1, got {tuple(targets.shape)} from "
+                f"{float(targets.min()):g} to {float(targets.max()):g}"
+            )
+        listed = [row.nonzero().flatten().tolist() for row in targets]
+    else:
+        listed = [[int(one) for one in own] if isinstance(own, Sequence) else [int(own)] for own in targets]
+    if not classifier.multilabel and any(len(own) != 1 for own in listed):
+        raise ValueError(
+            "expected one target a picture, got several: say that labels are independent with outputs='multilabel'"
+        )
+    return listed
+
+
+def _classes(classifier: Classifier, dataset: Labelled) -> list[str]:
+    """Return the data's names of the classes, where they are as many as the classifier's, else numbers."""
+    if len(dataset.classes) == classifier.num_classes:
+        return list(dataset.classes)
+    return [str(index) for index in range(classifier.num_classes)]
 
 
 def _explainer(explainer: Explaining, classifier: Classifier, *, seed: int) -> Explainer:

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool
@@ -46,6 +46,9 @@ class Outcome:
     """The classifier's logits of the clean, the kept and the removed picture under masks m.
 
     masks (B, 1, h, w); targets (B,); clean, kept, removed (B, K) logits. A side that was not played is None.
+    Of a classifier of independent labels they are logits (0, z_y) of the one label, and targets 1: each picture and
+    label is a question of its own (`Classifier.question`).
+    answers: the logits of all classes or labels, by side, as the classifier gave them.
     zoom: pixels of the picture along one side of a cell of `masks`. A mask enlarged by repetition has the mean
     of the small one and zoom times its total variation, so both are taken on the small one exactly.
     areas: target areas (B,) of p-conditioned masks; the conditional areas then mean abs(mean m - p).
@@ -58,6 +61,7 @@ class Outcome:
     removed: Logits | None
     zoom: int = 1
     areas: Values | None = None
+    answers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def kept_logits(self) -> Tensor:
@@ -118,7 +122,9 @@ def play(
     answers = [classifier.logits(batch if view is None else view(batch)) for batch in shown]
     each = [side for batch in answers for side in batch.split(len(images))]
     logits = dict(zip(pictures, each, strict=True))
-    return Outcome(masks, targets, clean, logits.get(KEPT), logits.get(REMOVED))
+    asked = {side: classifier.question(answer, targets)[0] for side, answer in logits.items()}
+    whole, about = classifier.question(clean, targets)
+    return Outcome(masks, about, whole, asked.get(KEPT), asked.get(REMOVED), answers=logits)
 
 
 def play_at_rest(
@@ -154,9 +160,12 @@ def play_at_rest(
 
     with at_rest(classifier, gradients=False):
         parts = list(pieces(part, len(images), max_batch=_in_one_pass(images, images_per_pass)))
-    kept = torch.cat([clean[:0], *(one.kept_logits for one in parts)]) if KEPT in sides else None
-    removed = torch.cat([clean[:0], *(one.removed_logits for one in parts)]) if REMOVED in sides else None
-    return Outcome(masks, targets, clean, kept, removed)
+    whole, about = classifier.question(clean, targets)
+    answers = {side: torch.cat([clean[:0], *(one.answers[side] for one in parts)]) for side in sides}
+    kept, removed = (
+        classifier.question(answers[side], targets)[0] if side in sides else None for side in (KEPT, REMOVED)
+    )
+    return Outcome(masks, about, whole, kept, removed, answers=answers)
 
 
 def whole_logits(classifier: Classifier, images: Images, *, images_per_pass: int = IMAGES_PER_PASS) -> Logits:

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salmask.classifier import Classifier
 from salmask.outcome import KEPT, REMOVED, Outcome, Term, reads
 from salmask.types import Logits, Masks, Targets, Values
 
@@ -264,20 +263,6 @@ SCORES: Mapping[str, ClassScore] = MappingProxyType(
     }
 )
 """Scores (logits, targets) -> one value an image, higher for more evidence."""
-
-
-def _log_sigmoid(logits: Logits, targets: Targets) -> Values:
-    return F.logsigmoid(logit(logits, targets))
-
-
-_OF_LABELS: Mapping[ClassScore, ClassScore] = MappingProxyType(
-    {probability: sigmoid, log_probability: _log_sigmoid, margin: logit, log_odds: logit}
-)
-
-
-def score_for(classifier: Classifier, score: ClassScore) -> ClassScore:
-    """Return a score as it is of a classifier: of independent labels, the label's own, whatever the others are."""
-    return _OF_LABELS.get(score, score) if classifier.multilabel else score
 
 
 def score_kept(score: ClassScore) -> Term:

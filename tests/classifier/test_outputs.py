@@ -102,12 +102,6 @@ def test_a_sigmoid_at_the_end_of_labels_is_taken_back() -> None:
         around(lambda z: z.sigmoid())
 
 
-def test_what_weighs_classes_against_each_other_refuses_labels() -> None:
-    classifier = around(lambda z: z, outputs="multilabel")
-    with pytest.raises(ValueError, match="labels are independent"):
-        EXPLAINERS["opticam"](iterations=1)(classifier, scene())
-
-
 @pytest.mark.parametrize(
     ("end", "message"),
     [

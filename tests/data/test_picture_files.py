@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from salmask.data import ImageFolder, Reader, TooLargeError, open_data, read_image, read_pixels
+from salmask.data.depth import settled
 from salmask.data.pictures import upright_size
 
 RGB = np.random.default_rng(0).integers(60, 190, (12, 10, 3), dtype=np.uint8)
@@ -45,6 +46,27 @@ def test_fewer_bits_in_a_16_bit_file_are_scaled_by_the_highest_value_and_announc
         assert Reader(depth=bits)(tmp_path / name)[0, 0].tolist() == [0, 128, 255]
         dark = Reader(depth=16)(tmp_path / name)[0, 0].tolist()
     assert dark[2] == round((2**bits - 1) / 257)
+
+
+def test_a_folder_of_16_bit_files_is_read_by_one_depth_and_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for name, highest in (("dark", 200), ("dim", 900), ("bright", 4095)):
+        values = np.array([[0, 100, highest]], np.uint16)
+        if name == "dim":
+            tifffile.imwrite(tmp_path / "train" / "a" / "dim.tif", values)
+        else:
+            Image.fromarray(values).save(tmp_path / "train" / "a" / f"{name}.png")
+    with pytest.warns(
+        UserWarning, match=r"highest value of 3 16-bit pictures .*: all of them are read as 12 bits"
+    ) as said:
+        data = ImageFolder(tmp_path, "train")
+        assert [data[i].image[0, 0].tolist() for i in range(3)] == [[0, 6, 255], [0, 6, 12], [0, 6, 56]]
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is guessed where it is said, and nothing of 8-bit files
+        assert ImageFolder(tmp_path, "train", read=Reader(depth=16))[0].image.max() == 16
+    assert settled(Reader(), [tmp_path / "train" / "a" / "dark.png"]) == Reader()  # one file: by its own values
+    assert settled(Reader(window=100.0, level=50.0), []) == Reader(window=100.0, level=50.0)
 
 
 def write_png16(path: Path, values: np.ndarray) -> None:

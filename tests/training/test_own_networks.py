@@ -26,6 +26,8 @@ def build():
 def bare():
     return SmallNet()
 
+made = SmallNet()
+
 def labels():
     return SmallNet(), {"mean": [0.5] * 3, "std": [0.2] * 3, "image_size": 48, "outputs": "multilabel"}
 
@@ -68,6 +70,11 @@ def test_a_function_of_a_package_is_found(own, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert load_classifier("own_net:build").classifier.num_classes == 4
+
+
+def test_a_network_that_stands_in_a_module_is_taken_as_it_is(own) -> None:
+    loaded = load_classifier(f"{own}:made", mean=(0, 0, 0), std=(1, 1, 1), image_size=48)
+    assert loaded.classifier.num_classes == 4
 
 
 def test_what_a_network_returns_is_kept_with_its_run(own, tmp_path) -> None:

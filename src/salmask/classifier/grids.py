@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from salmask.types import FeatureMap
 
-__all__ = ["Corners", "Grid", "ToMap", "Tokens", "channels_first", "channels_last", "grid_of"]
+__all__ = ["Corners", "Grid", "Rolled", "ToMap", "Tokens", "channels_first", "channels_last", "grid_of"]
 
 ToMap = Callable[[Tensor, tuple[int, int]], FeatureMap]
 """(raw output, size of the pictures) -> (B, C, h, w)."""
@@ -48,6 +48,21 @@ def grid_of(shape: Sequence[int], *, last: bool) -> tuple[ToMap, Grid] | None:
     if one == two > 1:
         return channels_last, (one, two)
     return None
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """Tokens that lie in blocks of the picture, as Hiera's: the network itself puts those of part `index` in rows.
+
+    reroll: (tokens (B, N, C), index) -> (B, h, w, C).
+    """
+
+    reroll: Callable[[Tensor, int], Tensor]
+    index: int
+
+    def __call__(self, output: Tensor, size: Grid) -> FeatureMap:
+        """Return the map."""
+        return self.reroll(output, self.index).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

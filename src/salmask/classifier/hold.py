@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import sqrt
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, TypeVar
@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from salmask.classifier.wrappers import Called, bare
 from salmask.draws import generator_for
@@ -30,6 +31,7 @@ __all__ = [
     "redraw_as_released",
     "reset",
     "still_statistics",
+    "without_checkpoints",
 ]
 
 
@@ -156,6 +158,51 @@ def _all_values(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers()
 
 
+class _Once:
+    """Stands in for the autograd function of reentrant checkpoints: calls what it is given, once."""
+
+    @staticmethod
+    def apply(function: Callable[..., object], preserve: bool, *args: object) -> object:
+        return function(*args)
+
+
+def _once(*_: object, **__: object) -> Iterator[None]:
+    yield  # before the call; what checkpoints do to be able to call again is left out
+
+
+_CHECKPOINTS: dict[str, object] = {
+    "CheckpointFunction": _Once,
+    "_checkpoint_without_reentrant_generator": _once,
+    "_checkpoint_without_reentrant_generator_impl": _once,
+}
+_CHECKPOINTS_OPEN, _CHECKPOINTS_CHANGE = [0], Lock()
+_CHECKPOINTS_KEPT: dict[str, object] = {}
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Let gradient checkpoints (torch.utils.checkpoint) run what they hold once, and keep what it remembers.
+
+    They run it again in the backward pass, when the hooks that read layers are gone, and torch refuses what comes of
+    that. Values and gradients are the same without them; they save memory alone. Checkpoints are looked up when they
+    are called, so that this reaches a network's own `from torch.utils.checkpoint import checkpoint`, timm's
+    set_grad_checkpointing and transformers' gradient_checkpointing_enable. Other threads run without them meanwhile.
+    """
+    names = vars(checkpoint)
+    with _CHECKPOINTS_CHANGE:
+        if not _CHECKPOINTS_OPEN[0]:
+            _CHECKPOINTS_KEPT.update({name: names[name] for name in _CHECKPOINTS if name in names})
+            names.update({name: _CHECKPOINTS[name] for name in _CHECKPOINTS_KEPT})
+        _CHECKPOINTS_OPEN[0] += 1
+    try:
+        yield
+    finally:
+        with _CHECKPOINTS_CHANGE:
+            _CHECKPOINTS_OPEN[0] -= 1
+            if not _CHECKPOINTS_OPEN[0]:
+                names.update(_CHECKPOINTS_KEPT)
+
+
 _Result = TypeVar("_Result")
 
 
@@ -171,7 +218,8 @@ def at_rest(classifier: "Classifier", *, gradients: bool) -> Iterator[None]:
             "input (a function without gradients, a quantised or exported network, or a forward under no_grad). "
             "Take one that asks for logits alone, such as rise or occlusion"
         )
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients), classifier.frozen():
+    calls_once = without_checkpoints() if gradients else nullcontext()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), classifier.frozen(), calls_once:
         yield
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier.grids import Corners, Grid, Tokens, ToMap, grid_of
+from salmask.classifier.grids import Corners, Grid, Rolled, Tokens, ToMap, grid_of
 from salmask.classifier.wrappers import bare, named_layers, passed_through
 from salmask.types import Logits
 
@@ -186,10 +186,12 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
     if output.ndim == 4 and (lies := grid_of(shape, last=getattr(inner, "output_fmt", None) == "NHWC")) is not None:
         return lies[0]
     if output.ndim == 3 and min(shape[1:]) > 1:
+        if (rolled := _rolled(probe.network, name)) is not None:
+            return rolled
         if _in_blocks(probe.network):
             raise ValueError(
-                f"layer {name!r} gives tokens that lie in blocks of the picture and not row by row, as Hiera's do: "
-                "wrap the network so that a module of its own puts them in rows, or give layers=[]"
+                f"layer {name!r} gives tokens that lie in blocks of the picture and not row by row: of Hiera, name "
+                "whole blocks (timm) or stages (transformers), which it can put in rows, or give layers=[]"
             )
         maps = probe.before.get(name, maps)
         tokens = partial(Tokens.of, shape[1], probe.size, inner, prefix=probe.prefix, grid=probe.grid, maps=maps)
@@ -205,6 +207,19 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
         f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a grid, "
         f"got {shape} for a picture of {probe.size[0]}x{probe.size[1]}; name an earlier layer"
     )
+
+
+_ROLLED = {"Hiera": "blocks", "HieraEncoder": "stages"}  # of timm, and of transformers
+
+
+def _rolled(network: nn.Module, name: str) -> Rolled | None:
+    """Return what puts the tokens of a block (timm) or a stage (transformers) of Hiera in rows; None for others."""
+    for outer, module in named_layers(network).items():
+        part = _ROLLED.get(type(module).__name__)
+        path, _, number = name.rpartition(".")
+        if part is not None and path == f"{outer}.{part}".lstrip(".") and number.isdecimal():
+            return Rolled(module.reroll, int(number))  # type: ignore[arg-type]  # a module or a method, both callable
+    return None
 
 
 def _in_blocks(network: nn.Module) -> bool:
@@ -254,12 +269,29 @@ def pick_layers(probe: Probe) -> list[str]:
     names = list(last.values())
     if len(names) < 3:
         names = _repeated(probe.network, spatial) or names
+    if not names and (several := _several_times(probe, calls, counts)):
+        raise ValueError(
+            f"every layer that is a map is called several times in a pass, such as {several!r} "
+            f"{counts[several]} times, and which call is to be read cannot be told: wrap the network that is called in "
+            "a Classifier, or name layers, whose last call is then read"
+        )
+    if not names and any(call.output.ndim == 4 and len(call.output) != len(probe.pictures) for call in calls):
+        raise ValueError(
+            "the network shows its layers other batches than the pictures (crops or patches of them): explain the "
+            "network that is called inside, or give layers=[] for explainers that ask for logits alone"
+        )
     if not names:
         raise ValueError(
             "no layer of the network has a spatial extent: give `layers` by module name, "
             "or layers=[] for explainers that ask for logits alone, such as rise and occlusion"
         )
     return names[-_MOST:]
+
+
+def _several_times(probe: Probe, calls: list[Seen], counts: Mapping[str, int]) -> str | None:
+    """Return the deepest module that gives a map, and is called several times."""
+    names = [call.name for call in calls if counts[call.name] > 1 and _grid(probe, call, []) is not None]
+    return next(reversed(names), None)
 
 
 def _reached(logits: Logits, calls: list[Seen]) -> list[bool]:
@@ -271,7 +303,8 @@ def _reached(logits: Logits, calls: list[Seen]) -> list[bool]:
     weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
     inputs = [output for output, needed in zip(outputs, leads, strict=True) if needed]
     slopes = iter(torch.autograd.grad((logits * weights).sum(), inputs, allow_unused=True))
-    return [needed and next(slopes) is not None for needed in leads]
+    reached = [needed and next(slopes) is not None for needed in leads]
+    return reached if any(reached) else [True] * len(calls)  # gradients are lost at the end, as in a quantised head
 
 
 def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
@@ -289,6 +322,9 @@ def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
         tokens = to_map_of(probe, call.name, output, seen)
     except ValueError:
         return None
+    if isinstance(tokens, Rolled):
+        rows, columns = tokens(output.detach(), probe.size).shape[2:]
+        return rows, columns
     return tokens.grid if isinstance(tokens, Tokens) and max(tokens.grid) > 1 else None
 
 

@@ -286,6 +286,8 @@ def _side(facts: Facts, name: str) -> int | None:
 def own_network(spec: str) -> Named:
     """Call the function that `module.py:function` or `package.module:function` names; it takes no arguments.
 
+    A class is called likewise, and a network that stands under the name is taken as it is.
+
     It returns a network, or a network and a dictionary with any of mean, std, image_size, interpolation, fit, crop_pct,
     classes, outputs, output, prefix and grid. Errors: ValueError where it cannot be had or returns something else.
     """
@@ -300,7 +302,7 @@ def own_network(spec: str) -> Named:
         near = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(f"{where} has no function {name!r}: it has {', '.join(near[:8]) or 'none'}")
     try:
-        answer = build()
+        answer = build if isinstance(build, nn.Module) else build()
     except Exception as error:
         raise ValueError(
             f"{spec}, called without arguments, ends in {type(error).__name__}: {error}; expected a network"

@@ -8,6 +8,7 @@ leaves every call as it entered: mode, gradients, hooks and device, also when th
 on one network wait for each other.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from salmask.classifier.grids import Grid, ToMap
-from salmask.classifier.hold import held
+from salmask.classifier.hold import held, without_checkpoints
 from salmask.classifier.inputs import check_channels, check_mean, check_pass
 from salmask.classifier.layers import Layer, Probe, described_layers, pick_layers, tensor_of, to_map_of, with_tensor
 from salmask.classifier.named import timm_network
@@ -26,7 +27,7 @@ from salmask.classifier.outputs import Outputs
 from salmask.classifier.weights import fingerprint
 from salmask.classifier.wrappers import Called, Network, as_module, bare, find_layers, passed_through
 from salmask.files import JSON
-from salmask.types import Features, Images, Logits, size_of
+from salmask.types import Features, Images, Logits, Targets, size_of
 
 __all__ = ["Classifier"]
 
@@ -80,7 +81,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, device=like.device).view(shape), persistent=False)
         self.image_size, self.channels_in = image_size, len(mean)
         self.outputs, self._said, self._prefix, self._grid = Outputs(outputs, output), outputs, prefix, grid
-        with self.frozen():
+        with self.frozen(), without_checkpoints():
             self._try_out()
             probe = Probe(self.network, self._asked, self._normalised(self._pictures(_SHOWN)), prefix, grid)
             self._choose(probe, layers)
@@ -110,7 +111,7 @@ class Classifier(nn.Module):
         named = timm_network(
             name, pretrained=pretrained, num_classes=num_classes, checkpoint=checkpoint, channels=channels
         )
-        return cls(named.network, layers=layers, **named.options(image_size), **options)
+        return cls(named.network, layers=layers, **{**named.options(image_size), **options})
 
     def forward(self, images: Tensor) -> Answers:
         """Return the logits."""
@@ -130,19 +131,14 @@ class Classifier(nn.Module):
         """Return the probabilities (..., K) that logits mean: softmax, or the sigmoid of independent labels."""
         return self.outputs.probabilities(logits)
 
+    def question(self, logits: Logits, targets: Targets) -> tuple[Logits, Targets]:
+        """Return logits and targets of what is asked of each picture: of independent labels, whether y is there."""
+        return self.outputs.question(logits, targets)
+
     @property
     def multilabel(self) -> bool:
         """Whether each class is a label of its own, present or not."""
         return self.outputs.kind == "multilabel"
-
-    def check_exclusive(self, what: str) -> None:
-        """Raise ValueError where what weighs one class against the others is asked of independent labels."""
-        if self.multilabel:
-            raise ValueError(
-                f"{what} weighs one class against the others, and this classifier's labels are independent: take "
-                "an explainer of single logits (gradcam, gradient, occlusion, rise, ...), or wrap the network so "
-                "that it returns one label's logit and give outputs='binary'"
-            )
 
     def features(self, images: Images) -> Features:
         """Return logits and one map (B, C, h, w) a layer, from one pass; differentiable, shallow to deep.
@@ -169,6 +165,19 @@ class Classifier(nn.Module):
                     module.training = mode
                 for parameter, want in wanted:
                     parameter.requires_grad_(want)
+
+    def check_exclusive(self, what: str) -> None:
+        """Raise ValueError where what needs one class a picture is asked of independent labels."""
+        if self.multilabel:
+            raise ValueError(
+                f"{what} takes one class a picture, and this classifier's labels are independent: wrap the network so "
+                "that it returns one label's logit, and give outputs='binary'"
+            )
+
+    @property
+    def answers(self) -> int:
+        """How many answers there are to what is asked of a picture: K classes, or there and not there."""
+        return 2 if self.multilabel else self.num_classes
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of a hash of all weights and statistics; wrappers change nothing."""
@@ -222,7 +231,13 @@ class Classifier(nn.Module):
         try:
             self.outputs = self.outputs.settled(self.network, pictures.split(_SHOWN))
             with torch.inference_mode(False), torch.enable_grad():
-                logits = self._asked(pictures[:1].clone().requires_grad_())
+                shown = pictures[:1].clone().requires_grad_()
+                logits = self._asked(shown)
+                slopes = (
+                    torch.autograd.grad(logits.sum(), shown, allow_unused=True) if logits.requires_grad else (None,)
+                )
+            with torch.no_grad():
+                again = self._asked(pictures[:1])
         except (ValueError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -232,7 +247,13 @@ class Classifier(nn.Module):
                 f"the network fails on pictures {tuple(pictures.shape)} ({type(error).__name__}: {first}): if it takes "
                 "more than pictures, or other ones, wrap it in a module whose forward(pictures) returns logits (B, K)"
             ) from error
-        self.num_classes, self.differentiable = logits.shape[1], logits.requires_grad
+        self.num_classes, self.differentiable = logits.shape[1], slopes[0] is not None
+        if not torch.allclose(logits, again, rtol=0.05, atol=1e-3, equal_nan=True):
+            warnings.warn(
+                "the network gives the same picture different logits each time, also in eval mode (dropout at work?): "
+                "so will its maps be; switch off what it draws",
+                stacklevel=3,
+            )
 
     def _choose(self, probe: Probe, layers: Sequence[str] | None) -> None:
         if layers is not None:

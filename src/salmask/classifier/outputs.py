@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from salmask.classifier.layers import tensors_in
 from salmask.classifier.wrappers import Called, is_compiled
-from salmask.types import Logits
+from salmask.types import Logits, Targets
 
 __all__ = ["KINDS", "Outputs"]
 
@@ -44,7 +44,7 @@ _SEGMENTED = "torch.nn.Sequential(network, torch.nn.AdaptiveAvgPool2d(1), torch.
 class Outputs:
     """How a network's answer becomes logits. kind: of `KINDS`; entry: which one of a tuple's or a dictionary's.
 
-    ending: "softmax", "log_softmax" or "sigmoid" that the network ends in, or "".
+    ending: "softmax", "log_softmax" or "sigmoid" that the network ends in, "pair" for (1 - s, s) of a sigmoid s, or "".
     centred: take the mean over classes off.
     """
 
@@ -75,6 +75,8 @@ class Outputs:
         last = _LastEnding(self.ending)
         with last if self.ending else nullcontext():
             values = _entry(network(pictures), self.entry, len(pictures))
+        if values.ndim == 1 and len(pictures) == 1 and self.kind != "binary":  # squeezed
+            values = values[None]
         scores = self._without_ending(values, last)
         if self.kind == "binary":
             half = _column(scores, len(pictures)) / 2
@@ -84,6 +86,17 @@ class Outputs:
     def probabilities(self, logits: Logits) -> Tensor:
         """Return what the classifier holds likely: (B, K) in [0, 1]; rows sum to 1 unless labels are independent."""
         return logits.sigmoid() if self.kind == "multilabel" else logits.softmax(-1)
+
+    def question(self, logits: Logits, targets: Targets) -> tuple[Logits, Targets]:
+        """Return logits and targets of what is asked of each picture about class y.
+
+        Of K classes these are the given ones. Of independent labels it is whether label y is there: logits (0, z_y) and
+        target 1, so that softmax, entropy, margin and decision are those of sigmoid(z_y), whatever other labels are.
+        """
+        if self.kind != "multilabel":
+            return logits, targets
+        own = logits.gather(1, targets[:, None])
+        return torch.cat([torch.zeros_like(own), own], 1), torch.ones_like(targets)
 
     def settled(self, network: Callable[[Tensor], object], batches: Sequence[Tensor]) -> "Outputs":
         """Find out, on several different pictures, what "auto" is and in what the network ends.
@@ -99,11 +112,12 @@ class Outputs:
             if self.kind != "binary":
                 _check_shape(raw, len(pictures))
             answers.append(_column(raw, len(pictures)) if self.kind == "binary" else raw.float())
+        pair = self.kind in ("auto", "probabilities") and lasts["sigmoid"].column(raw) is not None
         values = torch.cat(answers)
         values = values[~values.isnan().any(1)]  # a network that divides by a picture's spread fails on plain grey
         if not len(values):
             raise ValueError("expected logits from the network, got NaN for every picture: look at its weights")
-        ending = next((name for name, last in lasts.items() if last.before(raw) is not None), "")
+        ending = next((name for name, last in lasts.items() if last.before(raw) is not None), "pair" if pair else "")
         within = bool(((values >= 0) & (values <= 1)).all()) and values.std() > 0
         normalised = bool(within and (values.sum(1) - 1).abs().max() < 1e-2)
         if self.kind in ("auto", "probabilities"):
@@ -134,7 +148,7 @@ class Outputs:
         if normalised:
             if self.kind == "auto":
                 warnings.warn(f"the network ends in a softmax, its rows sum to 1: {_TAKEN_BACK}", stacklevel=5)
-            return replace(self, kind="probabilities", ending="softmax")
+            return replace(self, kind="probabilities", ending="pair" if ending == "pair" else "softmax")
         if ending == "log_softmax":
             warnings.warn(f"the network ends in a log-softmax: {_TAKEN_BACK}", stacklevel=5)
             return replace(self, kind="logits", ending="log_softmax")
@@ -156,13 +170,16 @@ class Outputs:
         return replace(self, kind="logits", centred=centred)
 
     def _without_ending(self, values: Tensor, last: "_LastEnding") -> Tensor:
+        if self.ending == "pair" and last.entered is not None and (column := last.column(values)) is not None:
+            half = last.entered.reshape(-1).float() / 2
+            return torch.stack([half, -half] if column == 0 else [-half, half], 1)
         if self.ending and (before := last.before(values)) is not None:
             return before.float()
         if self.ending in ("", "log_softmax"):
             return values.float()
         small = torch.finfo(torch.float32).tiny
         exact = values.float()
-        if self.ending == "softmax":
+        if self.ending in ("softmax", "pair"):
             return exact.clamp_min(small).log()
         return exact.clamp_min(small).log() - (1 - exact).clamp_min(torch.finfo(torch.float32).eps / 2).log()
 
@@ -178,7 +195,7 @@ class _LastEnding(TorchFunctionMode):
 
     def __init__(self, ending: str) -> None:
         super().__init__()
-        self.functions = _ENDINGS.get(ending, set())
+        self.functions = _ENDINGS.get("sigmoid" if ending == "pair" else ending, set())
         self.entered: Tensor | None = None
         self.result: Tensor | None = None
 
@@ -202,6 +219,13 @@ class _LastEnding(TorchFunctionMode):
             return None
         result = self.result.detach().reshape(values.shape).to(values)
         return self.entered.reshape(values.shape) if torch.equal(result, values.detach()) else None
+
+    def column(self, values: Tensor) -> int | None:
+        """Return which column of (B, 2) values is what came of it, as in (1 - s, s); None for none."""
+        if self.result is None or values.ndim != 2 or values.shape[1] != 2 or self.result.numel() != len(values):
+            return None
+        result = self.result.detach().reshape(-1).to(values)
+        return next((k for k in (1, 0) if torch.equal(result, values[:, k].detach())), None)
 
 
 def _opaque(network: object) -> bool:
@@ -248,6 +272,8 @@ def _chosen(answer: object, entry: str | int) -> Tensor:
 
 def _check_shape(values: Tensor, count: int) -> None:
     shape = tuple(values.shape)
+    if values.is_complex():
+        raise ValueError("expected real logits from the network, got complex numbers: let it return their real part")
     if values.ndim == 2 and shape[0] == count and shape[1] >= 2:
         return
     expected = f"expected logits ({count}, K) with K >= 2 classes, the network returned {shape}"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,7 +73,8 @@ class Called(nn.Module):
         """Return what the function returns; arrays become tensors."""
         function = self.function
         if not isinstance(function, Session):
-            return function(pictures)
+            answer = function(pictures)
+            return torch.as_tensor(answer).to(pictures.device) if isinstance(answer, np.ndarray) else answer
         name = function.get_inputs()[0].name
         answers = function.run(None, {name: pictures.detach().cpu().numpy()})
         names = [output.name for output in function.get_outputs()]
@@ -83,6 +85,11 @@ class Called(nn.Module):
 def as_module(network: object) -> nn.Module:
     """Return a module as it is, and a function or a session as one. Errors: TypeError for anything else."""
     if isinstance(network, nn.Module):
+        if any(value.is_inference() for value in network.parameters()):
+            raise ValueError(
+                "the network was built under torch.inference_mode, and its weights take part in no gradient: build and "
+                "load it outside"
+            )
         return network
     if isinstance(network, Session) or callable(network):
         return Called(network)

@@ -63,14 +63,15 @@ class ClassifierCommand(DataOptions):
                 )
         else:
             channels = 3 if self.channels is None else self.channels
-            colours: JSON = {"mean": self.mean or [0.5] * channels, "std": self.std or [0.25] * channels}
+            given: JSON = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
+            colours: JSON = {} if channels == 3 else {"mean": [0.5] * channels, "std": [0.25] * channels}
             built = Classifier.from_timm(
                 name,
                 pretrained=self.pretrained,
                 num_classes=len(classes),
                 image_size=self.image_size,
                 channels=channels,
-                **({} if channels == 3 else colours),
+                **colours | given,
             )
             loaded = Loaded(built, name, Sight(built.image_size)).seen(**self.pictures())
         loaded = replace(loaded, classes=classes)

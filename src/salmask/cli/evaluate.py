@@ -31,7 +31,8 @@ class EvaluateCommand(DataOptions):
     metric: tuple[str, ...] = ("le", "om", "f1", "f1_mean", "sm", "mask_mean", "max_box_acc_v2")
     """Names as in docs/metrics.md; `all` for every one that the data allows."""
     target: Literal["label", "predicted"] = "label"
-    """The class that is explained and scored."""
+    """The class that is explained and scored. Of several labels a picture, each is: those of the data, or all that the
+    classifier holds likelier than .5."""
     normalize: Normalize | None = None
     """How maps come to [0, 1] where an explainer's do not."""
     baselines: bool = True
@@ -47,9 +48,10 @@ class EvaluateCommand(DataOptions):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.data.streams import spread
+        from salmask.data.streams import Subset, spread
+        from salmask.evaluation.decisions import decided
         from salmask.evaluation.evaluate import compare
-        from salmask.evaluation.explained import Rules
+        from salmask.evaluation.explained import Rules, decided_label
         from salmask.explain.controls import BASELINES
         from salmask.files import writable_folder
         from salmask.report import add_training
@@ -68,9 +70,12 @@ class EvaluateCommand(DataOptions):
         )
         judge = load_classifier(self.scoring, **self.pictures()) if self.scoring else base
         base = chosen.base
-        dataset = self.read(self.split, base, transform=base.view.transform(), classes=base.classes)
+        dataset = spread(self.read(self.split, base, classes=base.classes), self.limit)
+        every = self.target == "predicted" and base.classifier.multilabel
+        if every:
+            dataset = decided(base.classifier, dataset, base.view, classes=dataset.classes)
         rules = Rules(
-            target=self.target,
+            target=decided_label if every else self.target,
             normalize={} if self.normalize is None else self.normalize,
             scoring=judge.classifier if judge else None,
             seed=self.seed,
@@ -84,7 +89,7 @@ class EvaluateCommand(DataOptions):
         summary = compare(
             chosen.explainers,
             metrics,
-            spread(dataset, self.limit),
+            Subset(dataset, transform=base.view.transform()),
             rules=rules,
             batch_size=self.batch_size,
             out=self.out,

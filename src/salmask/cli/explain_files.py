@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from salmask.data import Reader
+from salmask.data.depth import settled
 from salmask.data.pictures import ignored_files, list_pictures
 from salmask.data.streams import Bar
 from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
@@ -73,8 +74,9 @@ def explain_files(
     chosen = None if shown.target is None else torch.tensor([_class_index(shown.target, names)])
     if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
-    read = loaded.reader(max_pixels=max_pixels)
-    sizes = readable(pictures_in(paths), read, skip_broken=skip_broken)
+    there = pictures_in(paths)
+    read = settled(loaded.reader(max_pixels=max_pixels), there)
+    sizes = readable(there, read, skip_broken=skip_broken)
     files = named_pictures(list(sizes), writable_folder(out))
     cut = {path: loaded.view.cut(*size) for path, size in sizes.items()}
     if any(height != width for height, width in sizes.values()):

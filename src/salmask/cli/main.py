@@ -94,7 +94,7 @@ def _parsed(arguments: list[str] | None) -> Callable[[], None]:
                 dict(COMMANDS), args=arguments, prog="salmask", description=_ABOUT
             )
     except SystemExit:
-        words = " ".join(re.sub(r"[\u2500-\u257f]", " ", message.getvalue()).split())
+        words = " ".join(re.sub(r"[\u2500-\u257f]|-{3,}", " ", message.getvalue()).split())
         if (refused := re.search(r"Error parsing \S+: (.*?) For full helptext", words)) is not None:
             raise ValueError(refused[1]) from None
         sys.stderr.write(message.getvalue())

@@ -56,14 +56,16 @@ class TrainCommand(DataOptions):
         """Run the command."""
         from salmask.specs import load_infills
         from salmask.training.released import as_released
-        from salmask.training.run import load_classifier, train_run
+        from salmask.training.run import load_classifier, train_run, with_depth
         from salmask.training.variant import build_recipe, chosen_data, masker_options, stream_of
 
         variant, settings = self._variant(), self.settings
         recipe = build_recipe(variant.learns)
         loaded = load_classifier(self.classifier, **self.pictures())
         pictures = self._pictures(loaded)
+        loaded = with_depth(loaded, pictures)
         dataset = chosen_data(variant.data, pictures, settings.seed)
+        settings = settings.of(len(dataset))
         own = tuple(pictures.classes) if settings.target == "label" else None
         train_run(
             dataset,

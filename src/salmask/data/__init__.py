@@ -8,6 +8,7 @@ files a data set is made of), `streams` (batches and subsets).
 """
 
 from salmask.data.folders import ImageFolder, boxes_in, read_boxes
+from salmask.data.labels import LabelledPictures
 from salmask.data.layouts import ILSVRC, OxfordPets, absolute, has_split, ilsvrc_boxes, open_data
 from salmask.data.pictures import Reader, TooLargeError, read_image, read_pixels
 from salmask.data.sample import (
@@ -43,6 +44,7 @@ __all__ = [
     "CropFlip",
     "ImageFolder",
     "Labelled",
+    "LabelledPictures",
     "OxfordPets",
     "Pad",
     "Reader",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from salmask.data.labels import has_labels
 from salmask.data.listed import ListedPictures, ReadImage, warn_of_ignored
 from salmask.data.pictures import list_pictures, read_image
 from salmask.data.sample import Sample, SampleTransform, no_boxes
@@ -13,8 +14,9 @@ UNLABELLED = -1
 
 
 def is_flat(root: Path) -> bool:
-    """Return whether pictures lie in the folder itself, and no split beside them."""
-    return root.is_dir() and bool(list_pictures(root)) and not any((root / name).is_dir() for name in ("train", "val"))
+    """Return whether pictures lie in the folder itself, and no split or table of labels beside them."""
+    others = any((root / name).is_dir() or has_labels(root, name) for name in ("train", "val"))
+    return root.is_dir() and bool(list_pictures(root)) and not others
 
 
 class FlatFolder(ListedPictures):
@@ -35,6 +37,7 @@ class FlatFolder(ListedPictures):
         self.ids = list_pictures(self.root)
         warn_of_ignored([self.root], self.root)
         self.targets = [UNLABELLED] * len(self.ids)
+        self.settle_depth()
         if skip_broken:
             self.leave_out_broken()
 

@@ -11,7 +11,7 @@ the upright picture or, where `width,height` are given, of a picture of that siz
 import csv
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +27,15 @@ from salmask.types import Boxes, Pixels
 __all__ = [
     "BoxRow",
     "ImageFolder",
+    "boxes_by_image",
     "boxes_in",
+    "check_frames",
     "class_folders",
     "finite_number",
     "labelled_pictures",
     "list_images",
     "pin_classes",
+    "pixels_for",
     "read_boxes",
     "read_table",
 ]
@@ -141,9 +144,10 @@ class ImageFolder(ListedPictures):
         self._table = self.root / f"{split}_boxes.csv"
         self._rows = self._boxes_by_image() if self._table.exists() else {}
         self._masks = self.root / f"{split}_masks"
+        self.settle_depth()
         if skip_broken:
             self.leave_out_broken()
-        self._check_boxes()
+        check_frames(self.root, self._table, {name: self._rows[name] for name in self.ids if name in self._rows})
 
     def sample(self, index: int) -> Sample:
         """Return a picture with its boxes and its pixel mask."""
@@ -151,46 +155,59 @@ class ImageFolder(ListedPictures):
         height, width = image.shape[-2:]
         rows = self._rows.get(name, [])
         boxes = boxes_in(rows, width=width, height=height, source=str(self._table))
-        pixels = self._pixels(name, (height, width))
+        mask = (self._masks / Path(name).relative_to(self.split)).with_suffix(".png")
+        pixels = pixels_for(mask, (height, width))
         if pixels is not None and not self._table.exists():
             boxes = boxes_of(pixels)
         return Sample(id=name, image=image, target=self.targets[index], boxes=boxes, pixels=pixels)
 
-    def _pixels(self, name: str, size: tuple[int, int]) -> Pixels | None:
-        path = (self._masks / Path(name).relative_to(self.split)).with_suffix(".png")
-        if not path.exists():
-            return None
-        pixels = read_pixels(path)
-        if pixels.shape != size:
-            raise ValueError(
-                f"the pixel mask {path} must have the size of its upright picture, {size[1]}x{size[0]}; got "
-                f"{pixels.shape[1]}x{pixels.shape[0]}"
-            )
-        return pixels
-
     def _boxes_by_image(self) -> dict[str, list[BoxRow]]:
-        table = read_boxes(self._table)
+        table = boxes_by_image(self._table, self.ids, self.classes)
         labels = dict(zip(self.ids, (self.classes[target] for target in self.targets), strict=True))
-        for name, rows in table.items():
-            if name not in labels:
-                raise ValueError(
-                    f"{self._table} line {rows[0].line} names {name}, which is not among the pictures of "
-                    f"{self.root / self.split}: paths are relative to {self.root}, such as {self.ids[0]}"
-                )
-            for row in rows:
-                if row.label not in self.classes:
-                    raise ValueError(
-                        f"{self._table} line {row.line}: unknown class {row.label!r}, expected one of "
-                        f"{', '.join(self.classes[:5])} ... ({len(self.classes)} in all)"
-                    )
         return {name: [row for row in rows if row.label == labels[name]] for name, rows in table.items()}
 
-    def _check_boxes(self) -> None:
-        for name in self.ids:
-            rows = [row for row in self._rows.get(name, []) if row.frame is None]
-            size = upright_size(self.root / name) if rows else None
-            if size is not None:
-                boxes_in(rows, width=size[0], height=size[1], source=str(self._table))
+
+def boxes_by_image(table: Path, ids: Sequence[str], classes: Sequence[str]) -> dict[str, list[BoxRow]]:
+    """Return the boxes of a table by picture. Errors: ValueError for a picture or a class that is not among the given.
+
+    ids: paths of the pictures, relative to the folder of the table.
+    """
+    rows, there = read_boxes(table), set(ids)
+    for name, own in rows.items():
+        if name not in there:
+            raise ValueError(
+                f"{table} line {own[0].line} names {name}, which is not among the {len(ids)} pictures of the split: "
+                f"paths are relative to {table.parent}, such as {ids[0]}"
+            )
+        for row in own:
+            if row.label not in classes:
+                raise ValueError(
+                    f"{table} line {row.line}: unknown class {row.label!r}, expected one of "
+                    f"{', '.join(classes[:5])} ... ({len(classes)} in all)"
+                )
+    return rows
+
+
+def check_frames(root: Path, table: Path, boxes: Mapping[str, Sequence[BoxRow]]) -> None:
+    """Raise ValueError for a box that reaches outside of its picture, as far as the heads of the files tell."""
+    for name, own in boxes.items():
+        rows = [row for row in own if row.frame is None]
+        size = upright_size(root / name) if rows else None
+        if size is not None:
+            boxes_in(rows, width=size[0], height=size[1], source=str(table))
+
+
+def pixels_for(path: Path, size: tuple[int, int]) -> Pixels | None:
+    """Return the pixel mask of a picture of size (height, width), or None without the file. Errors: ValueError."""
+    if not path.exists():
+        return None
+    pixels = read_pixels(path)
+    if pixels.shape != size:
+        raise ValueError(
+            f"the pixel mask {path} must have the size of its upright picture, {size[1]}x{size[0]}; got "
+            f"{pixels.shape[1]}x{pixels.shape[0]}"
+        )
+    return pixels
 
 
 def class_folders(root: Path, split: str) -> list[Path]:

@@ -1,6 +1,6 @@
 """Published layouts: ILSVRC with its XML boxes, and Oxford-IIIT Pet with its trimaps; and which layout lies where.
 
-    DIR          the folders of `folders`, or one of the layouts below, by what lies there
+    DIR          the folders of `folders`, or the table of `labels`, or one of the layouts below, by what lies there
     ilsvrc:DIR   [Data/CLS-LOC/]<split>/<synset>/*.JPEG, and XML in Annotations, below a folder of the split or not
     pets:DIR     oxford-iiit-pet/images and /annotations; `train` and `val` stand for its trainval and test
     wds:PATTERN, hf-dataset:PATH     pictures in few large files (`shards`, `tables`)
@@ -25,6 +25,7 @@ from salmask.data.folders import (
     list_images,
     pin_classes,
 )
+from salmask.data.labels import LabelledPictures, has_labels
 from salmask.data.listed import ListedPictures, ReadImage
 from salmask.data.pictures import TRIMAP, read_image, read_pixels
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
@@ -63,7 +64,7 @@ def open_data(
     """Return a split of the data that `spec` names: DIR, ilsvrc:DIR, pets:DIR, wds:PATTERN or hf-dataset:PATH.
 
     A plain DIR is Oxford-IIIT Pet if oxford-iiit-pet lies in it, ILSVRC if Annotations does and no box table,
-    else `ImageFolder`; folder:DIR is that in any case.
+    else `LabelledPictures` if there is a table of labels, else `ImageFolder`; folder:DIR is one of these in any case.
     download: fetch Oxford-IIIT Pet where it is not there. read: decodes a file, see `pictures.Reader`.
     Errors: as the readers; ValueError for another download.
     """
@@ -87,7 +88,8 @@ def open_data(
             classes=classes,
             read=read,
         )
-    return ImageFolder(root, split, transform=transform, skip_broken=skip_broken, classes=classes, read=read)
+    reader = LabelledPictures if has_labels(root, split) else ImageFolder
+    return reader(root, split, transform=transform, skip_broken=skip_broken, classes=classes, read=read)
 
 
 def has_split(spec: str, split: str) -> bool:
@@ -95,7 +97,7 @@ def has_split(spec: str, split: str) -> bool:
     layout, root = layout_of(spec)
     if layout in LARGE:
         return _has_large(layout, str(root), split)
-    return layout == "pets" or (_pictures(root) / split).is_dir()
+    return layout == "pets" or (_pictures(root) / split).is_dir() or has_labels(root, split)
 
 
 def absolute(spec: str) -> str:
@@ -229,6 +231,7 @@ class ILSVRC(ListedPictures):
         self.classes = pin_classes(sorted(set(labelled.values())), classes, where=self.root / split)
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.ids, self.targets = list(labelled), [numbers[synset] for synset in labelled.values()]
+        self.settle_depth()
         if skip_broken:
             self.leave_out_broken()
 
@@ -300,6 +303,7 @@ class OxfordPets(ListedPictures):
         fields = [line.split() for line in lines if line.strip()]
         self.ids = [f"images/{field[0]}.jpg" for field in fields]
         self.targets = [self.classes.index(pets.classes[int(field[1]) - 1]) for field in fields]
+        self.settle_depth()
         if skip_broken:
             self.leave_out_broken()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from salmask.data.depth import settled
 from salmask.data.pictures import ignored_files
 from salmask.data.rasters import PictureFile
 from salmask.data.sample import Sample, SampleTransform
@@ -36,6 +37,10 @@ class ListedPictures(Dataset[Sample]):
     def picture(self, index: int) -> Tensor:
         """Return a decoded picture, uint8 (C, H, W)."""
         return self.read(self.root / self.ids[index])
+
+    def settle_depth(self) -> None:
+        """Let all 16-bit files be read alike (`depth.settled`)."""
+        self.read = settled(self.read, [self.root / name for name in self.ids])
 
     def leave_out_broken(self) -> None:
         """Decode all pictures, and take those that cannot be read off the lists; warn of them, with the first reason.

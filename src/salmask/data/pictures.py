@@ -145,6 +145,16 @@ class Reader:
             ) from error
         return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 
+    def highest(self, path: Path) -> int | None:
+        """Return the highest stored value of a file without sign or stated range; None for others, and broken ones."""
+        try:
+            self._check_size(path)
+            raster = self._channels(self._decode(path))
+        except Exception:  # named when it is read
+            return None
+        stated = raster.range is not None or raster.values.dtype != np.uint16
+        return None if stated else int(raster.values.max(initial=0))
+
     def _check_size(self, path: PictureFile) -> None:
         width, height = stored_size(path)
         if width * height > self.max_pixels:

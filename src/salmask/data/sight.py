@@ -74,7 +74,9 @@ class Sight:
 
     def reader(self, *, channels: int, max_pixels: int | None = None) -> Reader:
         """Return the reader of picture files for a classifier of so many channels."""
-        return Reader(channels, self.bands, self.depth, self.window, self.level, max_pixels or MAX_PIXELS)
+        return Reader(
+            channels, self.bands, self.depth, self.window, self.level, MAX_PIXELS if max_pixels is None else max_pixels
+        )
 
     def transform(self) -> SampleTransform:
         """Return the transform of evaluation."""

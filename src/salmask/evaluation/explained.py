@@ -27,7 +27,7 @@ from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import whole_logits
 from salmask.types import Images, Infill, Logits, Masks, Targets
 
-__all__ = ["COLUMNS", "Explained", "Rules", "predicted"]
+__all__ = ["COLUMNS", "Explained", "Rules", "decided_label", "predicted"]
 
 COLUMNS: dict[str, JSON] = {
     "acc_whole": {"direction": "none", "range": [0, 1], "protocol": {"picture": "whole", "class": "label"}},
@@ -57,6 +57,11 @@ def label(batch: Batch, logits: Logits) -> Targets:
 def predicted(batch: Batch, logits: Logits) -> Targets:
     """Explain the class that the explained classifier predicts on the whole picture."""
     return logits.argmax(1)
+
+
+def decided_label(batch: Batch, logits: Logits) -> Targets:
+    """Explain the label of each case, where the cases are every label that the classifier holds likelier than .5."""
+    return batch.targets
 
 
 _TARGETS: dict[str, Choose] = {"label": label, "predicted": predicted}
@@ -135,8 +140,6 @@ class Explained:
         lacking |= {} if any(len(boxes) for boxes in first.boxes) else {"boxes": "boxes"}
         lacking |= {} if any(pixels is not None for pixels in first.pixels) else {"pixels": "pixel masks"}
         served, left_out = usable(metrics, lacking, "the data's first batch has no {}")
-        for one in classifier.values() if isinstance(classifier, Mapping) else [classifier]:
-            one.check_exclusive("measuring")
         named = {name: explainer_of(one) for name, one in methods.items()}
         classifiers = {name: _classifier_of(classifier, name) for name in named}
         return cls(named, classifiers, served, left_out, again, first, rules, about, progress)
@@ -219,13 +222,14 @@ class Explained:
             images=images,
             classifier=scoring,
             clean=_whole(scoring, batch, images, answers),
-            correct=_right(explainer, logits, labels),
+            correct=_right(explainer, *classifier.question(logits, labels)),
         )
         values = score_case(case, self.metrics)
         outcome = case.outcome(fill)
         sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
+        wanted = outcome.targets if scoring.multilabel else labels.to(outcome.targets)  # whether the label is there
         values |= {
-            f"acc_{side}": (side_logits.argmax(1).to(labels.device) == labels).double().cpu().numpy()
+            f"acc_{side}": (side_logits.argmax(1) == wanted).double().cpu().numpy()
             for side, side_logits in sides.items()
         }
         values |= _cost(explanation, seconds, len(images))

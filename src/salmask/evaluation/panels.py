@@ -55,7 +55,7 @@ def played_panels(
     classifier = loaded.classifier
     infill, masks = MeanColour.of(classifier), masks.float()
     outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
-    sides = {"whole": outcome.clean, "kept": outcome.kept_logits, "removed": outcome.removed_logits}
+    sides = {"whole": explanation.logits, **outcome.answers}
     shares = {side: classifier.probabilities(logits) for side, logits in sides.items()}
     pictures = (images, keep(images, masks, infill), remove(images, masks, infill))
     whole, kept, removed = (in_colour(one, loaded.view.colours).cpu() for one in pictures)

@@ -6,11 +6,12 @@ The constructor takes hyper-parameters, the call takes data, and nothing is left
 back raw, with the range that they live in; putting them on another scale is an explicit step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from inspect import isfunction
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from salmask.classifier import Classifier
@@ -24,6 +25,7 @@ __all__ = [
     "Explanation",
     "FromFunction",
     "Passes",
+    "as_targets",
     "check_targets",
     "explainer_of",
     "normalise",
@@ -150,6 +152,16 @@ def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer
     return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
 
 
+def as_targets(targets: Targets | Sequence[int]) -> Targets:
+    """Return classes as a tensor. Errors: ValueError for what is no row of numbers."""
+    try:
+        return torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"expected targets (B,), a class index for each image, got {type(targets).__name__} {targets!r}"[:200]
+        ) from error
+
+
 def check_targets(targets: Tensor | None, logits: Logits) -> Targets:
     """Return the classes to explain: those given, checked, or the predicted ones.
 
@@ -161,6 +173,7 @@ def check_targets(targets: Tensor | None, logits: Logits) -> Targets:
         )
     if targets is None:
         return logits.detach().argmax(1)
+    targets = as_targets(targets)
     count, classes = logits.shape
     if targets.shape != (count,) or targets.is_floating_point():
         raise ValueError(f"expected targets ({count},) of integers, got {tuple(targets.shape)} {targets.dtype}")

@@ -24,7 +24,7 @@ from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import backdrop, by_pieces
 from salmask.explain.knobs import BatchSize, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
-from salmask.terms import SCORES, ClassScore, probability, score_for
+from salmask.terms import SCORES, ClassScore, probability
 from salmask.types import Images, Infill, Masks, size_of
 
 __all__ = ["Occlusion", "Rise"]
@@ -68,13 +68,13 @@ class Rise(Explainer):
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
         infill = backdrop(self.infill, classifier, images, seed=self.seed)
-        score = score_for(classifier, self.score)
         drawn = RandomMasks.draw(self, size_of(images), images.device)
 
         def credit(rows: slice) -> Tensor:
             masks = drawn.build(rows).to(images.dtype)
             masked_logits = twin.logits(keep(images.expand(len(masks), -1, -1, -1), masks, infill))
-            return torch.einsum("n,nchw->chw", score(masked_logits, chosen.expand(len(masks))), masks.float())
+            scores = self.score(*classifier.question(masked_logits, chosen.expand(len(masks))))
+            return torch.einsum("n,nchw->chw", scores, masks.float())
 
         total = torch.zeros_like(images[:, :1], dtype=torch.float32)
         for part in pieces(credit, self.masks, max_batch=at_once(images, self.max_batch)):
@@ -150,8 +150,7 @@ class Occlusion(Explainer):
     ) -> Explanation:
         logits = classifier.logits(images)
         chosen = check_targets(targets, logits)
-        score = score_for(classifier, self.score)
-        own = score(logits, chosen)
+        own = self.score(*classifier.question(logits, chosen))
         infill = backdrop(self.infill, classifier, images)
         size = size_of(images)
         rows, columns = (self._windows(side, min(size)).to(images) for side in size)
@@ -161,7 +160,7 @@ class Occlusion(Explainer):
             at = torch.arange(which.start, which.stop, device=images.device)
             holes = rows[at // len(columns), :, None] * columns[at % len(columns), None, :]
             masked_logits = twin.logits(keep(images.expand(len(at), -1, -1, -1), 1 - holes[:, None], infill))
-            return own - score(masked_logits, chosen.expand(len(at)))
+            return own - self.score(*classifier.question(masked_logits, chosen.expand(len(at))))
 
         lost = torch.cat(list(pieces(losses, count, max_batch=at_once(images, self.max_batch)))).view(
             len(rows), len(columns)

@@ -168,7 +168,8 @@ class Case:
                 images_per_pass=images_per_pass,
             )
 
-        return Outcome(masks, targets, clean, show(KEPT), show(REMOVED))
+        whole, about = classifier.question(clean, targets)
+        return Outcome(masks, about, whole, show(KEPT), show(REMOVED))
 
     @property
     def looked(self) -> Looked:

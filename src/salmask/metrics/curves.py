@@ -132,7 +132,7 @@ class Showing:
 
     def __call__(self, case: Case, budgets: Sequence[int]) -> Float[Tensor, "batch budgets"]:
         """Return the class scores (B, budgets), float64; nothing is shown twice to the classifier within a case."""
-        _, _, targets = case.played()
+        classifier, _, targets = case.played()
         last = self.cells**2 if self.cells else case.size[0] * case.size[1]
         inner = tuple(sorted({k for k in budgets if 0 < k < last}))
         bare = 0 if self.keep_top else last
@@ -143,7 +143,7 @@ class Showing:
         key = ("curve", self.keep_top, self.fill, self.ties, self.cells, inner, scores)
         reading = case.once(key, lambda: self._show(case, inner, scores))
         column = {k: reading[self.score][:, i] for i, k in enumerate(inner)}
-        column |= {k: self.score(logits.double(), targets) for k, logits in ends.items()}
+        column |= {k: self.score(*classifier.question(logits.double(), targets)) for k, logits in ends.items()}
         return torch.stack([column[k] for k in budgets], 1)
 
     def _show(self, case: Case, budgets: Sequence[int], scores: Sequence[ClassScore]) -> Reading:

@@ -127,7 +127,7 @@ def saliency_terms(images: Images, boxes: Boxes, targets: Targets, classifier: C
     with at_rest(classifier, gradients=False):
         logits = classifier.unbounded(crop(images, boxes, classifier.mean))
     share = areas(boxes).to(logits) / (height * width)
-    targets = targets.to(logits.device)
+    logits, targets = classifier.question(logits, targets.to(logits.device))
     return SaliencyTerms(
         area=share.clamp(SMALLEST, 1).log(),
         logprob=logits.log_softmax(1).gather(1, targets[:, None])[:, 0],

@@ -70,7 +70,7 @@ def read(
         shown = pictures(indices)
         few = at_once(shown, len(shown))
         logits = torch.cat([classifier.logits(some) for some in shown.split(few)])
-        return Reading.of(logits, targets[indices], scores)
+        return Reading.of(*classifier.question(logits, targets[indices]), scores)
 
     with at_rest(classifier, gradients=False):
         parts = list(pieces(part, len(targets), max_batch=images_per_pass))

@@ -148,11 +148,12 @@ def certificates(
     images, maps, chosen = images.to(device), maps.to(device), chosen.to(device)
 
     def among_labels(logits: Logits, targets: Targets) -> Values:
-        return probability(logits[:, chosen], targets)
+        return probability(logits if classifier.multilabel else logits[:, chosen], targets)
 
     with torch.no_grad():
         filled = fill.infill(classifier)(images, torch.ones_like(images[:, :1])).to(images)
-    whole = whole_logits(classifier, images, images_per_pass=images_per_pass)[:, chosen].double().softmax(1)
+    whole = whole_logits(classifier, images, images_per_pass=images_per_pass)[:, chosen].double()
+    whole = classifier.probabilities(whole)
     inner = _steps(images.shape[-1] * images.shape[-2], budgets)[:-1]
     columns = []
     for index in range(len(chosen)):
@@ -162,7 +163,7 @@ def certificates(
             images,
             ranks(order),
             inner,
-            chosen.new_full((len(images),), index),
+            chosen.new_full((len(images),), int(chosen[index]) if classifier.multilabel else index),
             keep_top=True,
             filled=filled,
             scores=(among_labels,),
@@ -200,8 +201,9 @@ def _labels(classifier: Classifier, labels: Sequence[int] | None) -> Tensor:
 def _area_of(case: Case, budgets: int) -> tuple[Values, Values]:
     pixels = case.size[0] * case.size[1]
     show = Showing(keep_top=True, fill=MEAN)
-    _, _, targets = case.played()
-    return show(case, _steps(pixels, budgets)).mean(1), probability(case.whole().double(), targets)
+    classifier, _, targets = case.played()
+    asked = classifier.question(case.whole().double(), targets)
+    return show(case, _steps(pixels, budgets)).mean(1), probability(*asked)
 
 
 def completeness(case: Case, *, bounds: Bounds = SCRIPT, budgets: int = BUDGETS) -> Values:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from salmask.files import ANYTHING, JSON, NUMBER, Facts, check_shape, read_json, replace_file
+from salmask.files import ANYTHING, JSON, NUMBER, Facts, check_shape, read_json, regular_file, replace_file
 
 __all__ = [
     "ARCHIVE",
@@ -87,6 +87,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, JSON]]:
     Errors: ValueError that names file and line, for a line that is no JSON object.
     """
     number = end = 0
+    regular_file(path, "rows, a JSON object a line")
     with path.open("rb") as file:
         while chunk := file.readlines(1 << 20):
             for line, value in zip(chunk, _parse(path, number, chunk), strict=True):

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from salmask.files import JSON, replace_file
+from salmask.files import JSON, Within, parse_json, replace_file
 from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome
 
@@ -47,8 +47,7 @@ def numbers_of(score: ObjectiveValue, outcome: Outcome, small: Tensor) -> dict[s
 
 def collapse(path: Path) -> dict[str, float] | None:
     """Return the shares of empty and full masks in the last line of a training, None where it has not collapsed."""
-    lines = _lines(path)
-    last = json.loads(lines[-1]) if lines else {}
+    last = next(reversed([*_lines(path).values()]), {})
     shares = {name: float(last[name]) for name in REMEDY if name in last}
     return shares if any(share > COLLAPSED for share in shares.values()) else None
 
@@ -72,7 +71,7 @@ class Log:
         self.path, self.steps, self.active = out / LOG, steps, active
         self.sums, self.count, self.warned = dict(sums), count, False
         if active:
-            kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start]
+            kept = [line for line, numbers in _lines(self.path).items() if numbers["step"] <= start]
             replace_file(self.path, lambda path: path.write_text("".join(kept)))
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
@@ -121,11 +120,22 @@ class Log:
                 self.warned = True
 
 
-def _lines(path: Path) -> list[str]:
-    """Return the whole lines of a file; the last one may have been cut off by a kill."""
+def _lines(path: Path) -> dict[str, JSON]:
+    """Return the whole lines of a file with what they say; the last one may have been cut off by a kill.
+
+    Errors: ValueError naming file and line.
+    """
     if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return {
+        line: parse_json(f"{path} line {number}", line, _LINE, remedy="delete the line, or the file")
+        for number, line in enumerate(lines, 1)
+        if number < len(lines) or line.endswith("}\n")
+    }
+
+
+_LINE = {"step": Within(0, 10**12), "empty?": (int, float), "full?": (int, float)}
 
 
 def _refuse_nan(loss: float, step: int) -> None:

@@ -7,13 +7,14 @@ copy; the masker reads the features of that copy, which lies beside it as `reade
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
@@ -22,7 +23,9 @@ from salmask.classifier.wrappers import Network, unwrapped
 from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
 from salmask.data.folders import class_folders
+from salmask.data.labels import has_labels, labelled_classes
 from salmask.data.layouts import LARGE, layout_of
+from salmask.data.listed import ListedPictures
 from salmask.data.naming import folder_names, listed_classes
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar, Batches
@@ -81,17 +84,21 @@ class Loaded:
     ) -> "Loaded":
         """Return a copy that brings files to the network in another way; None leaves a setting as it is.
 
-        mean, std: the normalisation, one number a channel; it is set in the classifier itself. channels, outputs,
-        output: to be checked. sight: fields of the view. Errors: ValueError for values out of range, of another number
-        of channels, and for outputs that the classifier does not have.
+        mean, std, channels, outputs, output: to be checked, for a masker goes with the ones that it was trained with.
+        sight: fields of the view. Errors: ValueError for values out of range, and for a normalisation, a number of
+        channels or outputs that the classifier does not have.
         """
         own = self.classifier.mean.numel()
         if channels is not None and channels != own:
             raise ValueError(f"{self.network} reads {own} channels, asked for are {channels}")
         self.classifier.outputs.agree(outputs, output, of=self.network)
         for name, values in (("mean", mean), ("std", std)):
-            if values is not None:
-                _set_channels(name, values, self.classifier)
+            buffer = getattr(self.classifier, name).flatten()
+            if values is not None and not torch.equal(_of_channels(name, values, self.classifier).flatten(), buffer):
+                raise ValueError(
+                    f"{self.network} is normalised with a {name} of {_numbers(buffer.tolist())}, asked for is "
+                    f"{_numbers(values)}: name the network's SPEC with the new one, and train again what goes with it"
+                )
         return replace(self, view=changed(self.view, **sight))
 
     def folders(self, spec: str, split: str) -> Sequence[str] | None:
@@ -108,7 +115,9 @@ class Loaded:
             return names or [str(number) for number in range(self.classifier.num_classes)]
         if names is None or layout not in ("folder", "hf-dataset"):
             return names
-        folders = folders or [folder.name for folder in class_folders(root, split)]
+        if not folders:
+            labelled = has_labels(root, split)
+            folders = labelled_classes(root, split) if labelled else [path.name for path in class_folders(root, split)]
         if set(folders) <= set(names):
             return names
         others = synsets() if tuple(names) == class_names() else names
@@ -172,18 +181,31 @@ def load_classifier(
     imagenet = kind == "torchvision" and classifier.num_classes == 1000
     if not file and (imagenet or (kind == "timm" and knows_imagenet(name, classifier.num_classes))):
         classes = class_names()
+    if classes and len(classes) != classifier.num_classes:
+        raise ValueError(
+            f"{spec} names {len(classes)} classes ({', '.join(map(str, classes[:5]))}), and its network has "
+            f"{classifier.num_classes}: expected a name for each"
+        )
     loaded = Loaded(classifier, network_name, view, tuple(classes) if classes else None)
-    return loaded.seen(mean=facts.get("mean"), std=facts.get("std")).seen(**seen)
+    for name in ("mean", "std"):
+        if (values := seen.get(name) or facts.get(name)) is not None:
+            getattr(classifier, name).copy_(_of_channels(name, values, classifier))
+    return loaded.seen(**seen)
 
 
-def _set_channels(name: str, values: Sequence[float], classifier: Classifier) -> None:
-    buffer = getattr(classifier, name)
+def _of_channels(name: str, values: Sequence[float], classifier: Classifier) -> Tensor:
+    """Return a mean or a std as the classifier holds it."""
+    buffer: Tensor = getattr(classifier, name)
     if len(values) != buffer.numel() or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
         raise ValueError(
             f"expected a {name} of {buffer.numel()} numbers{' above 0' if name == 'std' else ''}, one a channel; got "
-            f"{', '.join(f'{value:g}' for value in values)}"
+            f"{_numbers(values)}"
         )
-    buffer.copy_(torch.tensor(values, dtype=buffer.dtype).view_as(buffer))
+    return torch.tensor(values, dtype=buffer.dtype, device=buffer.device).view_as(buffer)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def save_classifier(path: Path, loaded: Loaded) -> None:
@@ -289,6 +311,13 @@ def load_checkpoint(path: str | Path) -> Run:
     return Run(masker, Loaded(classifier, network, Sight(224)))
 
 
+def with_depth(loaded: Loaded, pictures: Labelled) -> Loaded:
+    """Return a classifier that sees 16-bit files as the reader of some pictures does, which may have guessed."""
+    if isinstance(pictures, ListedPictures) and isinstance(pictures.read, Reader):
+        return replace(loaded, view=replace(loaded.view, depth=pictures.read.depth))
+    return loaded
+
+
 def check_classes(dataset: Labelled, loaded: Loaded) -> None:
     """Raise ValueError where the data's classes cannot be those of the classifier.
 
@@ -332,11 +361,10 @@ def train_run(
     """
     from salmask.training.train import train_masker  # slow to import: explaining needs none of it
 
-    loaded.classifier.check_exclusive("training a masker")  # before anything is written
     if settings.target == "label":
         check_labels(dataset)
         check_classes(dataset, loaded)
-    recipe = recipe.at(loaded.classifier.num_classes)
+    recipe = recipe.at(loaded.classifier.answers)
     settings = replace(settings, precision=chosen_precision(settings.precision, loaded.classifier))
     learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
     generator = torch.Generator().manual_seed(settings.seed)

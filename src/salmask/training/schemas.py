@@ -13,7 +13,7 @@ from torch import Tensor
 
 from salmask.classifier.outputs import KINDS
 from salmask.data.sight import FITS, INTERPOLATIONS, LARGEST, SMALLEST, Sight
-from salmask.files import ANYTHING, JSON, Maybe, Several, Within, Word, check_shape, parse_json, read_json
+from salmask.files import ANYTHING, JSON, Maybe, Several, Within, Word, check_shape, parse_json, read_json, regular_file
 
 __all__ = ["check_state", "read_metadata", "read_run", "read_state"]
 
@@ -94,6 +94,7 @@ def read_metadata(path: Path) -> JSON:
 
 def read_state(path: Path, device: torch.device) -> JSON:
     """Return a training's checkpoint. Errors: ValueError naming the file, and the entry that is not as it must be."""
+    regular_file(path, "the checkpoint of a training")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:

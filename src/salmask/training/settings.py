@@ -5,14 +5,17 @@ it gives, and together make a `variant.Variant`. The fields are the options of `
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from math import isfinite
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 __all__ = [
     "ORIGINAL",
     "RECIPE",
+    "SIDES",
     "Examples",
     "Learns",
     "Mask",
@@ -27,6 +30,8 @@ RECIPE = "reader"
 """The recipe of a training that names none."""
 
 ORIGINAL = "original"
+SIDES = (8, 4096)
+"""Least and largest side of a picture that a classifier sees."""
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -76,10 +81,24 @@ class Settings:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"a seed is a whole number, 0 to {2**31 - 1}, got {self.seed}")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging is a share in [0, 1), got {self.averaging}")
-        if any(size < 1 for size in self.sizes):
-            raise ValueError(f"sizes are numbers of pixels, at least 1, got {self.sizes}")
+        for name in ("averaging", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay is a number of at least 0, got {self.weight_decay}")
+        if not all(0 <= share <= 1 for share in self.decay_at):
+            raise ValueError(f"decay_at are shares of the training in [0, 1], got {self.decay_at}")
+        if not 0 <= self.areas[0] <= self.areas[1] <= 1:
+            raise ValueError(f"areas are two shares in [0, 1], the lower one first, got {self.areas}")
+        if not all(SIDES[0] <= size <= SIDES[1] for size in self.sizes):
+            raise ValueError(f"sizes are {SIDES[0]} to {SIDES[1]} pixels, got {self.sizes}")
+
+    def of(self, images: int) -> "Settings":
+        """Return the settings for so many images: a batch has each of them once at most, which is said."""
+        if self.batch_size <= images:
+            return self
+        warnings.warn(f"{self.batch_size} pictures a step are more than the {images} there are: {images}", stacklevel=2)
+        return replace(self, batch_size=images)
 
     def steps(self, images: int) -> int:
         """Return the number of batches that `epochs` passes over so many images take, at least one."""
@@ -120,6 +139,13 @@ class Learns:
             pairs = tuple((term, float(weight)) for term, weight in getattr(self, name))
             object.__setattr__(self, name, pairs)
         object.__setattr__(self, "changes", tuple((name, value) for name, value in self.changes))
+        numbers = {"area_power": self.area_power, "tv_border": self.tv_border, **dict((*self.terms, *self.weights))}
+        if wrong := next((name for name, value in numbers.items() if not isfinite(value)), None):
+            raise ValueError(f"{wrong} is a finite number, got {numbers[wrong]}")
+        if not (self.area_power > 0 and self.tv_border >= 0):
+            raise ValueError(
+                f"area_power is above 0 and tv_border at least 0, got {self.area_power} and {self.tv_border}"
+            )
 
     @property
     def infills(self) -> dict[str, str]:
@@ -149,8 +175,12 @@ class Mask:
     """Tell the masker the class to explain."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature is a number above 0, got {self.temperature}")
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
+            if len(set(self.layers)) < len(self.layers) or not self.layers:
+                raise ValueError(f"layers are different indices, at least one, got {list(self.layers)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ from salmask.masking import MeanColour
 from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome, play
 from salmask.training.checkpoint import CHECKPOINT, fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
+from salmask.training.lessons import drawn_label, lesson, mistakes
 from salmask.training.log import LOG, Log, numbers_of
 from salmask.training.pool import ClassifierPool
 from salmask.training.precision import chosen_precision
@@ -79,10 +80,9 @@ def train_masker(
     Warns of a training that collapses: more than half of the masks empty, or full, after a third of the run.
     Raises ValueError for a masker that does not fit the classifier, a folder that holds another run, NaN losses.
     """
-    classifier.check_exclusive("training a masker")
     masker.fits(classifier)
     recipe.check(classifier)
-    recipe = recipe.at(classifier.num_classes)
+    recipe = recipe.at(classifier.answers)
     out = writable_folder(out)
     if fabric is None:
         settings = replace(settings, precision=chosen_precision(settings.precision, classifier))
@@ -129,7 +129,7 @@ class _Run:
             self.opponent.network.requires_grad_(True)
         # What the given classifier decides is explained, also while a training alongside changes it.
         self.judge = self.classifier
-        if settings.target == "predicted" and not recipe.spares_classifier:
+        if (settings.target == "predicted" or classifier.multilabel) and not recipe.spares_classifier:
             self.judge = copy.deepcopy(self.classifier).requires_grad_(False)
             self.judge.network.eval()
         self.averaged = copy.deepcopy(self.masker) if settings.averaging else None
@@ -186,14 +186,12 @@ class _Run:
         self._schedule(step)
         images, targets = self._placed(batch, step)
         self._hold_masker(step)
-        if self.settings.target == "predicted":
-            with torch.no_grad(), self.fabric.autocast():
-                targets = self.judge.logits(images).argmax(1)
+        targets, taught = self._asked(images, targets, step)
         if self.pool is not None:
             self.pool.offer(step, self.opponent.network)
         clean, maps = self._read(images)
         if not self.recipe.fixed:
-            self._teach(F.cross_entropy(clean, targets))
+            self._teach(mistakes(clean, taught))
         opponent, learns = self._met()
         with self.fabric.autocast(), self._statistics(opponent):
             maps = [tap.detach() for tap in maps]
@@ -202,8 +200,20 @@ class _Run:
         self._learn(score, keep_graph=learns)
         self._follow(step)
         if learns:
-            self._teach(sum(F.cross_entropy(logits, targets) for logits in _sides(outcome)))  # type: ignore[arg-type]
+            self._teach(torch.stack([mistakes(logits, taught) for logits in outcome.answers.values()]).sum())
         return numbers_of(score, outcome, small)
+
+    def _asked(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return what is explained of each picture, and what an opponent is taught of it."""
+        labelled = self.settings.target == "label"
+        if labelled and (self.recipe.fixed or not self.classifier.multilabel):
+            return targets, targets
+        with torch.no_grad(), self.fabric.autocast():
+            logits = self.judge.logits(images)
+        if not labelled:
+            generator = generator_for(self.settings.seed, str(step), "label")
+            targets = drawn_label(self.classifier, logits, generator)
+        return targets, lesson(self.classifier, logits, targets, labelled=labelled)
 
     def _read(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the opponent's logits of the whole pictures, and the maps that the masker reads."""
@@ -374,6 +384,8 @@ class _Run:
     def _take_up(self, state: Facts, out: Path) -> None:
         self.masker.load_state_dict(state["masker"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if state["generators"].keys() != self.generators.keys() or not self.optimiser.state:
+            raise KeyError("generators or optimiser state that are missing")
         for name, generator_state in state["generators"].items():
             self.generators[name].set_state(generator_state.cpu())
         set_scaler(self.fabric.strategy.precision, state["scaler"])
@@ -384,10 +396,6 @@ class _Run:
             self.opponent_optimiser.load_state_dict(state["opponent_optimiser"])
         if self.pool is not None:
             self.pool.load(out / POOL, state["pool"])
-
-
-def _sides(outcome: Outcome) -> list[Tensor]:
-    return [logits for logits in (outcome.kept, outcome.removed) if logits is not None]
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.folded import folded
-from salmask.classifier.hold import pieces
+from salmask.classifier.hold import pieces, without_checkpoints
 from salmask.classifier.inputs import checked
-from salmask.explain.base import Explainer, Explanation, Passes, check_targets
-from salmask.explain.batching import check_reached, entered
+from salmask.explain.base import Explainer, Explanation, Passes, as_targets, check_targets
+from salmask.explain.batching import check_alive, check_batch, check_reached, entered
 from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
 from salmask.explain.optimise.schedule import Schedule, View
 from salmask.masking import MeanColour, prepare
@@ -112,7 +112,6 @@ class Optimised(Explainer):
 
     def __call__(self, classifier: Classifier, images: Images, targets: Given | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
-        classifier.check_exclusive("this explainer")
         result = self.solve(classifier, images, targets)
         return Explanation(result.masks, result.targets, result.logits, result.passes)
 
@@ -139,13 +138,13 @@ class Optimised(Explainer):
         start: Tensor | None = None,
     ) -> Solution:
         """Run the loop and return maps, costs and the history of values; `start` is a map to start from."""
-        if not len(images):
-            raise ValueError("expected at least one image, got a batch of none")
+        check_batch(images)
+        targets = None if targets is None else as_targets(targets)
         if targets is not None and targets.shape != (len(images),):
             raise ValueError(f"expected targets ({len(images)},) of integers, got {tuple(targets.shape)}")
         if start is not None:
             _check_start(start, images)
-        with checked(images, classifier.channels_in), classifier.frozen(), _differentiable():
+        with checked(images, classifier.channels_in), classifier.frozen(), _differentiable(), without_checkpoints():
             images = entered(images, classifier)
             targets, start = (None if one is None else entered(one, classifier) for one in (targets, start))
             passes = 2 * self.schedule.iterations * self._pictures  # an image's, so that a batch changes nothing
@@ -237,12 +236,11 @@ class Optimised(Explainer):
         for logits in (played.kept, played.removed):
             if logits is not None and step == 0:
                 check_reached(classifier, logits)
-                _check_moves(logits, _repeat(rows.clean, self.draws), played.targets)
+                _check_moves(classifier, images, _repeat(rows.targets, self.draws), played, logits)
         kept, removed = (None if side is None else self._pooled(side) for side in (played.kept, played.removed))
         times = 1 if self.pool is not None else self.draws
-        return Outcome(
-            _repeat(drawn.judged, times), _repeat(rows.targets, times), _repeat(rows.clean, times), kept, removed
-        )
+        judged = len(rows.targets) * times
+        return Outcome(_repeat(drawn.judged, times), played.targets[:judged], played.clean[:judged], kept, removed)
 
     def _pooled(self, logits: Tensor) -> Tensor:
         return logits if self.pool is None else self.pool(logits.unflatten(0, (self.draws, -1)))
@@ -291,16 +289,11 @@ def _check_start(start: Tensor, images: Images) -> None:
         )
 
 
-def _check_moves(shown: Logits, clean: Logits, targets: Targets) -> None:
-    """Refuse a class logit that stays to the bit what it was, though the masked picture has moved another one."""
-    change = (shown.detach() - clean).abs()
-    own = change.gather(1, targets[:, None])[:, 0] > 0
-    constant = ~own & (change > 1e-3 * (1 + clean.abs())).any(1)  # by more than rounding
-    if bool(constant.all()):
-        raise ValueError(
-            f"the logit of class {int(targets[constant][0])} does not depend on the picture, so that no gradient "
-            "arrives; a network with one logit z is read as (-z/2, z/2), not as (0, z)"
-        )
+def _check_moves(classifier: Classifier, images: Images, targets: Targets, played: Outcome, shown: Logits) -> None:
+    """Refuse a class whose logit stays to the bit what it was, unless another picture moves it."""
+    change = (shown.detach() - played.clean).gather(1, played.targets[:, None])[:, 0]
+    if bool((still := change == 0).any()):
+        check_alive(classifier, images[still], targets[still])
 
 
 def _joined(parts: Sequence[Solution]) -> Solution:
