@@ -72,13 +72,23 @@ def made(spec: str) -> Classifier:
     torch.manual_seed(0)
     library, _, name = spec.partition(":")
     if library == "torchvision":
-        return Classifier(torchvision_network(name), layers=None, **IMAGENET)
+        return Classifier(without_zeros(torchvision_network(name)), layers=None, **IMAGENET)
     own = timm.get_pretrained_cfg(name)
     sizes = (own.input_size[-1], SIDE) if own is not None and own.input_size[-1] < SIDE else (SIDE, None)
     try:
-        return Classifier.from_timm(name, pretrained=False, num_classes=CLASSES, image_size=sizes[0])
+        classifier = Classifier.from_timm(name, pretrained=False, num_classes=CLASSES, image_size=sizes[0])
     except ValueError:
-        return Classifier.from_timm(name, pretrained=False, num_classes=CLASSES, image_size=sizes[1])
+        classifier = Classifier.from_timm(name, pretrained=False, num_classes=CLASSES, image_size=sizes[1])
+    without_zeros(classifier.network)
+    return Classifier(classifier.network, layers=None, image_size=classifier.image_size, **IMAGENET)
+
+
+def without_zeros(network: nn.Module) -> nn.Module:
+    """Draw weights that begin as zeros, such as those of heads, so that the logits hang on the pictures."""
+    for value in network.parameters():
+        if value.ndim > 1 and not value.any():
+            nn.init.normal_(value, 0, 0.02)
+    return network
 
 
 def pictures(classifier: Classifier, count: int = 1) -> Tensor:
@@ -86,20 +96,27 @@ def pictures(classifier: Classifier, count: int = 1) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.4
 
 
+def intermediate(classifier: Classifier, shown: Tensor) -> Tensor | None:
+    """Return the last map (B, C, h, w) of timm's `forward_intermediates`; None without it."""
+    network = classifier.network
+    if not hasattr(network, "forward_intermediates"):
+        return None
+    try:
+        last = network.forward_intermediates(classifier._normalised(shown), intermediates_only=True)[-1]
+    except Exception:
+        return None
+    if last.ndim != 4:
+        return None
+    return last.permute(0, 3, 1, 2) if last.shape[1] == last.shape[2] != last.shape[3] else last
+
+
 def reference(classifier: Classifier) -> tuple[str, tuple[int, int] | None]:
     """Return who says it, and the grid of the last map."""
     network, side = classifier.network, classifier.image_size
     entered = classifier._normalised(pictures(classifier))
     with torch.no_grad(), classifier.frozen():
-        if hasattr(network, "forward_intermediates"):
-            try:
-                last = network.forward_intermediates(entered, intermediates_only=True)[-1]
-                if last.ndim == 4:
-                    first = last.shape[1] == last.shape[2] != last.shape[3]
-                    rows, columns = last.shape[1:3] if first else last.shape[2:]
-                    return "forward_intermediates", (int(rows), int(columns))
-            except Exception as error:
-                warnings.warn(str(error), stacklevel=1)
+        if (last := intermediate(classifier, pictures(classifier))) is not None:
+            return "forward_intermediates", (int(last.shape[2]), int(last.shape[3]))
         if described := getattr(network, "feature_info", None):
             cells = -(-side // described[-1]["reduction"])
             return "feature_info", (cells, cells)
@@ -134,29 +151,39 @@ def near(one: tuple[int, int], other: tuple[int, int] | None) -> bool:
     return other is None or all(abs(a - b) <= 1 for a, b in zip(one, other, strict=True))
 
 
+def corner_of(one: Tensor, other: Tensor) -> tuple[int, int] | None:
+    """Return the quarter in which two maps differ most, (0, 0) for top left; None for maps of a row or a column."""
+    moved = (one - other).abs().mean(1)[0]
+    if min(moved.shape) < 2:
+        return None
+    halves = [moved.shape[axis] // 2 for axis in (0, 1)]
+    parts = {
+        (i, j): moved[
+            slice(-halves[0], None) if i else slice(halves[0]), slice(-halves[1], None) if j else slice(halves[1])
+        ]
+        for i in (0, 1)
+        for j in (0, 1)
+    }
+    return max(parts, key=lambda at: float(parts[at].mean()))
+
+
 def in_corners(classifier: Classifier) -> list[str]:
-    """Return the layers that change most elsewhere than in the corner where the picture was changed."""
+    """Return the layers that change most elsewhere than in the corner where the picture was changed.
+
+    The deepest one may do so where timm's own last map does: every place of it sees the whole picture.
+    """
     side, wrong = classifier.image_size, set()
     quarter, plain = side // 4, pictures(classifier)
     with torch.no_grad(), classifier.frozen():
-        before = classifier.features(plain).maps
+        before, own = classifier.features(plain).maps, intermediate(classifier, plain)
         for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
             rows, columns = (slice(side - quarter, side) if far else slice(quarter) for far in corner)
             changed = plain.clone()
             changed[:, :, rows, columns] = 1 - changed[:, :, rows, columns].round()
+            elsewhere = own is not None and corner_of(own, intermediate(classifier, changed)) not in (None, corner)
             for name, one, other in zip(classifier.layers, before, classifier.features(changed).maps, strict=True):
-                moved = (one - other).abs().mean(1)[0]
-                if min(moved.shape) < 2:
-                    continue
-                halves = [moved.shape[axis] // 2 for axis in (0, 1)]
-                sums = {
-                    (i, j): float(
-                        moved[-halves[0] if i else 0 :, -halves[1] if j else 0 :][: halves[0], : halves[1]].mean()
-                    )
-                    for i in (0, 1)
-                    for j in (0, 1)
-                }
-                if max(sums, key=lambda at: sums[at]) != corner:
+                excused = elsewhere and name == classifier.layers[-1]
+                if corner_of(one, other) not in (None, corner) and not excused:
                     wrong.add(name)
     return sorted(wrong)
 
@@ -166,9 +193,6 @@ def chosen(spec: str) -> tuple[str, tuple[int, int]]:
     classifier = made(spec)
     network = classifier.network
     vars(network).pop("feature_info", None)
-    holder = nn.Module()
-    holder.add_module("network", network)
-    holder.forward = network.forward  # type: ignore[method-assign]
     alone = Classifier(network, layers=None, image_size=classifier.image_size, **IMAGENET)
     last = alone.describe()[-1]
     return last.name, last.shape[1:]

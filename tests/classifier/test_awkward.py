@@ -168,7 +168,7 @@ def test_a_quantised_head_is_read_and_refused_by_what_needs_gradients() -> None:
     assert masks[:30, :30].sum() > 0.9 * masks.clamp_min(0).sum() > 0
 
 
-class Crops(Squares):
+class Views(Squares):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         views = torch.stack([x[..., :48, :48], x[..., -48:, -48:]], 1)
         return super().forward(views.flatten(0, 1)).unflatten(0, (len(x), 2)).mean(1)
@@ -176,7 +176,7 @@ class Crops(Squares):
 
 def test_networks_that_cannot_be_read_say_why() -> None:
     with pytest.raises(ValueError, match="other batches than the pictures"):
-        around(Crops(), None)
+        around(Views(), None)
     with torch.inference_mode():
         network = Squares()
     with pytest.raises(ValueError, match=r"built under torch\.inference_mode"):
@@ -205,7 +205,7 @@ def test_a_function_of_arrays_and_pictures_that_are_none() -> None:
     own = Squares().eval()
     classifier = around(lambda x: own(x).detach().numpy(), [])  # type: ignore[arg-type]
     torch.testing.assert_close(classifier.logits(scene()), around(own, None).logits(scene()))
-    for name in ("gradcam", "occlusion", "meaningful"):
+    for name in ("gradcam", "occlusion", "opticam"):
         for wrong in (scene().numpy(), [scene()[0]]):
             with pytest.raises(ValueError, match="expected images as a tensor"):
                 EXPLAINERS[name]()(around(own, None), wrong, torch.tensor([0]))

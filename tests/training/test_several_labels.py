@@ -120,7 +120,7 @@ def test_a_masker_finds_each_label_of_a_picture(tmp_path) -> None:
         "class_condition": True,
         "layers": [0],
     }
-    masker = salmask.train(classifier, pictures, targets=labels, steps=70, **options)
+    masker = salmask.train(classifier, pictures, targets=labels, steps=120, **options)
     picture = pictures[6:]  # all three are there
     corners = {0: (0, 1), 1: (1, 0), 2: (1, 1)}
     for label, (down, right) in corners.items():

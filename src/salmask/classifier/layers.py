@@ -235,7 +235,8 @@ def described_layers(network: nn.Module) -> list[str] | None:
     inner = bare(network)
     described = getattr(inner, "feature_info", None)
     resnet = dict(inner.named_children()).keys() >= set(_RESNET)
-    names = list(_RESNET) if resnet else [stage["module"] for stage in described or ()]
+    # of branches side by side, as CrossViT's, timm names the same modules twice
+    names = list(_RESNET) if resnet else list(dict.fromkeys(stage["module"] for stage in described or ()))
     if described and len({stage["reduction"] for stage in described}) == 1:
         names = _spread(names)
     elif len(names) == _MOST - 1:
@@ -323,8 +324,8 @@ def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
     except ValueError:
         return None
     if isinstance(tokens, Rolled):
-        rows, columns = tokens(output.detach(), probe.size).shape[2:]
-        return rows, columns
+        shape = tokens(output.detach(), probe.size).shape
+        return int(shape[2]), int(shape[3])
     return tokens.grid if isinstance(tokens, Tokens) and max(tokens.grid) > 1 else None
 
 

@@ -262,10 +262,21 @@ class Classifier(nn.Module):
         if (described := described_layers(self.network)) is not None:
             try:
                 self._read_layers(probe, described)
-                return
             except ValueError:  # some name modules that they lack or never call
                 pass
+            else:
+                if self._leads(probe):
+                    return
         self._read_layers(probe, pick_layers(probe))
+
+    def _leads(self, probe: Probe) -> bool:
+        """Return whether the logits hang on the deepest layer that is read, as far as gradients tell."""
+        with torch.inference_mode(False), torch.enable_grad():
+            logits, taps, _ = self._run(lambda: self._asked(probe.pictures.clone().requires_grad_()), clone=True)
+            if not logits.requires_grad or not taps[-1].requires_grad:
+                return True
+            weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
+            return torch.autograd.grad((logits * weights).sum(), taps[-1], allow_unused=True)[0] is not None
 
     def _read_layers(self, probe: Probe, names: list[str]) -> None:
         self._read = find_layers(self.network, names)

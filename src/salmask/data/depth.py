@@ -50,6 +50,8 @@ def settled(read: Callable[..., Tensor], files: Sequence[Path]) -> Callable[...,
 
 def _is_deep(path: Path) -> bool:
     """Return whether the head of a file says that its values have 16 bits without sign."""
+    if not path.is_file():  # a pipe would be waited for without end
+        return False
     try:
         if is_tiff(path):
             with tifffile.TiffFile(path) as file:
