@@ -107,7 +107,7 @@ def test_metrics_read_the_label_alone(name) -> None:
     torch.testing.assert_close(several, alone, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-def test_a_masker_finds_each_label_of_a_picture(tmp_path) -> None:
+def test_a_masker_finds_each_label_of_a_picture() -> None:
     pictures, labels = scenes(7)
     classifier = of(Patches(), "multilabel")
     weights = [["area_if_kept_right", 0.3], ["area_if_removed_wrong", 3.0]]
@@ -115,7 +115,8 @@ def test_a_masker_finds_each_label_of_a_picture(tmp_path) -> None:
         "recipe": "fix",
         "weights": weights,
         "batch_size": 12,
-        "lr": 0.02,
+        "lr": 0.01,
+        "precision": "32-true",
         "decay_at": [],
         "class_condition": True,
         "layers": [0],

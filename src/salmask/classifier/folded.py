@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse, optimize_for_inference, use_mkl_length
 
+from salmask.classifier.inputs import check_tensor
 from salmask.classifier.network import Classifier
 from salmask.classifier.wrappers import unwrapped
 from salmask.types import Images
@@ -39,6 +40,7 @@ def folded(classifier: Classifier, images: Images, *, passes: int, gradients: bo
     full = {value.dtype for value in network.parameters()} == {torch.float32}
     if passes < WORTHWHILE or not full or _hooked(network) or type(classifier).logits is not Classifier.logits:
         return classifier
+    check_tensor(images)
     pictures = torch.cat([images[:1], 1 - images[:1].flip(3)])
     asked = ((pictures, False), (pictures[:1], gradients))  # twice: the network may have a memory
     always = (_in_channels_last, _unfolded)

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-__all__ = ["check_channels", "check_images", "check_mean", "check_pass", "checked"]
+__all__ = ["check_channels", "check_images", "check_mean", "check_pass", "check_tensor", "checked"]
 
 _ROUNDING = 1e-3
 _ENTERED: ContextVar[bool] = ContextVar("entered", default=False)  # a thread's own, as the passes are
@@ -38,8 +38,15 @@ def _waits(images: Tensor) -> bool:
     return images.device.type != "cpu"
 
 
+def check_tensor(images: object) -> None:
+    """Raise ValueError for what is no tensor, such as an array or a list of pictures."""
+    if not isinstance(images, Tensor):
+        raise ValueError(f"expected images as a tensor (B, C, H, W) of values in [0, 1], got {type(images).__name__}")
+
+
 def check_images(images: Tensor, channels: int) -> None:
     """Raise ValueError for what is no float batch (B, C, H, W) of values in [0, 1]."""
+    check_tensor(images)
     if images.ndim != 4 or images.shape[1] != channels:
         raise ValueError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point():

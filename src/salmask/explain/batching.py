@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import pieces
-from salmask.classifier.inputs import checked
+from salmask.classifier.inputs import check_tensor, checked
 from salmask.explain.base import Explanation, Passes, as_targets
 from salmask.masking import MeanColour, prepare
 from salmask.types import Images, Infill, Targets
@@ -56,8 +56,7 @@ def by_pieces(
 
 def check_batch(images: Images) -> None:
     """Raise ValueError for what is no tensor, and for a batch of none."""
-    if not isinstance(images, Tensor):
-        raise ValueError(f"expected images as a tensor (B, C, H, W) of values in [0, 1], got {type(images).__name__}")
+    check_tensor(images)
     if not len(images):
         raise ValueError("expected at least one image, got a batch of none")
 
