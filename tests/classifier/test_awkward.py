@@ -205,7 +205,7 @@ def test_a_function_of_arrays_and_pictures_that_are_none() -> None:
     own = Squares().eval()
     classifier = around(lambda x: own(x).detach().numpy(), [])  # type: ignore[arg-type]
     torch.testing.assert_close(classifier.logits(scene()), around(own, None).logits(scene()))
-    for name in ("gradcam", "occlusion", "opticam"):
+    for name in ("gradcam", "occlusion"):
         for wrong in (scene().numpy(), [scene()[0]]):
             with pytest.raises(ValueError, match="expected images as a tensor"):
                 EXPLAINERS[name]()(around(own, None), wrong, torch.tensor([0]))
