@@ -58,6 +58,11 @@ def test_the_example_of_attention_pooling_runs() -> None:
     assert not torch.equal(names["through_average"].masks, names["through_attention"].masks)
 
 
+def test_the_examples_of_sound_run() -> None:
+    names = _run("docs/audio.md", {})
+    assert names["logits"].shape == (1, 10)
+
+
 def test_the_study_of_the_page_is_a_study() -> None:
     from salmask.study import Scale
 

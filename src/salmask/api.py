@@ -17,6 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from salmask.audio.mixtures import Mixed
+from salmask.audio.readers import Sounds
 from salmask.classifier import Classifier
 from salmask.data import Labelled, Subset, open_data
 from salmask.data.flat import UNLABELLED, FlatFolder, is_flat
@@ -33,11 +35,13 @@ from salmask.masker import Masker
 from salmask.metrics import Metric
 from salmask.rows.read import ROWS, read_lines
 from salmask.specs import load_explainer, load_infills, load_metrics
+from salmask.training.maskers import new_masker
 from salmask.training.recipes import Recipe
 from salmask.training.run import Loaded, Sight
 from salmask.training.settings import RECIPE, Settings
 from salmask.training.train import train_masker
 from salmask.training.variant import Variant, build_recipe, chosen_data, masker_options, stream_of
+from salmask.training.views import View
 from salmask.types import Images, Infill, Targets
 
 __all__ = ["Scores", "evaluate", "explain", "train"]
@@ -63,8 +67,8 @@ def train(
 ) -> Masker:
     """Train a masker for a classifier and return it.
 
-    pictures: a folder of pictures, or with `train/<class>/*`; a data set of `salmask.data`; a tensor (N, C, H, W) in
-        [0, 1].
+    pictures: a folder of pictures, or with `train/<class>/*`; a data set of `salmask.data`, or of sounds
+        (`salmask.audio`); a tensor (N, C, H, W) in [0, 1].
     targets: the class of each picture that is explained in training; the classifier's own decisions where not given,
         so that no label is needed. Of independent labels, a list for each picture, or (N, K) of 0 and 1: each picture
         and label is a case of its own.
@@ -95,11 +99,11 @@ def train(
             f"recipe {recipe.name} retrains a copy of the classifier, without which its masker cannot be read: use "
             "`salmask train`, whose run keeps both, or the recipe 'reader' or 'fix'"
         )
-    loaded = Loaded(classifier, "", Sight(image_size or classifier.image_size))
+    loaded = Loaded(classifier, "", _view(pictures, classifier, image_size))
     learns = variant.learns
     infills = load_infills(learns.infills, loaded, dataset, seed=training.seed, remask=learns.remask)
     generator = torch.Generator().manual_seed(training.seed)
-    masker = Masker.for_classifier(classifier, generator=generator, **masker_options(variant.mask, loaded))
+    masker = new_masker(classifier, generator=generator, **masker_options(variant.mask, loaded))
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory()) if out is None else out
         train_masker(
@@ -190,7 +194,7 @@ def evaluate(
     out: folder for rows, tables and the page; nothing is left behind where not given.
     """
     table = explainers if isinstance(explainers, Mapping) else {name: name for name in explainers}
-    sight = Sight(image_size or classifier.image_size)
+    sight = _view(pictures, classifier, image_size)
     dataset = _data_set(pictures, "val")
     if targets is None and (isinstance(pictures, Tensor) or UNLABELLED in dataset.targets):
         dataset = decided(classifier, dataset, sight, classes=_classes(classifier, dataset))
@@ -233,6 +237,13 @@ def _data_set(pictures: Pictures, split: str) -> Labelled:
     if isinstance(pictures, str | Path):
         return FlatFolder(pictures) if is_flat(Path(pictures)) else open_data(str(pictures), split)
     return pictures
+
+
+def _view(pictures: Pictures, classifier: Classifier, image_size: int | None) -> View:
+    """Return how pictures reach the classifier: those of sounds as their data set hears them."""
+    if isinstance(pictures, Sounds | Mixed):
+        return pictures.hearing
+    return Sight(image_size or classifier.image_size)
 
 
 def _under(classifier: Classifier, dataset: Labelled, targets: Labels) -> Labelled:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.weights import fingerprint
-from salmask.files import JSON, Maybe, Several, Within, Word, read_json, replace_file, writable_folder
+from salmask.files import JSON, Facts, Maybe, Several, Within, Word, read_json, replace_file, writable_folder
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
@@ -100,6 +100,24 @@ HEADS: Mapping[str, type[nn.Module]] = MappingProxyType({"sigmoid": Sigmoid, "co
 """Heads by the name that `config.json` gives them."""
 
 
+_SIZE = Within(1, 1_000_000)
+_CONFIG = {
+    "channels": Several(_SIZE, 1, 64),
+    "strides": Several(_SIZE, 1, 64),
+    "layers": Several(Within(-64, 63), 1, 64),
+    "width": _SIZE,
+    "stride": Within(1, 4096),
+    "upsample": Word("nearest", "bilinear"),
+    "area_condition": bool,
+    "classes": Maybe(_SIZE),
+    "classifier": Maybe(str),
+    "head": Word(*HEADS),
+    "temperature?": Within(1e-6, 1e6, whole=False),
+    "hard?": bool,
+    "learnable?": bool,
+}
+
+
 class Masker(nn.Module):
     """A small decoder that reads a classifier's maps and returns masks for the whole batch.
 
@@ -111,6 +129,9 @@ class Masker(nn.Module):
     classifier: fingerprint of the classifier that it was trained beside, kept in `config.json`.
     generator: where the initial weights are drawn from (torch's global one if None).
     """
+
+    FORMAT: ClassVar[str] = "salmask masker 1"
+    SHAPE: ClassVar[Facts] = MappingProxyType(_CONFIG)
 
     def __init__(
         self,
@@ -134,22 +155,27 @@ class Masker(nn.Module):
             raise ValueError(f"upsample is 'nearest' or 'bilinear', got {upsample!r}")
         self.width, self.stride, self.upsample_mode = width, stride, upsample
         self.area_condition, self.classes, self.classifier = area_condition, classes, classifier
-        extra = int(area_condition) + (CLASS_CHANNELS if classes else 0)
+        self._build(int(area_condition) + (CLASS_CHANNELS if classes else 0))
+        self.embedding = nn.Embedding(classes, CLASS_CHANNELS) if classes else None
+        self.head = head if head is not None else Sigmoid()
+        self._initialise(generator)
+
+    def _build(self, extra: int) -> None:
+        """Make the layers that turn maps into logits; extra: channels of conditions that join each map."""
         raw = 0 if len(self.layers) > 1 else None
         self.projections = nn.ModuleDict(
             {
                 str(layer): nn.Sequential(
-                    nn.Conv2d(self.channels[layer] + extra, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+                    nn.Conv2d(self.channels[layer] + extra, self.width, 1, bias=False),
+                    nn.BatchNorm2d(self.width),
+                    nn.ReLU(),
                 )
                 for layer in self.layers
                 if layer != raw
             }
         )
-        joined = sum(width if str(layer) in self.projections else self.channels[layer] + extra for layer in self.layers)
-        self.final = nn.Conv2d(joined, 1, 3, padding=1)
-        self.embedding = nn.Embedding(classes, CLASS_CHANNELS) if classes else None
-        self.head = head if head is not None else Sigmoid()
-        self._initialise(generator)
+        joined = sum(self.width if layer != raw else self.channels[layer] + extra for layer in self.layers)
+        self.final: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(joined, 1, 3, padding=1)
 
     @classmethod
     def for_classifier(cls, classifier: Classifier, layers: Sequence[int] | None = None, **options: Any) -> "Masker":
@@ -199,14 +225,17 @@ class Masker(nn.Module):
         self._check(maps, areas, targets)
         grid = (-(-size[0] // self.stride), -(-size[1] // self.stride))
         conditions = self._conditions(areas, targets)
+        read = [maps[layer] for layer in self.layers]
+        if conditions is not None:
+            read = [torch.cat([x, conditions.to(x.dtype).expand(-1, -1, *x.shape[-2:])], 1) for x in read]
+        return self._decode(read, grid)
+
+    def _decode(self, maps: Sequence[Tensor], grid: tuple[int, int]) -> Float[Tensor, "batch 1 rows columns"]:
+        """Return the logits z on a grid, from the maps that are read."""
         joined = []
-        for layer in self.layers:
-            x = maps[layer]
-            if conditions is not None:
-                x = torch.cat([x, conditions.to(x.dtype).expand(-1, -1, *x.shape[-2:])], 1)
-            if str(layer) in self.projections:
-                x = self.projections[str(layer)](x)
-            joined.append(_resized(x, grid, "bilinear"))
+        for layer, x in zip(self.layers, maps, strict=True):
+            own = self.projections[str(layer)](x) if str(layer) in self.projections else x
+            joined.append(_resized(own, grid, "bilinear"))
         return self.final(torch.cat(joined, 1))
 
     def enlarge(self, small: Float[Tensor, "batch 1 rows columns"], size: tuple[int, int]) -> Masks:
@@ -231,7 +260,7 @@ class Masker(nn.Module):
     def settings(self) -> JSON:
         """Return the JSON-able settings that `config.json` holds."""
         return {
-            "format": "salmask masker 1",
+            "format": self.FORMAT,
             "channels": self.channels,
             "strides": self.strides,
             "layers": self.layers,
@@ -270,7 +299,7 @@ class Masker(nn.Module):
                     raise FileNotFoundError(f"no masker in {folder}: expected {CONFIG} and {WEIGHTS} there")
         else:
             paths = [Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)]
-        settings = _read_settings(paths[0])
+        settings = _read_settings(cls, paths[0])
         _check_weights(cls, settings, *paths)
         masker = cls(**settings)
         masker.load_state_dict(load_file(paths[1]))
@@ -336,28 +365,10 @@ def _is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
-_SIZE = Within(1, 1_000_000)
-_CONFIG = {
-    "format": Word("salmask masker 1"),
-    "channels": Several(_SIZE, 1, 64),
-    "strides": Several(_SIZE, 1, 64),
-    "layers": Several(Within(-64, 63), 1, 64),
-    "width": _SIZE,
-    "stride": Within(1, 4096),
-    "upsample": Word("nearest", "bilinear"),
-    "area_condition": bool,
-    "classes": Maybe(_SIZE),
-    "classifier": Maybe(str),
-    "head": Word(*HEADS),
-    "temperature?": Within(1e-6, 1e6, whole=False),
-    "hard?": bool,
-    "learnable?": bool,
-}
-
-
-def _read_settings(path: Path) -> JSON:
-    settings = read_json(path, _CONFIG, remedy="it is not the configuration of a salmask masker; save the masker again")
-    if unknown := sorted(settings.keys() - {key.rstrip("?") for key in _CONFIG}):
+def _read_settings(build: type[Masker], path: Path) -> JSON:
+    shape = {"format": Word(build.FORMAT), **build.SHAPE}
+    settings = read_json(path, shape, remedy="it is not the configuration of a salmask masker; save the masker again")
+    if unknown := sorted(settings.keys() - {key.rstrip("?") for key in shape}):
         raise ValueError(f"{path} is not the configuration of a salmask masker: got the entry {unknown[0]!r}")
     head = HEADS[settings.pop("head")]
     options = {key: settings.pop(key) for key in ("temperature", "hard", "learnable") if key in settings}

@@ -21,13 +21,26 @@ from salmask.terms import (
     area_if_kept_right,
     area_if_removed_wrong,
     area_root,
+    area_unless_alike,
+    energy_guidance,
     max_class_kept,
     max_entropy_removed,
+    min_class_removed,
     total_variation,
 )
 from salmask.types import Values
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveValue", "area_weighted", "casm_objective", "dabkowski_gal", "two_sided"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "ObjectiveValue",
+    "area_weighted",
+    "casm_objective",
+    "dabkowski_gal",
+    "lmac_objective",
+    "lmac_tuned",
+    "two_sided",
+]
 
 
 # Terms together
@@ -123,6 +136,34 @@ def dabkowski_gal() -> Objective:
     )
 
 
+def lmac_objective() -> Objective:
+    """4 * cross-entropy kept - .2 * cross-entropy removed + .4 * area, of the class predicted (L-MAC).
+
+    Terms are values per picture, of which the trainer takes the mean. The released code adds the area, averaged over
+    the batch already, once for each of 16 sounds, so that its area has weight 6.4 beside the same cross-entropies;
+    that is `training.released.as_released`. Source: Paissan, Ravanelli & Subakan (2024).
+    """
+    return Objective(
+        {
+            "max_class_kept": (4.0, max_class_kept),
+            "min_class_removed": (0.2, min_class_removed),
+            "area": (0.4, area),
+        }
+    )
+
+
+def lmac_tuned(guidance: float = 4.0) -> Objective:
+    """L-MAC's second stage: masks that are like the picture are guided by its loud parts instead of by area."""
+    return Objective(
+        {
+            "max_class_kept": (4.0, max_class_kept),
+            "min_class_removed": (0.2, min_class_removed),
+            "area_unless_alike": (0.4, area_unless_alike),
+            "energy_guidance": (guidance, energy_guidance),
+        }
+    )
+
+
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
         "fix": two_sided(area_in=1.0, area_out=10.0),
@@ -133,6 +174,8 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "casm_l100": casm_objective(10.0),
         "casm_l1000": casm_objective(10.0),
         "dabkowski_gal": dabkowski_gal(),
+        "lmac": lmac_objective(),
+        "lmac_tuned": lmac_tuned(),
     }
 )
 """Published objectives by name; the training regime that goes with each is a recipe of `train`."""

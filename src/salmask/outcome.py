@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from salmask.classifier import Classifier
@@ -52,6 +52,7 @@ class Outcome:
     zoom: pixels of the picture along one side of a cell of `masks`. A mask enlarged by repetition has the mean
     of the small one and zoom times its total variation, so both are taken on the small one exactly.
     areas: target areas (B,) of p-conditioned masks; the conditional areas then mean abs(mean m - p).
+    images: the whole pictures, for terms that compare a mask with what it lies on; None where nobody kept them.
     """
 
     masks: Masks
@@ -62,6 +63,7 @@ class Outcome:
     zoom: int = 1
     areas: Values | None = None
     answers: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Float[Tensor, "batch channels rows columns"] | None = None  # masks may be on a grid of their own
 
     @property
     def kept_logits(self) -> Tensor:
@@ -124,7 +126,7 @@ def play(
     logits = dict(zip(pictures, each, strict=True))
     asked = {side: classifier.question(answer, targets)[0] for side, answer in logits.items()}
     whole, about = classifier.question(clean, targets)
-    return Outcome(masks, about, whole, asked.get(KEPT), asked.get(REMOVED), answers=logits)
+    return Outcome(masks, about, whole, asked.get(KEPT), asked.get(REMOVED), answers=logits, images=images)
 
 
 def play_at_rest(

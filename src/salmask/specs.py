@@ -41,6 +41,7 @@ from salmask.training.run import (
     load_run,
     load_shipped,
 )
+from salmask.training.views import View
 from salmask.types import Infill
 
 __all__ = [
@@ -231,7 +232,8 @@ def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:
     values = _read_settings(f"the masker in {spec.name}", settings, knobs_of(Learned), also=("reads",))
     name = Path(spec.name).resolve().name if spec.run else spec.name
     title = spec.title or name + spec.text[len(spec.name) :]
-    reader = run.reader if reads is None else load_classifier(reads, **asdict(run.loaded.view)).classifier
+    sight = asdict(run.loaded.view) if isinstance(run.loaded.view, Sight) else {}
+    reader = run.reader if reads is None else load_classifier(reads, **sight).classifier
     return title, Learned(run.masker, **values).read_by(reader), run.loaded
 
 
@@ -347,7 +349,7 @@ def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
 _BANK = 256  # images that fill holes
 
 
-def load_bank(dataset: Labelled, view: Sight) -> Tensor:
+def load_bank(dataset: Labelled, view: View) -> Tensor:
     """Return pictures (N, 3, H, W) that fill holes, spread over a data set, as the classifier sees them."""
     some, transform = spread(dataset, _BANK), view.transform()
     return collate([transform(some[index]) for index in range(len(some))]).images

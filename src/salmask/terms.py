@@ -41,10 +41,12 @@ __all__ = [
     "area_if_removed_wrong",
     "area_root",
     "area_to",
+    "area_unless_alike",
     "cells_sum",
     "change_kept",
     "change_removed",
     "divergence_from_prior",
+    "energy_guidance",
     "kept_confidence",
     "log_odds",
     "log_probability",
@@ -177,6 +179,49 @@ def area_to(target: float | Tensor, *, power: float = 1.0) -> Term:
         return (area(outcome) - target).abs().pow(power)
 
     return term
+
+
+@reads()
+def area_unless_alike(outcome: Outcome) -> Values:
+    """Mean of the mask, where the masked picture is not yet like the picture; else 0 (L-MAC's fine-tuning)."""
+    return area(outcome) * (_likeness(outcome) < ALIKE)
+
+
+@reads()
+def energy_guidance(outcome: Outcome) -> Values:
+    """Mean over cells of BCE(m, 1[x >= .35 max x]), where the masked picture is like the picture; else 0.
+
+    Draws a mask that resembles the picture anyway towards its loud parts, so that it sounds less cut up. Source:
+    Paissan et al. (2024), fine-tuning, whose code compares with the recording before noise was mixed in.
+    """
+    masks, images = _on_pictures(outcome)
+    loud = (images >= ENERGY * images.amax((1, 2, 3), keepdim=True)).to(masks.dtype)
+    distance = F.binary_cross_entropy(masks.clamp(0, 1), loud, reduction="none").mean((1, 2, 3))
+    return distance * (_likeness(outcome) >= ALIKE)
+
+
+ALIKE, ENERGY = 0.6, 0.35
+"""L-MAC's cosine from which on a masked picture counts as like the picture, and its share of the loudest cell."""
+
+
+def _likeness(outcome: Outcome) -> Values:
+    """Cosine between the picture x and m x, without gradient: 1 for a full mask, and where both are empty."""
+    masks, images = _on_pictures(outcome)
+    with torch.no_grad():
+        kept, whole = (masks * images).flatten(1), images.flatten(1)
+        norms = kept.norm(dim=1) * whole.norm(dim=1)
+        return torch.where(norms > 0, (kept * whole).sum(1) / norms, (kept.norm(dim=1) == whole.norm(dim=1)).to(norms))
+
+
+def _on_pictures(outcome: Outcome) -> tuple[Tensor, Tensor]:
+    """Return masks at the size of the pictures, and the pictures, of one channel: their mean."""
+    if outcome.images is None:
+        raise ValueError("this term compares masks with pictures, and the outcome holds none: give Outcome(images=...)")
+    images = outcome.images.mean(1, keepdim=True).to(outcome.masks.dtype)
+    masks = outcome.masks
+    if masks.shape[-2:] != images.shape[-2:]:
+        masks = F.interpolate(masks, images.shape[-2:], mode="nearest")
+    return masks, images
 
 
 @reads()

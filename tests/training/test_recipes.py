@@ -44,7 +44,7 @@ def test_the_default_spares_the_user_s_classifier_and_shows_masked_pictures_to_a
     assert (reader.history, reader.historic, reader.statistics) == ("skip_update", 0.5, "all")
     assert reader.settings()["weights"] == RECIPES["ca"].settings()["weights"]
     spared = {name for name, recipe in RECIPES.items() if recipe.spares_classifier}
-    assert spared == {"reader", "fix", "casm_f", "dabkowski_gal"}
+    assert spared == {"reader", "fix", "casm_f", "dabkowski_gal", "lmac", "lmac_tuned"}
 
 
 def test_areas_of_the_default_count_with_the_range_of_the_entropies() -> None:

@@ -10,17 +10,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, floor, isqrt
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from salmask.types import FeatureMap
 
-__all__ = ["Corners", "Grid", "Rolled", "ToMap", "Tokens", "channels_first", "channels_last", "grid_of"]
+__all__ = [
+    "Corners",
+    "Grid",
+    "LaysOut",
+    "Rolled",
+    "ToMap",
+    "Tokens",
+    "channels_first",
+    "channels_last",
+    "grid_of",
+]
 
 ToMap = Callable[[Tensor, tuple[int, int]], FeatureMap]
 """(raw output, size of the pictures) -> (B, C, h, w)."""
 
 Grid = tuple[int, int]
+
+
+@runtime_checkable
+class LaysOut(Protocol):
+    """A network that says itself where its layers' outputs lie on the picture, as one whose rows are mel bands must."""
+
+    def lay_out(self, output: Tensor, size: Grid) -> FeatureMap:
+        """Return the output (B, C, h, w) of a layer, for pictures of a size, as a map that lies evenly over them."""
+        ...
+
+
 Corners = tuple[list[int], list[int], list[int], list[int]]
 """Which tokens change with the picture's corners: top left, top right, bottom left, bottom right."""
 

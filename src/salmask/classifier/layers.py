@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier.grids import Corners, Grid, Rolled, Tokens, ToMap, grid_of
+from salmask.classifier.grids import Corners, Grid, LaysOut, Rolled, Tokens, ToMap, grid_of
 from salmask.classifier.wrappers import bare, named_layers, passed_through
 from salmask.types import Logits
 
@@ -183,6 +183,8 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
     if shape[:1] != (count,):  # tokens within patches, for one
         raise ValueError(f"layer {name!r} mixes pictures: expected {count} maps for {count} pictures, got {shape}")
     inner = bare(probe.network)
+    if output.ndim == 4 and (own := next((m for m in probe.network.modules() if isinstance(m, LaysOut)), None)):
+        return own.lay_out
     if output.ndim == 4 and (lies := grid_of(shape, last=getattr(inner, "output_fmt", None) == "NHWC")) is not None:
         return lies[0]
     if output.ndim == 3 and min(shape[1:]) > 1:

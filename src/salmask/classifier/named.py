@@ -5,6 +5,7 @@
 | `timm:NAME`, `timm:hf-hub:OWNER/NAME` | timm's | pretrained, or those of a file (`@FILE`) |
 | `torchvision:NAME` | torchvision's | pretrained, or those of a file (`@FILE`) |
 | `hf:NAME_OR_FOLDER` | transformers' image classifier | its own |
+| `audio:NAME` | a classifier of sounds (`salmask.audio.network`) | those of a file (`@FILE`) |
 | `module.py:function`, `package.module:function` | what the function returns | its own |
 """
 
@@ -78,7 +79,7 @@ def split_spec(spec: str) -> tuple[str, str, str]:
     """
     whole, _, file = spec.partition("@")
     kind, colon, name = whole.partition(":")
-    if colon and name and kind in ("timm", "torchvision", "hf"):
+    if colon and name and kind in ("timm", "torchvision", "hf", "audio"):
         return kind, name, file
     if _OWN.fullmatch(whole):
         where, _, function = whole.rpartition(":")

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
+from salmask.classifier.grids import Rolled, Tokens, channels_last
 from salmask.classifier.hold import held
 from salmask.classifier.layers import tensor_of, with_tensor
 from salmask.classifier.network import Classifier
@@ -108,9 +109,10 @@ def to_map(classifier: Classifier, index: int, output: Tensor, size: tuple[int, 
     return classifier._to_map[index](output, size)
 
 
-def channel_axis(classifier: Classifier, index: int, output: Tensor, size: tuple[int, int]) -> int:
+def channel_axis(classifier: Classifier, index: int, output: Tensor) -> int:
     """Return the axis of a layer's raw output along which its channels lie."""
-    return 1 if to_map(classifier, index, output, size) is output else output.ndim - 1
+    rule = classifier._to_map[index]
+    return output.ndim - 1 if rule is channels_last or isinstance(rule, Tokens | Rolled) else 1
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _masker(train_set: Labelled, loaded: Loaded, epochs: float, out: Path, seed:
     settings = Settings(
         epochs=epochs, batch_size=50, seed=seed, decay_at=(0.7, 0.9), averaging=0.95, precision="32-true"
     )
-    augment = replace(loaded.view.augmentation(), scale=(0.5, 1.0))
+    augment = replace(loaded.sight.augmentation(), scale=(0.5, 1.0))
     train_run(
         train_set,
         loaded,

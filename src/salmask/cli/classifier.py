@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from salmask.training.run import Loaded
 
 from salmask.cli.console import progress_bar, say
 from salmask.cli.options import DataOptions
@@ -15,8 +19,17 @@ __all__ = ["ClassifierCommand"]
 class ClassifierCommand(DataOptions):
     """Train or fine-tune a classifier on a folder of pictures, for data that has none."""
 
-    network: str
-    """timm:NAME, or timm:NAME@FILE to go on from weights."""
+    network: str | None = None
+    """timm:NAME, or timm:NAME@FILE to go on from weights; of sounds audio:cnn14-w16-d4-m40 (width, depth, mel bands;
+    the default) or audio:timm/NAME."""
+    audio: bool = False
+    """The data are sounds."""
+    sample_rate: int | None = None
+    """Of sounds: samples a second that are heard; those of the first file where not given."""
+    seconds: float | None = None
+    """Of sounds: how much of each is heard; what 95 of 100 do not exceed where not given."""
+    n_fft: int | None = None
+    """Of sounds: samples a window; 23 milliseconds where not given."""
     out: Path
     """.safetensors file for the weights."""
     pretrained: bool = False
@@ -36,17 +49,47 @@ class ClassifierCommand(DataOptions):
 
     def __call__(self) -> None:
         """Run the command."""
-        import torch
-
-        from salmask.classifier import Classifier
+        from salmask.classifier.named import full_spec
         from salmask.data import has_split
         from salmask.files import writable_folder
         from salmask.training.classifier import FitSettings, accuracy, fit_classifier
-        from salmask.training.run import Loaded, Sight, load_classifier, save_classifier
+        from salmask.training.run import save_classifier
 
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out names a .safetensors file, got {self.out}")
+        loaded = self._sounds() if self.audio else self._pictures()
+        pictures = self.read("train", loaded)
+        settings = FitSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            precision=self.precision,
+            seed=self.seed,
+            workers=self.workers,
+        )
+        fit_classifier(
+            loaded.classifier,
+            pictures,
+            settings=settings,
+            augment=self.augmentation(loaded, pictures),
+            progress=progress_bar("training"),
+        )
+        save_classifier(self.out, loaded)
+        say(f"classifier: {full_spec(loaded.network)}@{self.out}")
+        if self.audio or has_split(self.data, "val"):
+            val = self.read("val", loaded, transform=loaded.view.transform(), classes=pictures.classes)
+            say(f"accuracy on val: {accuracy(loaded.classifier, val):.3f}")
+
+    def _pictures(self) -> "Loaded":
+        """Return the untrained classifier of the data's classes of pictures."""
+        import torch
+
+        from salmask.classifier import Classifier
+        from salmask.training.run import Loaded, Sight, load_classifier
+
+        if self.network is None:
+            raise ValueError("name a network with --network, such as timm:resnet18; for sounds give --audio")
         if self.image_size is not None:
             Sight(self.image_size)  # for its clear error, before anything of that size is made
         classes = tuple(self.read("train").classes)
@@ -74,25 +117,25 @@ class ClassifierCommand(DataOptions):
                 **colours | given,
             )
             loaded = Loaded(built, name, Sight(built.image_size)).seen(**self.pictures())
-        loaded = replace(loaded, classes=classes)
-        pictures = self.read("train", loaded)
-        settings = FitSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            precision=self.precision,
-            seed=self.seed,
-            workers=self.workers,
-        )
-        fit_classifier(
-            loaded.classifier,
-            pictures,
-            settings=settings,
-            augment=loaded.view.augmentation(),
-            progress=progress_bar("training"),
-        )
-        save_classifier(self.out, loaded)
-        say(f"classifier: timm:{loaded.network}@{self.out}")
-        if has_split(self.data, "val"):
-            val = self.read("val", loaded, transform=loaded.view.transform(), classes=pictures.classes)
-            say(f"accuracy on val: {accuracy(loaded.classifier, val):.3f}")
+        return replace(loaded, classes=classes)
+
+    def _sounds(self) -> "Loaded":
+        """Return the untrained classifier of the data's classes of sounds."""
+        import torch
+
+        from salmask.audio.hearing import Hearing
+        from salmask.audio.network import sound_network
+        from salmask.audio.readers import open_sounds, survey
+        from salmask.classifier import Classifier
+        from salmask.training.run import Loaded
+
+        name = (self.network or "audio:cnn14-w16-d4-m40").removeprefix("audio:")
+        rate, seconds = survey(self.data, "train")
+        hearing = Hearing.at(self.sample_rate or rate, self.seconds or seconds, n_fft=self.n_fft)
+        classes = tuple(open_sounds(self.data, "train", hearing).classes)
+        if len(classes) < 2:
+            raise ValueError(f"a classifier tells at least two classes apart, {self.data} has {len(classes)}")
+        torch.manual_seed(self.seed)  # first weights are drawn from torch's global generator
+        network = sound_network(name, hearing, len(classes), pretrained=self.pretrained)
+        classifier = Classifier(network, mean=[0.0], std=[1.0], layers=network.layers, image_size=hearing.image_size)
+        return Loaded(classifier, f"audio:{name}", hearing, classes).seen(**self.pictures())

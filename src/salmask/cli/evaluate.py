@@ -48,6 +48,9 @@ class EvaluateCommand(DataOptions):
 
     def __call__(self) -> None:
         """Run the command."""
+        from salmask.audio.listening import Listening
+        from salmask.audio.mixtures import Mixed
+        from salmask.audio.readers import Sounds
         from salmask.data.streams import Subset, spread
         from salmask.evaluation.decisions import decided
         from salmask.evaluation.evaluate import compare
@@ -70,7 +73,8 @@ class EvaluateCommand(DataOptions):
         )
         judge = load_classifier(self.scoring, **self.pictures()) if self.scoring else base
         base = chosen.base
-        dataset = spread(self.read(self.split, base, classes=base.classes), self.limit)
+        whole = self.mixed(self.read(self.split, base, classes=base.classes))
+        dataset = spread(whole, self.limit)
         every = self.target == "predicted" and base.classifier.multilabel
         if every:
             dataset = decided(base.classifier, dataset, base.view, classes=dataset.classes)
@@ -83,6 +87,7 @@ class EvaluateCommand(DataOptions):
         metrics = load_metrics(self.metric)
         if self.as_released:
             metrics = load_metrics([metric_as_released(name) for name in metrics])
+        heard = Listening(whole) if isinstance(whole, Sounds | Mixed) else None
         writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
         for name, log in chosen.logs.items():
             add_training(self.out, name, log)
@@ -98,7 +103,9 @@ class EvaluateCommand(DataOptions):
                 "classifier": self.classifier or named(self.explainer[0])[1],
                 "command": typed_command(),
                 "version": __version__,
+                **({} if heard is None else {"heard": str(heard.sounds.hearing), "mixed with": self.mix}),
             },
+            listening=heard,
             progress=progress_bar("measuring"),
         )
         say(f"report: {self.out / 'index.html'}")

@@ -1,4 +1,4 @@
-"""`salmask explain`: pictures with their maps."""
+"""`salmask explain`: pictures, or sounds, with their maps."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +7,18 @@ import tyro
 
 from salmask.cli.console import progress_bar, say
 from salmask.cli.options import Normalize, PictureOptions
+from salmask.files import JSON
 
 __all__ = ["ExplainCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainCommand(PictureOptions):
-    """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each."""
+    """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each; of sounds
+    the spectrogram, and what is kept and removed as .wav."""
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Picture files, or folders of them."""
+    """Picture files, or folders of them; sounds, where the classifier hears."""
     explainer: str | None = None
     """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500; where neither it nor
     a classifier is given, the masker for photographs that comes with the package (`imagenet`)."""
@@ -35,7 +37,9 @@ class ExplainCommand(PictureOptions):
 
     def __call__(self) -> None:
         """Run the command."""
+        from salmask.audio.hearing import Hearing
         from salmask.cli.explain_files import Shown, explain_files
+        from salmask.cli.explain_sounds import explain_sounds
         from salmask.specs import SHIPPED, list_explainers, load_explainer
         from salmask.training.run import load_classifier
 
@@ -47,17 +51,13 @@ class ExplainCommand(PictureOptions):
             raise ValueError("name an explainer with --explainer: a run's folder, or a name that --list shows")
         loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         name, method, own = load_explainer(explainer, loaded=loaded)
-        written = explain_files(
-            self.images,
-            name,
-            method,
-            own.seen(**self.pictures()),
-            out=self.out,
-            shown=Shown(self.target, self.normalize, self.top),
-            skip_broken=self.skip_broken,
-            max_pixels=self.max_pixels,
-            progress=progress_bar("explaining"),
-            say=say,
-        )
+        own = own.seen(**self.pictures())
+        shown = Shown(self.target, self.normalize, self.top)
+        options: JSON = {"out": self.out, "shown": shown, "skip_broken": self.skip_broken, "say": say}
+        options["progress"] = progress_bar("explaining")
+        if isinstance(own.view, Hearing):
+            written = explain_sounds(self.images, name, method, own, **options)
+        else:
+            written = explain_files(self.images, name, method, own, max_pixels=self.max_pixels, **options)
         for path in written:
             say(str(path))

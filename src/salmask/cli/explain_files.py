@@ -30,9 +30,20 @@ from salmask.report.pictures import overlay, picture
 from salmask.training.run import Loaded
 from salmask.types import in_colour
 
-__all__ = ["Shown", "explain_files", "named_pictures", "pictures_in"]
+__all__ = [
+    "Shown",
+    "class_index",
+    "explain_files",
+    "figure_of",
+    "named_pictures",
+    "on_scale",
+    "pictures_in",
+    "save_array",
+    "title_of",
+    "write_png",
+]
 
-_ENDINGS = (".png", ".npy", ".whole.png", ".whole.npy")
+_ENDINGS = (".png", ".npy", ".whole.png", ".whole.npy", ".kept.wav", ".removed.wav")
 _LONGEST = 200  # bytes of a file name without its ending; file systems take 255, and the writer adds a few
 _OURS = "salmask explain"
 
@@ -71,28 +82,27 @@ def explain_files(
     """
     shown = Shown() if shown is None else shown
     names = class_names_of(loaded)
-    chosen = None if shown.target is None else torch.tensor([_class_index(shown.target, names)])
+    chosen = None if shown.target is None else torch.tensor([class_index(shown.target, names)])
     if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
     there = pictures_in(paths)
     read = settled(loaded.reader(max_pixels=max_pixels), there)
     sizes = readable(there, read, skip_broken=skip_broken)
     files = named_pictures(list(sizes), writable_folder(out))
-    cut = {path: loaded.view.cut(*size) for path, size in sizes.items()}
+    cut = {path: loaded.sight.cut(*size) for path, size in sizes.items()}
     if any(height != width for height, width in sizes.values()):
-        say(_fit_note(cut, loaded.view.fit))
+        say(_fit_note(cut, loaded.sight.fit))
     written, agnostic = [], False
     for stem, path in progress(list(files.items())):
         image = read(path)
         images = seen(loaded, path.name, image)
         explanation = explainer(loaded.classifier, images, chosen)
-        scaled = _scale(explanation, shown.normalize)
+        scaled = on_scale(explanation, shown.normalize)
         (panels,) = played_panels(loaded, images, scaled.masks, explanation, top=shown.top, names=names)
         lost = f", {cut[path]:.0%} of the file cut off" if _worth_saying(cut[path]) else ""
-        title = f"{path.name}: {name}, {_explained(explanation, names)}{lost}{_layers_read(explanation)}"
-        _write(out, stem, _figure(panels, title))
+        write_png(out, stem, figure_of(panels, title_of(path.name, name, explanation, names, lost=lost)))
         _write_whole(out, stem, image, explanation, scaled, loaded)
-        replace_file(out / f"{stem}.npy", partial(_save_array, explanation.masks[0, 0]))
+        replace_file(out / f"{stem}.npy", partial(save_array, explanation.masks[0, 0]))
         written.append(out / f"{stem}.png")
         agnostic = agnostic or explanation.class_agnostic
     if agnostic and shown.target is not None:
@@ -204,11 +214,13 @@ def _fit_note(cut: Mapping[Path, float], fit: str) -> str:
     )
 
 
-def _figure(panels: Panels, title: str) -> Image.Image:
+def figure_of(panels: Panels, title: str) -> Image.Image:
+    """Return the figure of one picture: itself, the mask, what is kept and removed, and the probabilities."""
     return picture(panels.whole, panels.mask, panels.kept, panels.removed, panels.probabilities, title=title)
 
 
-def _write(out: Path, stem: str, image: Image.Image) -> None:
+def write_png(out: Path, stem: str, image: Image.Image) -> None:
+    """Write a figure, marked as one of ours."""
     mark = PngImagePlugin.PngInfo()
     mark.add_text("Software", _OURS)
     replace_file(out / f"{stem}.png", partial(image.save, format="PNG", pnginfo=mark))
@@ -220,21 +232,22 @@ def _write_whole(
     """Write map and overlay at the size of the file, where that is another than the map's."""
     height, width = image.shape[-2:]
     if explanation.masks.shape[-2:] == (height, width):
-        for ending in _ENDINGS[2:]:  # of an earlier look at the file, fitted in another way
+        for ending in _ENDINGS[2:4]:  # of an earlier look at the file, fitted in another way
             (out / f"{stem}{ending}").unlink(missing_ok=True)
         return
-    whole = loaded.view.to_file(explanation.masks.detach().cpu(), height, width)[0, 0]
-    replace_file(out / f"{stem}.whole.npy", partial(_save_array, whole))
-    values = loaded.view.to_file(shown.masks.detach().cpu(), height, width)[0, 0]
+    whole = loaded.sight.to_file(explanation.masks.detach().cpu(), height, width)[0, 0]
+    replace_file(out / f"{stem}.whole.npy", partial(save_array, whole))
+    values = loaded.sight.to_file(shown.masks.detach().cpu(), height, width)[0, 0]
     colours = in_colour(image[None].float() / 255, loaded.view.colours)[0]
     unseen = values.isnan()
     drawn = torch.from_numpy(overlay(colours, values.nan_to_num(0).clamp(0, 1)).copy())
     outside = (colours.permute(1, 2, 0) * 255).round().to(torch.uint8)
     drawn[unseen] = outside[unseen]
-    _write(out, f"{stem}.whole", Image.fromarray(drawn.numpy()))
+    write_png(out, f"{stem}.whole", Image.fromarray(drawn.numpy()))
 
 
-def _class_index(target: str, names: Sequence[str]) -> int:
+def class_index(target: str, names: Sequence[str]) -> int:
+    """Return the class that a name or an index means. Errors: ValueError for what is neither."""
     if target in names:
         return list(names).index(target)
     if target.isdecimal() and int(target) < len(names):
@@ -244,8 +257,14 @@ def _class_index(target: str, names: Sequence[str]) -> int:
     )
 
 
-def _scale(explanation: Explanation, normalize: str | None) -> Explanation:
+def on_scale(explanation: Explanation, normalize: str | None) -> Explanation:
+    """Return an explanation in [0, 1]."""
     return explanation.bounded() if normalize is None else explanation.normalized(normalize)
+
+
+def title_of(file: str, name: str, explanation: Explanation, names: Sequence[str], *, lost: str = "") -> str:
+    """Return the line above a figure: file, explainer, class, and the layers that the map was made from."""
+    return f"{file}: {name}, {_explained(explanation, names)}{lost}{_layers_read(explanation)}"
 
 
 def _explained(explanation: Explanation, names: Sequence[str]) -> str:
@@ -261,6 +280,7 @@ def _layers_read(explanation: Explanation) -> str:
     return f", read at layer{'s' * (len(explanation.layers) > 1)} {', '.join(explanation.layers)}"
 
 
-def _save_array(array: Tensor, path: Path) -> None:
+def save_array(array: Tensor, path: Path) -> None:
+    """Write a map as .npy."""
     with path.open("wb") as file:
         np.save(file, array.detach().float().cpu().numpy())

@@ -57,6 +57,10 @@ class SightOptions:
     output: Annotated[int | str | None, tyro.conf.arg(metavar="KEY|INDEX")] = None
     """Which entry holds it, where the network returns a dictionary or a tuple. Of a run, only checked."""
 
+    domain: Literal["log", "linear"] | None = None
+    """Of a classifier of sounds: masks multiply log magnitudes (L-MAC), or magnitudes, so that kept and removed sound
+    add up to the sound; as it was trained where not given."""
+
     def pictures(self) -> JSON:
         """Return the keyword arguments of `load_classifier` that concern pictures and outputs."""
         return {field.name: getattr(self, field.name) for field in fields(SightOptions)}
@@ -82,6 +86,9 @@ class DataOptions(PictureOptions):
     class_names: Path | None = None
     """File that lists the classifier's classes, one a line in the order of its outputs, where it does not name them
     itself: folders go by these names. Else classes.txt beside the folders."""
+    mix: Annotated[str | None, tyro.conf.arg(metavar="white:DB|other:DB|FOLDER:DB")] = None
+    """Of sounds: put each beneath noise, another recording of another class, or one of a folder, which is so many
+    decibels quieter; in training drawn anew at each reading."""
     download: bool = False
     """Fetch Oxford-IIIT Pet into the DIR of pets:DIR, if it is not there."""
 
@@ -94,9 +101,17 @@ class DataOptions(PictureOptions):
         classes: "Sequence[str] | None" = None,
     ) -> "Labelled":
         """Return a split of the data, decoded for a classifier. classes: the classifier's own, or another split's."""
+        from salmask.audio.hearing import Hearing
+        from salmask.audio.readers import open_sounds
         from salmask.data import Reader, open_data
         from salmask.data.naming import read_classes
 
+        if loaded is not None and isinstance(loaded.view, Hearing):
+            named = self.class_names
+            own = classes if named is None else read_classes(named, loaded.classifier.num_classes)
+            return open_sounds(self.data, split, loaded.view, classes=own, skip_broken=self.skip_broken)
+        if self.mix is not None:
+            raise ValueError("the classifier sees pictures, and --mix is for sounds: leave it out")
         if loaded is not None and classes == loaded.classes:
             if self.class_names is not None:
                 loaded = replace(loaded, classes=tuple(read_classes(self.class_names, loaded.classifier.num_classes)))
@@ -110,6 +125,27 @@ class DataOptions(PictureOptions):
             download=self.download,
             read=Reader() if loaded is None else loaded.reader(max_pixels=self.max_pixels),
         )
+
+    def mixed(self, dataset: "Labelled") -> "Labelled":
+        """Return a data set of sounds with the others mixed in that --mix names; the data set itself without --mix."""
+        from salmask.audio.mixtures import Mixed, read_mix
+        from salmask.audio.readers import Sounds
+
+        if self.mix is None or not isinstance(dataset, Sounds):
+            return dataset
+        return Mixed(dataset, *read_mix(self.mix, dataset))
+
+    def augmentation(self, loaded: "Loaded", dataset: "Labelled") -> "SampleTransform":
+        """Return the transform of training, with the sounds mixed in that --mix names."""
+        from salmask.audio.mixtures import Mixing, read_mix
+        from salmask.audio.readers import Sounds
+
+        own = loaded.view.augmentation()
+        if self.mix is None or not isinstance(dataset, Sounds):
+            return own
+        source, ratio = read_mix(self.mix, dataset)
+        mixing = Mixing(dataset, source, (ratio, ratio))
+        return lambda sample: own(mixing(sample))
 
     def bank(self, loaded: "Loaded") -> "Tensor":
         """Return training pictures that fill holes, for explainers with `infill=bank`."""

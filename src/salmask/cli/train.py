@@ -49,6 +49,8 @@ class TrainCommand(DataOptions):
     """Train as the paper's released code does where it differs from its description; see docs/as-released.md."""
     workers: int = 0
     """Processes that read pictures."""
+    start: Path | None = None
+    """Folder of a run whose masker is trained on, as L-MAC's fine-tuning does."""
     resume: bool = False
     """Go on from the checkpoint in --out."""
 
@@ -56,7 +58,7 @@ class TrainCommand(DataOptions):
         """Run the command."""
         from salmask.specs import load_infills
         from salmask.training.released import as_released
-        from salmask.training.run import load_classifier, train_run, with_depth
+        from salmask.training.run import load_classifier, load_run, train_run, with_depth
         from salmask.training.variant import build_recipe, chosen_data, masker_options, stream_of
 
         variant, settings = self._variant(), self.settings
@@ -64,6 +66,7 @@ class TrainCommand(DataOptions):
         loaded = load_classifier(self.classifier, **self.pictures())
         pictures = self._pictures(loaded)
         loaded = with_depth(loaded, pictures)
+        start = None if self.start is None else load_run(self.start).masker
         dataset = chosen_data(variant.data, pictures, settings.seed)
         settings = settings.of(len(dataset))
         own = tuple(pictures.classes) if settings.target == "label" else None
@@ -72,11 +75,11 @@ class TrainCommand(DataOptions):
             replace(loaded, classes=loaded.classes or own),
             recipe=as_released(recipe) if self.as_released else recipe,
             settings=settings,
-            masker_options=masker_options(variant.mask, loaded),
+            masker_options={**masker_options(variant.mask, loaded), "start": start},
             infill=load_infills(
                 variant.learns.infills, loaded, dataset, seed=settings.seed, remask=variant.learns.remask
             ),
-            batches=stream_of(dataset, settings, loaded.view.augmentation(), workers=self.workers),
+            batches=stream_of(dataset, settings, self.augmentation(loaded, pictures), workers=self.workers),
             out=self.out,
             resume=self.resume,
             facts={
@@ -91,9 +94,12 @@ class TrainCommand(DataOptions):
 
     def _pictures(self, loaded: "Loaded") -> "Labelled":
         """Return the training pictures; those of a flat folder, or of folders of any name, need no labels."""
+        from salmask.audio.hearing import Hearing
         from salmask.data import open_data
         from salmask.data.flat import FlatFolder, is_flat
 
+        if isinstance(loaded.view, Hearing):
+            return self.read("train", loaded, classes=loaded.classes)
         if is_flat(Path(self.data)):
             return FlatFolder(self.data, skip_broken=self.skip_broken, read=loaded.reader(max_pixels=self.max_pixels))
         if self.settings.target == "label":

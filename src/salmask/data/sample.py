@@ -43,12 +43,12 @@ __all__ = [
 class Sample:
     """One picture, its class, and where its evidence is known to be.
 
-    `id` is the path relative to the root, with forward slashes. `boxes` may have no row. `pixels` is None
-    where no pixel mask is known.
+    `id` is the path relative to the root, with forward slashes. `image` is bytes, as picture files hold them, or floats
+    in [0, 1]. `boxes` may have no row. `pixels` is None where no pixel mask is known.
     """
 
     id: str
-    image: UInt8[Tensor, "channels height width"]
+    image: UInt8[Tensor, "channels height width"] | Float[Tensor, "channels height width"]
     target: int
     boxes: Boxes
     pixels: Pixels | None = None
@@ -96,7 +96,7 @@ class _Packed(NamedTuple):
     """A batch on its way between processes: one shared tensor of bytes, the small parts as arrays."""
 
     ids: list[str]
-    images: UInt8[Tensor, "batch channels height width"]
+    images: UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch channels height width"]
     targets: list[int]
     boxes: list[np.ndarray]
     pixels: list[np.ndarray | None]
@@ -130,7 +130,7 @@ def unpack_samples(packed: _Packed) -> Batch:
     """Turn gathered samples into a batch: bytes become floats in [0, 1]."""
     return Batch(
         ids=packed.ids,
-        images=packed.images.float().div_(255),
+        images=packed.images if packed.images.is_floating_point() else packed.images.float().div_(255),
         targets=torch.tensor(packed.targets, dtype=torch.int64),
         boxes=[torch.from_numpy(boxes) for boxes in packed.boxes],
         pixels=[None if pixels is None else torch.from_numpy(pixels) for pixels in packed.pixels],

@@ -8,13 +8,13 @@ import torch
 from salmask.classifier import Classifier
 from salmask.data import Labelled, Subset, evaluation_batches
 from salmask.data.labels import LabelCases, pictures_of
-from salmask.data.sight import Sight
+from salmask.training.views import View
 from salmask.types import Logits
 
 __all__ = ["decided", "logits_of"]
 
 
-def logits_of(classifier: Classifier, dataset: Labelled, sight: Sight, *, batch_size: int = 32) -> Logits:
+def logits_of(classifier: Classifier, dataset: Labelled, sight: View, *, batch_size: int = 32) -> Logits:
     """Return the logits (N, K) of every sample, on the CPU."""
     answers: list[Logits] = []
     with classifier.frozen(), torch.no_grad():
@@ -23,7 +23,7 @@ def logits_of(classifier: Classifier, dataset: Labelled, sight: Sight, *, batch_
     return torch.cat(answers)
 
 
-def decided(classifier: Classifier, dataset: Labelled, sight: Sight, *, classes: Sequence[str]) -> Labelled:
+def decided(classifier: Classifier, dataset: Labelled, sight: View, *, classes: Sequence[str]) -> Labelled:
     """Return the data set under the classifier's decisions: the class of each picture, or every label above .5.
 
     Errors: ValueError where no label of any picture is above .5.

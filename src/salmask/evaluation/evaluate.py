@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from salmask.audio.listening import Listening
+from salmask.audio.sounds import write_sound
 from salmask.classifier import Classifier
 from salmask.data import Batch, Labelled
 from salmask.data.streams import Bar, DataStream
@@ -24,11 +26,14 @@ from salmask.explain.base import Explainer, Explanation
 from salmask.explain.controls import BASELINES
 from salmask.files import JSON, replace_file, writable_folder
 from salmask.metrics.case import Metric
+from salmask.outcome import KEPT, REMOVED
 from salmask.report import write_report
+from salmask.report.grid import SOUNDS
 from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Failures, Writer
 from salmask.training.run import Loaded, check_classes
+from salmask.types import in_colour
 
 __all__ = ["COLUMNS", "Rules", "Work", "compare", "evaluate_explainers", "score"]
 
@@ -37,8 +42,10 @@ Summaries = dict[str, dict[str, JSON]]
 """{explainer: {metric: {mean, low, high, n}}}"""
 
 
-def fill(source: CaseSource, out: Path, *, drawn: Callable[[str], bool]) -> Summaries:
-    """Score all that a source has, into a folder; drawn: which images get a picture."""
+def fill(
+    source: CaseSource, out: Path, *, drawn: Callable[[str], bool], listening: Listening | None = None
+) -> Summaries:
+    """Score all that a source has, into a folder; drawn: which images get a picture, and with `listening` sounds."""
     out = writable_folder(out)
     agree_on_meta(out, _meta(source))
     computes = {name: metric.compute for name, metric in source.metrics.items() if metric.compute is not None}
@@ -47,6 +54,8 @@ def fill(source: CaseSource, out: Path, *, drawn: Callable[[str], bool]) -> Summ
     with Writer(out, columns, computes) as writer:
         for scored in source.scored(writer.has, failures.add):
             _draw(out / "pictures" / file_name(scored.explainer), scored, drawn)
+            if listening is not None:
+                _write_sounds(out / SOUNDS, scored, drawn, listening)
             for i, image in enumerate(scored.ids):
                 values = {name: scored.values[name][i].item() for name in columns}
                 writer.add(scored.explainer, image, values, {name: scored.values[name][i] for name in computes})
@@ -65,7 +74,23 @@ def _draw(folder: Path, scored: Scored, drawn: Callable[[str], bool]) -> None:
     for i, image in enumerate(scored.ids):
         if scored.panels is not None and drawn(image):
             folder.mkdir(parents=True, exist_ok=True)
-            replace_file(folder / f"{file_name(image)}.png", partial(strip(*scored.panels(i)).save, format="PNG"))
+            picture, mask, kept, removed = scored.panels(i)
+            whole, kept, removed = (in_colour(one[None])[0] for one in (picture, kept, removed))
+            drawing = strip(whole, mask, kept, removed)
+            replace_file(folder / f"{file_name(image)}.png", partial(drawing.save, format="PNG"))
+
+
+def _write_sounds(folder: Path, scored: Scored, drawn: Callable[[str], bool], listening: Listening) -> None:
+    """Write the recording, the kept and the removed sound of what gets a picture."""
+    own, rate = folder / file_name(scored.explainer), listening.sample_rate
+    for i, image in enumerate(scored.ids):
+        if scored.panels is not None and drawn(image):
+            own.mkdir(parents=True, exist_ok=True)
+            _, _, kept, removed = scored.panels(i)
+            sounds = listening.heard(image, [kept, removed])
+            write_sound(folder / f"{file_name(image)}.wav", listening.recording(image), rate)
+            for side, sound in zip((KEPT, REMOVED), sounds, strict=True):
+                write_sound(own / f"{file_name(image)}.{side}.wav", sound, rate)
 
 
 def evaluate_explainers(
@@ -78,6 +103,7 @@ def evaluate_explainers(
     out: Path,
     pictures: int | Collection[str] = PICTURES,
     about: Mapping[str, object] | None = None,
+    listening: Listening | None = None,
     progress: Bar = iter,
 ) -> Summaries:
     """Measure explainers and write rows, counts, pictures, failures, summary.json and index.html to `out`.
@@ -85,14 +111,15 @@ def evaluate_explainers(
     explainers: name -> explainer. metrics: name -> Metric. batches: of `data.Batch`, e.g. a DataLoader with
     `collate`. classifier: the explained one, or a mapping explainer name -> classifier (co-trained ones).
     pictures: how many images get a picture, spread over the data where its ids are known, or their ids.
-    about: data, classifier, command, version, in words, for the header. progress: wraps the batches.
+    about: data, classifier, command, version, in words, for the header. listening: of sounds, whose recording, kept and
+    removed sound are written beside the pictures. progress: wraps the batches.
 
     Returns the summary {explainer: {metric: {mean, low, high, n}}}.
     Errors: ValueError for rows of other settings or data in `out`, for maps outside [0, 1] without a normaliser, for
     no image, for a folder that cannot be written. A failing explainer is no error: see failures.jsonl.
     """
     source = Explained.of(explainers, classifier, metrics, batches, rules=rules, about=about or {}, progress=progress)
-    return fill(source, Path(out), drawn=_drawn(pictures, batches))
+    return fill(source, Path(out), drawn=_drawn(pictures, batches), listening=listening)
 
 
 @runtime_checkable
@@ -128,6 +155,7 @@ def compare(
     about: Mapping[str, object],
     batch_size: int = 32,
     pictures: int | Collection[str] = PICTURES,
+    listening: Listening | None = None,
     progress: Bar = iter,
 ) -> Summaries:
     """Measure explainers, each on its own classifier, on one data set; return the summary.
@@ -147,6 +175,7 @@ def compare(
         out=out,
         pictures=pictures,
         about=about,
+        listening=listening,
         progress=progress,
     )
 

@@ -310,12 +310,11 @@ def _has_gradient(tap: Tap) -> Tensor:
 
 def _ablated(classifier: Classifier, image: Images, index: int, channels: Tensor, *, call: int) -> Tensor:
     """Return the logits of one image without each of the channels, in turn: (n, K)."""
-    size = size_of(image)
     every = torch.arange(len(channels), device=channels.device)
 
     def ablated(output: Tensor) -> Tensor:
         variants = output.expand(len(channels), *output.shape[1:]).clone()
-        axis = channel_axis(classifier, index, output, size)
+        axis = channel_axis(classifier, index, output)
         variants.movedim(axis, 1)[every, channels] = 0
         return variants
 

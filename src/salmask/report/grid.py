@@ -3,25 +3,34 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
 from salmask.report.sheet import panels_of, read_picture
 from salmask.rows.read import file_name
 
-__all__ = ["CELL", "PictureGrid", "embedded", "picture_files", "picture_grid"]
+__all__ = ["CELL", "SOUNDS", "PictureGrid", "embedded", "picture_files", "picture_grid"]
 
 CELL = 112  # pixels of a picture's panel in the page
 
 
+SOUNDS = "sounds"
+"""Folder of an evaluation's sounds: IMAGE.wav, and EXPLAINER/IMAGE.kept.wav and IMAGE.removed.wav."""
+
+
 @dataclass(frozen=True)
 class PictureGrid:
-    """explainers: heads of the columns. rows: (image, its picture, strip by explainer or what stands there instead)."""
+    """explainers: heads of the columns. rows: (image, its picture, strip by explainer or what stands there instead).
+
+    sounds: (explainer, image) -> (what it is, address) of each sound; the recording itself has the explainer "".
+    """
 
     explainers: Sequence[str]
     rows: Sequence[tuple[str, str, Mapping[str, tuple[str, str]]]]
+    sounds: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = field(default_factory=dict)
 
 
 def picture_files(folder: Path, explainers: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -31,9 +40,13 @@ def picture_files(folder: Path, explainers: Sequence[str]) -> dict[str, dict[str
 
 
 def picture_grid(
-    files: Mapping[str, Mapping[str, Path]], ids: Sequence[str], failures: Sequence[Mapping[str, str]]
+    files: Mapping[str, Mapping[str, Path]],
+    ids: Sequence[str],
+    failures: Sequence[Mapping[str, str]],
+    *,
+    page: Path,
 ) -> PictureGrid:
-    """Return the grid of `picture_files`; ids: of all images, by which file names are read."""
+    """Return the grid of `picture_files`; ids: of all images, by which file names are read. page: its folder."""
     names = {file_name(image): image for image in ids}
     failed = {(one["explainer"], file_name(one["image"])) for one in failures}
     rows = []
@@ -46,7 +59,24 @@ def picture_grid(
             for name in files
         }
         rows.append((names.get(image, image), _embed(next(iter(strips.values()))[0]), cells))
-    return PictureGrid(list(files), rows)
+    return PictureGrid(list(files), rows, _sounds(page, [image for image, _, _ in rows], list(files)))
+
+
+def _sounds(
+    page: Path, images: Sequence[str], explainers: Sequence[str]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Return the sounds beside a page, by addresses from there: sounds are too large to be held by the page itself."""
+    there: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for image in images:
+        names = {"": [("original", f"{file_name(image)}.wav")]}
+        for explainer in explainers:
+            stem = f"{file_name(explainer)}/{file_name(image)}"
+            names[explainer] = [("kept", f"{stem}.kept.wav"), ("removed", f"{stem}.removed.wav")]
+        for explainer, pairs in names.items():
+            at = [(what, f"{SOUNDS}/{quote(name)}") for what, name in pairs if (page / SOUNDS / name).is_file()]
+            if at:
+                there[explainer, image] = at
+    return there
 
 
 def embedded(path: Path) -> str:

@@ -90,7 +90,7 @@ def write_report(folder: Path, *, out: Path | None = None, title: str | None = N
                 photographs=photographs,
                 study=part,
                 strip=strip if part is not None and not any(files.values()) else None,
-                grid=picture_grid(files, numbers.rows.ids, numbers.failures),
+                grid=picture_grid(files, numbers.rows.ids, numbers.failures, page=out),
                 training=chart,
                 **_page(numbers),
             )

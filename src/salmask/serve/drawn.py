@@ -75,7 +75,7 @@ def overlay_of(panels: Panels, mapped: ndarray, *, opacity: float, threshold: fl
 def _decision(looks: Looks, session: Visit, done: Sequence[Mapped]) -> str:
     look = session.look
     height, width = look.size
-    part, cut = looks.base.view.part(height, width), looks.base.view.cut(height, width)
+    part, cut = looks.base.sight.part(height, width), looks.base.sight.cut(height, width)
     note = f"; the network does not see {cut:.0%} of it, outside the frame" if cut >= 0.005 else ""
     picture = _framed(to_uint8(look.whole), part, look.size)
     bars = ""

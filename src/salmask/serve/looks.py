@@ -116,7 +116,7 @@ class Looks:
         kept: dict[Sight, Images] = {}
         images = {}
         for title, (_, own) in self.explainers.items():
-            images[title] = kept.setdefault(own.view, seen(own, example.name, example.image))
+            images[title] = kept.setdefault(own.sight, seen(own, example.name, example.image))
         return Visit(Look(example.name, _small(example.image, self.base), (height, width), images))
 
     def explained(self, session: Visit, titles: Sequence[str], target: int | None) -> Iterator[Visit]:
@@ -165,7 +165,7 @@ class Looks:
             scale = min(1.0, longest / max(height, width))
             height, width = max(1, round(height * scale)), max(1, round(width * scale))
         masks = explanation.bounded().masks.float().cpu()
-        return self.explainers[title][1].view.to_file(masks, height, width)[0, 0].clamp(0, 1)
+        return self.explainers[title][1].sight.to_file(masks, height, width)[0, 0].clamp(0, 1)
 
 
 def _detached(explanation: Explanation) -> Explanation:

@@ -98,7 +98,7 @@ class Source:
             "data": digest,
             "classifier": loaded.classifier.fingerprint(),
             "network": loaded.network,
-            "view": asdict(loaded.view),
+            "view": asdict(loaded.sight),
         }
 
 
@@ -223,7 +223,7 @@ def _masker(
     reader = run.reader
     if read.reads is not None:
         own = read.reads == ORIGINAL
-        reader = None if own else load_classifier(read.reads, **asdict(base.view)).classifier
+        reader = None if own else load_classifier(read.reads, **asdict(base.sight)).classifier
     return Learned(run.masker, area=read.area, top=read.top).read_by(reader), base
 
 

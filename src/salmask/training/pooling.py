@@ -300,7 +300,7 @@ def save_pooling(folder: Path, pooled: Pooled, loaded: Loaded, facts: Facts) -> 
         "format": "salmask run 1",
         "network": loaded.network,
         "taps": loaded.classifier.layers,
-        "view": asdict(loaded.view),
+        "view": asdict(loaded.sight),
         "classes": loaded.classes,
         **facts,
     }

@@ -7,12 +7,13 @@
 | ca | the paper's final at (1, 15) | the classifier, trained alongside, "skip_update" | the trained classifier's |
 | casm_f, casm_l, casm_fl, casm_l100, casm_l1000 | MaxEnt (O) | fixed, last, first + last, history | the opponent's |
 | dabkowski_gal | margins of both sides, area^.3 | the classifier, fixed | the given classifier's |
+| lmac, lmac_tuned | L-MAC's two stages, of the class predicted | the classifier, fixed | the given classifier's |
 
 `reader` is the default: what CA gains over FIX comes from an opponent that learns to see masked pictures, and next to
 nothing of it from features that drift (docs/training.md). So the copy is thrown away, and the masker explains the
 given classifier, unchanged, in one pass.
 
-Sources: Phang, Park & Geras (2020); Zolna, Geras & Cho (2018); Dabkowski & Gal (2017).
+Sources: Phang, Park & Geras (2020); Zolna, Geras & Cho (2018); Dabkowski & Gal (2017); Paissan et al. (2024).
 """
 
 import math
@@ -23,6 +24,7 @@ from types import MappingProxyType
 from salmask.classifier import Classifier
 from salmask.files import JSON
 from salmask.objective import OBJECTIVES, Objective
+from salmask.training.settings import Settings
 
 __all__ = ["HISTORIES", "READERS", "RECIPES", "STATISTICS", "Recipe"]
 
@@ -49,6 +51,7 @@ class Recipe:
         of the "given" classifier, which stays as it is, while the opponent is a copy that is thrown away.
     areas_for: the number of classes that the weights of the conditional areas are meant for. With K classes they count
         log K / log areas_for times, as cross-entropy and entropy do, whose range is log K. None: as they stand.
+    target: what is explained in training, "label" or "predicted", whatever the settings say; None: what they say.
     """
 
     objective: Objective
@@ -60,6 +63,7 @@ class Recipe:
     statistics: str = "all"
     reader: str = "opponent"
     areas_for: int | None = None
+    target: str | None = None
     name: str = field(default="own", compare=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +81,12 @@ class Recipe:
             raise ValueError(f"reader is one of {', '.join(READERS)}, got {self.reader!r}")
         if self.areas_for is not None and self.areas_for < 2:
             raise ValueError(f"areas_for is a number of classes, at least 2, got {self.areas_for}")
+        if self.target not in (None, "label", "predicted"):
+            raise ValueError(f"target is label or predicted, got {self.target!r}")
+
+    def settled(self, settings: Settings) -> Settings:
+        """Return the settings as the recipe is carried out: it may say itself what is explained."""
+        return settings if self.target is None else replace(settings, target=self.target)  # type: ignore[arg-type]
 
     @property
     def spares_classifier(self) -> bool:
@@ -106,6 +116,7 @@ class Recipe:
 
     def settings(self) -> JSON:
         """Return the recipe as JSON-able values."""
+        explained = {} if self.target is None else {"target": self.target}
         return {
             "recipe": self.name,
             "weights": {name: float(weight) for name, (weight, _) in self.objective.terms.items()},
@@ -117,6 +128,7 @@ class Recipe:
             "statistics": self.statistics,
             "reader": self.reader,
             "areas_for": self.areas_for,
+            **explained,
         }
 
 
@@ -136,6 +148,8 @@ def _recipes() -> dict[str, Recipe]:
         "casm_l100": Recipe(casm["casm_l100"], **alongside, history="sample", pool_every=100),  # type: ignore[arg-type]
         "casm_l1000": Recipe(casm["casm_l1000"], **alongside, history="sample", pool_every=1000),  # type: ignore[arg-type]
         "dabkowski_gal": Recipe(OBJECTIVES["dabkowski_gal"]),
+        "lmac": Recipe(OBJECTIVES["lmac"], target="predicted"),
+        "lmac_tuned": Recipe(OBJECTIVES["lmac_tuned"], target="predicted"),
     }
     return {name: replace(recipe, name=name) for name, recipe in table.items()}
 

@@ -33,13 +33,19 @@ _BLOCKS: dict[tuple[str, tuple[int, ...]], str] = {
 }
 
 
+_LMAC_BATCH = 16
+
+
 def as_released(recipe: Recipe) -> Recipe:
     """Return a recipe as the released code carries it out, where that differs from what is described.
 
     A stored classifier is drawn and then not used: on those batches the current one meets the masked pictures and
-    does not learn from them ("skip_update"); and normalisation statistics are those of all pictures mixed.
+    does not learn from them ("skip_update"); and normalisation statistics are those of all pictures mixed. L-MAC adds
+    its area, a mean over the batch, once for each of the 16 sounds of a batch.
     """
     history = "skip_update" if recipe.history == "sample" else recipe.history
+    for term in {"area", "area_unless_alike"} & recipe.objective.terms.keys() if recipe.name.startswith("lmac") else ():
+        recipe = recipe.weighted(**{term: _LMAC_BATCH * float(recipe.objective.terms[term][0])})
     return replace(recipe, history=history, statistics="all")
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from salmask.audio.hearing import Hearing
 from salmask.classifier import Classifier
 from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
 from salmask.classifier.named import full_spec, is_known, named_network, split_spec
@@ -33,12 +34,14 @@ from salmask.data.tables import label_names
 from salmask.files import JSON, Facts, in_use, replace_file, writable_folder
 from salmask.masker import Masker
 from salmask.training.log import LOG, collapse
+from salmask.training.maskers import load_masker, new_masker
 from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
 from salmask.training.released import load_released
 from salmask.training.resume import agree_on_training
 from salmask.training.schemas import read_metadata, read_run
 from salmask.training.settings import Settings
+from salmask.training.views import View, changed, sound_classifier, view_facts, view_of
 from salmask.types import Infill
 
 __all__ = [
@@ -69,7 +72,7 @@ class Loaded:
 
     classifier: Classifier
     network: str
-    view: Sight
+    view: View
     classes: tuple[str, ...] | None = None
 
     def seen(
@@ -99,7 +102,17 @@ class Loaded:
                     f"{self.network} is normalised with a {name} of {_numbers(buffer.tolist())}, asked for is "
                     f"{_numbers(values)}: name the network's SPEC with the new one, and train again what goes with it"
                 )
-        return replace(self, view=changed(self.view, **sight))
+        return replace(self, view=changed(self.view, self.classifier, **sight))
+
+    @property
+    def sight(self) -> Sight:
+        """How the classifier sees pictures. Errors: ValueError for one that hears sounds."""
+        if isinstance(self.view, Hearing):
+            raise ValueError(
+                "the classifier hears sounds, and this is for pictures: sounds can be trained on (`salmask train`), "
+                "explained and evaluated"
+            )
+        return self.view
 
     def folders(self, spec: str, split: str) -> Sequence[str] | None:
         """Return a name for each class: that of its folder in a split of the data, whatever name the folder goes by.
@@ -107,6 +120,8 @@ class Loaded:
         Classes go by the classifier's own names, ImageNet's by their synsets too; a `classes.txt` in the data names
         them where the classifier does not. None where nobody does. Errors: as `data.naming.folder_names`.
         """
+        if isinstance(self.view, Hearing):
+            return self.classes
         layout, root = layout_of(spec)
         beside = root.parent if layout == "wds" else root
         names = self.classes or listed_classes(beside, self.classifier.num_classes)
@@ -125,15 +140,7 @@ class Loaded:
 
     def reader(self, *, max_pixels: int | None = None) -> Reader:
         """Return the reader of picture files for this classifier."""
-        return self.view.reader(channels=self.classifier.mean.numel(), max_pixels=max_pixels)
-
-
-def changed(view: Sight, **sight: object) -> Sight:
-    """Return a view with the fields that are given and not None. Another fit than "crop" crops nothing."""
-    given: JSON = {name: value for name, value in sight.items() if value is not None}
-    if given.get("fit", view.fit) != "crop":
-        given.setdefault("crop", 1.0)
-    return replace(view, **given)
+        return self.sight.reader(channels=self.classifier.mean.numel(), max_pixels=max_pixels)
 
 
 def load_classifier(
@@ -163,6 +170,10 @@ def load_classifier(
     network_name = name if kind == "timm" else f"{kind}:{name}" if kind else name
     if facts.get("network", network_name) != network_name and network is None:
         raise ValueError(f"{file} holds the weights of {facts['network']}, asked for is {network_name}")
+    if kind == "audio" or "hearing" in facts:
+        hears, hearing, _ = sound_classifier(kind, name, file, facts, layers=layers, network=network)
+        loaded = Loaded(hears, network_name, hearing, tuple(facts["classes"]))
+        return loaded.seen(image_size=image_size, outputs=outputs, output=output, **seen)
     named = named_network(kind, name, file=file, num_classes=num_classes, network=network)
     size = facts.get("image_size") if image_size is None else Sight(image_size).image_size
     given: JSON = {**named.options(size), **named.more, **facts.get("options", {})}
@@ -210,7 +221,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 def save_classifier(path: Path, loaded: Loaded) -> None:
     """Write a classifier's weights with what `load_classifier` needs to build it again."""
-    facts: JSON = {"network": loaded.network, "classes": loaded.classes, **asdict(loaded.view)}
+    facts: JSON = {"network": loaded.network, "classes": loaded.classes, **view_facts(loaded.view)}
     facts["options"] = loaded.classifier.options()
     facts |= {name: buffer.flatten().tolist() for name, buffer in loaded.classifier.named_buffers(recurse=False)}
     weights = {
@@ -240,7 +251,7 @@ def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: JSON, *, reade
         "network": loaded.network,
         "taps": loaded.classifier.layers,
         "maps": [layer._asdict() for layer in loaded.classifier.describe()],
-        "view": asdict(loaded.view),
+        "view": view_facts(loaded.view),
         "classes": loaded.classes,
         "reader": None if reader is None else READER,
         **facts,
@@ -262,7 +273,7 @@ def load_run(folder: str | Path, *, network: Network | None = None) -> Run:
         hint = "it is unfinished, go on with `salmask train --resume`" if unfinished else "expected run.json there"
         raise FileNotFoundError(f"no run in {folder}: {hint}")
     facts = read_run(folder / RUN)
-    taps, view = facts["taps"], Sight(**facts["view"])
+    taps, view = facts["taps"], view_of(facts["view"])
     own = "reader" in facts or facts.get("recipe", {}).get("fixed", True)
     if not own:
         raise ValueError(
@@ -278,12 +289,13 @@ def load_run(folder: str | Path, *, network: Network | None = None) -> Run:
             f"the run in {folder} is of a network that was made in Python, {facts['network']!r}: load it with "
             "salmask.training.run.load_run(folder, network=...), and give one that is built alike"
         )
-    loaded = load_classifier(f"{spec}@{folder / CLASSIFIER}", layers=taps, network=network, **asdict(view))
-    masker, reader = Masker.from_pretrained(folder), None
+    sight = asdict(view) if isinstance(view, Sight) else {}
+    loaded = load_classifier(f"{spec}@{folder / CLASSIFIER}", layers=taps, network=network, **sight)
+    masker, reader = load_masker(folder), None
     if facts.get("reader") is not None:
         own_copy = copy.deepcopy(network)
         at = f"{spec}@{folder / facts['reader']}"
-        reader = load_classifier(at, layers=taps, network=own_copy, **asdict(view)).classifier
+        reader = load_classifier(at, layers=taps, network=own_copy, **sight).classifier
     masker.fits(reader or loaded.classifier)
     return Run(masker, loaded, reader)
 
@@ -314,7 +326,7 @@ def load_checkpoint(path: str | Path) -> Run:
 def with_depth(loaded: Loaded, pictures: Labelled) -> Loaded:
     """Return a classifier that sees 16-bit files as the reader of some pictures does, which may have guessed."""
     if isinstance(pictures, ListedPictures) and isinstance(pictures.read, Reader):
-        return replace(loaded, view=replace(loaded.view, depth=pictures.read.depth))
+        return replace(loaded, view=replace(loaded.sight, depth=pictures.read.depth))
     return loaded
 
 
@@ -357,10 +369,11 @@ def train_run(
 ) -> Masker:
     """Train a masker and leave a run's folder: what `load_run` reads. The user's classifier stays as it is.
 
-    masker_options: of `Masker`. infill: of `train_masker`. facts: written to run.json beside recipe and settings.
+    masker_options: of `new_masker`. infill: of `train_masker`. facts: written to run.json beside recipe and settings.
     """
     from salmask.training.train import train_masker  # slow to import: explaining needs none of it
 
+    settings = recipe.settled(settings)
     if settings.target == "label":
         check_labels(dataset)
         check_classes(dataset, loaded)
@@ -368,7 +381,7 @@ def train_run(
     settings = replace(settings, precision=chosen_precision(settings.precision, loaded.classifier))
     learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
     generator = torch.Generator().manual_seed(settings.seed)
-    masker = Masker.for_classifier(loaded.classifier, generator=generator, **masker_options)
+    masker = new_masker(loaded.classifier, generator=generator, **masker_options)
     with in_use(writable_folder(out)):
         agree_on_training(out, dataset, seen=_seen(loaded), infill=infill, resume=resume)
         train_masker(
@@ -399,7 +412,7 @@ def _seen(loaded: Loaded) -> JSON:
     """Return, as JSON has it, how files reach the network and how its answers are read."""
     outputs = {"options": options} if (options := loaded.classifier.options()) else {}
     return (
-        asdict(loaded.view)
+        view_facts(loaded.view)
         | outputs
         | {name: getattr(loaded.classifier, name).flatten().tolist() for name in ("mean", "std")}
     )

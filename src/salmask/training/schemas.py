@@ -14,6 +14,7 @@ from torch import Tensor
 from salmask.classifier.outputs import KINDS
 from salmask.data.sight import FITS, INTERPOLATIONS, LARGEST, SMALLEST, Sight
 from salmask.files import ANYTHING, JSON, Maybe, Several, Within, Word, check_shape, parse_json, read_json, regular_file
+from salmask.training.views import HEARING
 
 __all__ = ["check_state", "read_metadata", "read_run", "read_state"]
 
@@ -35,7 +36,7 @@ _RUN = {
     "format": Word("salmask run 1"),
     "network": str,
     "taps": Several(str, 0, 1024),
-    "view": _SIGHT,
+    "view": {str: ANYTHING},
     "classes?": Maybe(Several(str, 1, _CLASSES)),
     "reader?": Maybe(Word("reader.safetensors")),
     "recipe?": {str: ANYTHING},
@@ -51,6 +52,7 @@ _METADATA = {
     },
     "mean?": Several(_VALUE, 1, _CHANNELS),
     "std?": Several(Within(1e-9, 1e9, whole=False), 1, _CHANNELS),
+    "hearing?": HEARING,
     **{f"{key.rstrip('?')}?": shape for key, shape in _SIGHT.items()},
 }
 _STATE = {
@@ -72,6 +74,10 @@ def read_run(path: Path) -> JSON:
     """Return what a run.json says. Errors: ValueError naming the field, FileNotFoundError."""
     remedy = "it does not describe a salmask run; copy it from where the run was trained, or train again"
     facts = read_json(path, _RUN, remedy=remedy)
+    shape: JSON = {"hearing": HEARING} if "hearing" in facts["view"] else _SIGHT
+    check_shape(f"{path}, view", facts["view"], shape, remedy=remedy)
+    if "hearing" in facts["view"]:
+        return facts
     if unknown := sorted(set(facts["view"]) - set(asdict(Sight(64)))):
         raise ValueError(f"{path}, view: expected {', '.join(asdict(Sight(64)))}, got {unknown[0]!r}: {remedy}")
     return facts

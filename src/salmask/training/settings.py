@@ -114,7 +114,7 @@ class Learns:
     """What a masker is asked for: a recipe, with what is changed in it, and what fills the holes."""
 
     recipe: str = RECIPE
-    """reader, fix, ca, casm_f, casm_l, casm_fl, casm_l100, casm_l1000 or dabkowski_gal."""
+    """reader, fix, ca, casm_f, casm_l, casm_fl, casm_l100, casm_l1000, dabkowski_gal, lmac or lmac_tuned."""
     terms: tuple[tuple[str, float], ...] = ()
     """Terms by name and weight, instead of the recipe's objective."""
     weights: tuple[tuple[str, float], ...] = ()
@@ -159,6 +159,11 @@ class Mask:
 
     layers: tuple[int, ...] | None = None
     """Which of the classifier's maps it reads, by index; the two deepest where not given."""
+    decoder: Literal["projected", "transposed"] = "projected"
+    """projected: maps are joined on a grid (the paper's). transposed: transposed convolutions up to the picture's own
+    size, with skips (L-MAC's)."""
+    width: int | None = None
+    """Channels of the decoder; its own number where not given."""
     upsample: Literal["nearest", "bilinear"] = "nearest"
     """From the masker's grid to the picture."""
     head: str = "sigmoid"

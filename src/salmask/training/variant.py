@@ -45,6 +45,8 @@ TERMS: Mapping[str, Term] = MappingProxyType(
         "area_if_removed_wrong": terms.area_if_removed_wrong,
         "area": terms.area,
         "area_root": terms.area_root,
+        "area_unless_alike": terms.area_unless_alike,
+        "energy_guidance": terms.energy_guidance,
         "total_variation": terms.total_variation,
     }
 )
@@ -216,13 +218,16 @@ def chosen_data(examples: Examples, train_set: Labelled, seed: int) -> Labelled:
 
 
 def masker_options(mask: Mask, loaded: Loaded) -> JSON:
-    """Return the options of a `Masker` that makes such masks for a classifier."""
+    """Return the options of `new_masker` that make such masks for a classifier."""
     head: JSON = {}
     if mask.head != "sigmoid":
         head = {"temperature": mask.temperature, "hard": mask.hard, "learnable": mask.learnable}
+    enlarged: JSON = {"upsample": mask.upsample} if mask.decoder == "projected" else {"decoder": mask.decoder}
+    if mask.width is not None:
+        enlarged["width"] = mask.width
     return {
         "layers": mask.layers,
-        "upsample": mask.upsample,
+        **enlarged,
         "head": HEADS[mask.head](**head),
         "area_condition": mask.area_condition,
         "classes": loaded.classifier.num_classes if mask.class_condition else None,

@@ -1,0 +1,113 @@
+"""Mixtures: the ratio asked for, parts that add up, the same draw for the same key, and decibels known by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from salmask.audio.hearing import Hearing
+from salmask.audio.mixtures import Another, Mixed, Mixing, Other, White, mix, read_mix, si_snr, snr
+from salmask.audio.readers import SoundSample
+from salmask.data import Sample, no_boxes
+
+HEARING = Hearing(2000, 0.1, n_fft=32, window=32, hop=16)
+
+
+class Tones:
+    """Two classes of tones, in memory."""
+
+    def __init__(self) -> None:
+        self.hearing, self.classes, self.targets, self.ids = HEARING, ["a", "b"], [0, 0, 1], ["x", "y", "z"]
+
+    def __len__(self) -> int:
+        return 3
+
+    def wave(self, index: int) -> torch.Tensor:
+        return 0.5 * torch.sin(torch.arange(150.0 + 20 * index) * (0.3 + index))
+
+    def __getitem__(self, index: int) -> SoundSample:
+        picture = HEARING.hear(self.wave(index)).picture
+        return SoundSample(
+            id=self.ids[index], image=picture, target=self.targets[index], boxes=no_boxes(), wave=self.wave(index)
+        )
+
+
+@pytest.mark.parametrize("ratio", [-6.0, 0.0, 12.0])
+def test_parts_add_up_at_the_ratio_asked_for(ratio: float) -> None:
+    sound, other = torch.sin(torch.arange(100.0)), torch.cos(torch.arange(40.0) / 3)
+    mixture = mix(sound, other, ratio)
+    assert torch.allclose(mixture.wave, mixture.sound + mixture.other)
+    assert 20 * math.log10(float(mixture.sound.norm() / mixture.other.norm())) == pytest.approx(ratio, abs=0.3)
+    assert float(mixture.wave.abs().max()) <= 1
+    cosine = torch.nn.functional.cosine_similarity(mixture.sound, sound, dim=0)
+    assert float(cosine) == pytest.approx(1.0)
+
+
+def test_lmac_s_mixtures_are_ratios() -> None:
+    assert 20 * math.log10(0.8 / 0.2) == pytest.approx(12, abs=0.05)
+    assert 20 * math.log10(1 / 0.5) == pytest.approx(6, abs=0.03)
+
+
+def test_silent_parts_stay_silent_and_what_is_no_ratio_is_refused() -> None:
+    mixture = mix(torch.zeros(10), torch.ones(3), 0.0)
+    assert not mixture.sound.any() and mixture.wave.isfinite().all()
+    with pytest.raises(ValueError, match="decibels"):
+        mix(torch.ones(3), torch.ones(3), math.nan)
+    with pytest.raises(ValueError, match="at least one sample"):
+        mix(torch.ones(3), torch.zeros(0), 0.0)
+
+
+def test_a_mixed_data_set_is_the_same_at_every_reading_and_another_for_another_seed() -> None:
+    tones = Tones()
+    first, again, other = (Mixed(tones, White(), 6.0, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first[1].image, again[1].image) and not torch.equal(first[1].image, other[1].image)
+    assert torch.equal(first[1].image, HEARING.hear(first.mixture(1).wave).picture)
+    assert first.ids == tones.ids and first.targets == tones.targets
+
+
+def test_another_sound_is_of_another_class_with_silence_after_it() -> None:
+    tones = Tones()
+    for seed in range(20):
+        drawn = Another(tones)(300, 0, torch.Generator().manual_seed(seed))
+        assert drawn.target == 1 and len(drawn.wave) == 300 and not drawn.wave[190:].any()
+    assert Mixed(tones, Another(tones), 0.0).mixture(2).other_target == 0
+    tones.targets = [0, 0, 0]
+    with pytest.raises(ValueError, match="one class alone"):
+        Another(tones)(10, 0, torch.Generator())
+
+
+def test_training_mixes_anew_from_the_global_generator() -> None:
+    tones, mixing = Tones(), Mixing(Tones(), White(), (0.0, 10.0), share=0.5)
+    torch.manual_seed(0)
+    pictures = [mixing(tones[0]).image for _ in range(30)]
+    torch.manual_seed(0)
+    assert torch.equal(mixing(tones[0]).image, pictures[0])
+    plain = sum(torch.equal(picture, tones[0].image) for picture in pictures)
+    assert 5 < plain < 25 and len({float(picture.sum()) for picture in pictures}) > 5
+    with pytest.raises(ValueError, match="only sounds"):
+        Mixing(tones, White(), (0.0, 0.0))(Sample(id="p", image=torch.zeros(1, 2, 2), target=0, boxes=no_boxes()))
+
+
+def test_what_a_user_types_names_source_and_ratio(tmp_path: Path) -> None:
+    tones = Tones()
+    assert read_mix("white:6", tones) == (White(), 6.0)
+    source, ratio = read_mix("other:-3.5", tones)
+    assert ratio == -3.5 and isinstance(source(10, 1, torch.Generator()), Other)
+    for text in ("white", "white:loud", ":6", "white:inf"):
+        with pytest.raises(ValueError, match="expected white:DB"):
+            read_mix(text, tones)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        read_mix(f"{tmp_path / 'none'}:6", tones)
+    with pytest.raises(ValueError, match="no sounds"):
+        read_mix(f"{tmp_path}:6", tones)
+
+
+def test_decibels_known_by_hand() -> None:
+    reference = torch.tensor([3.0, 4.0])
+    assert snr(torch.tensor([3.0, 3.5]), reference) == pytest.approx(20.0)  # error .5 beside 5
+    assert snr(torch.zeros(2), reference) == 0
+    assert snr(reference, reference) == math.inf
+    orthogonal = torch.tensor([-4.0, 3.0])
+    assert si_snr(7 * (reference + 0.1 * orthogonal), reference) == pytest.approx(20.0, abs=1e-4)
+    assert math.isnan(si_snr(reference, torch.zeros(2)))

@@ -1,0 +1,138 @@
+"""The commands on sounds, from files to a classifier, a masker, what is kept and removed, and a page that plays it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from salmask.audio.hearing import Hearing
+from salmask.audio.sounds import read_sound
+from salmask.cli.main import main
+from salmask.training.run import load_classifier, load_run
+
+soundfile = pytest.importorskip("soundfile")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of tones by three speakers."""
+    root = tmp_path_factory.mktemp("digits")
+    generator = np.random.default_rng(0)
+    for speaker in ("ann", "bob", "cid"):
+        for number in range(4):
+            for digit, hertz in enumerate((200, 700)):
+                time = np.arange(440) / 2000
+                wave = 0.4 * np.sin(2 * np.pi * hertz * time) + 0.01 * generator.standard_normal(440)
+                soundfile.write(root / f"{digit}_{speaker}_{number}.wav", wave, 2000)
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A classifier of the tones, as the command trains it."""
+    out = tmp_path_factory.mktemp("classifier") / "c.safetensors"
+    arguments = ["classifier", "--data", str(digits), "--audio", "--out", str(out), "--seconds", "0.2", "--n-fft", "64"]
+    assert main([*arguments, "--network", "audio:cnn14-w2-d3-m12", "--epochs", "8", "--batch-size", "8"]) == 0
+    return f"audio:cnn14-w2-d3-m12@{out}"
+
+
+@pytest.fixture(scope="module")
+def run(digits: Path, classifier: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A masker of the transposed kind, by L-MAC's recipe."""
+    out = tmp_path_factory.mktemp("run") / "lmac"
+    assert main([*_training(digits, classifier, out), "--recipe", "lmac"]) == 0
+    return out
+
+
+def _training(digits: Path, classifier: str, out: Path) -> list[str]:
+    arguments = ["train", "--data", str(digits), "--classifier", classifier, "--out", str(out), "--epochs", "1"]
+    return [*arguments, "--batch-size", "8", "--decoder", "transposed", "--width", "4", "--mix", "white:20"]
+
+
+def test_the_classifier_carries_how_it_hears(classifier: str) -> None:
+    loaded = load_classifier(classifier)
+    assert loaded.view == Hearing(2000, 0.2, n_fft=64, window=64, hop=32)
+    assert loaded.classes == ("0", "1")
+    assert load_classifier(classifier, domain="linear").view == Hearing(
+        2000, 0.2, n_fft=64, window=64, hop=32, domain="linear"
+    )
+
+
+def test_fine_tuning_goes_on_from_a_run(digits: Path, classifier: str, run: Path, tmp_path: Path) -> None:
+    arguments = [*_training(digits, classifier, tmp_path / "tuned"), "--recipe", "lmac_tuned", "--start", str(run)]
+    assert main([*arguments, "--lr", "1e-9"]) == 0
+    first, second = (load_run(folder).masker.state_dict() for folder in (run, tmp_path / "tuned"))
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    facts = json.loads((tmp_path / "tuned" / "run.json").read_text())
+    assert facts["recipe"]["recipe"] == "lmac_tuned" and facts["settings"]["target"] == "predicted"
+
+
+@pytest.mark.parametrize("recipe", ["fix", "ca", "reader"])
+def test_recipes_of_pictures_train_on_sounds(digits: Path, classifier: str, tmp_path: Path, recipe: str) -> None:
+    arguments = ["train", "--data", str(digits), "--classifier", classifier, "--out", str(tmp_path), "--epochs", ".5"]
+    assert main([*arguments, "--batch-size", "6", "--recipe", recipe, "--layers", "1", "2"]) == 0
+    assert load_run(tmp_path).loaded.classifier.num_classes == 2
+
+
+def test_explain_writes_what_is_kept_and_removed(digits: Path, run: Path, tmp_path: Path) -> None:
+    sound = digits / "0_cid_0.wav"
+    arguments = ["explain", str(sound), "--explainer", str(run), "--out", str(tmp_path), "--domain", "linear"]
+    assert main(arguments) == 0
+    original = read_sound(sound, 2000, seconds=0.2)
+    kept, removed = (read_sound(tmp_path / f"0_cid_0.{side}.wav") for side in ("kept", "removed"))
+    assert kept.sample_rate == 2000 and len(kept.wave) == len(original.wave) == 400
+    assert torch.allclose(kept.wave + removed.wave, original.wave, atol=1e-5)
+    assert float(kept.wave.abs().max()) > 0
+    assert (tmp_path / "0_cid_0.png").is_file() and np.load(tmp_path / "0_cid_0.npy").shape == (33, 13)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_explain_says_what_is_cut_off_and_warns_of_silence(
+    digits: Path, classifier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "still.wav", np.zeros(800), 2000)
+    arguments = ["explain", str(tmp_path / "still.wav"), "--explainer", "gradcam", "--classifier", classifier]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) in (0, 1)  # a map of silence, or an error that names it
+    said = " ".join(capsys.readouterr())
+    assert "50% of still.wav is cut off" in said and "still.wav is silent" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain", "{png}", "--explainer", "{run}"], "is no sound"),
+        (["explain", "{broken}", "--explainer", "{run}"], "cannot be decoded"),
+        (["evaluate", "--data", "{digits}", "--explainer", "{run}", "--split", "zoe", "--out", "{out}"], "a speaker"),
+        (["evaluate", "--data", "{digits}", "--explainer", "{run}", "--mix", "loud", "--out", "{out}"], "white:DB"),
+        (["explain", "{sound}", "--explainer", "{run}", "--fit", "pad"], "setting of pictures"),
+        (["train", "--data", "{digits}", "--classifier", "audio:cnn14", "--out", "{out}"], "audio:NAME@FILE"),
+        (["classifier", "--data", "{digits}", "--out", "{out}/a.safetensors"], "for sounds give --audio"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], words: str, digits: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "broken.wav").write_text("no sound")
+    names = {"png": tmp_path / "a.png", "broken": tmp_path / "broken.wav", "sound": digits / "0_cid_0.wav"}
+    names |= {"run": run, "digits": digits, "out": tmp_path / "out"}
+    assert main([argument.format(**names) for argument in arguments]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and words in said[0]
+
+
+def test_the_page_plays_recording_kept_and_removed(digits: Path, run: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "--data", str(digits), "--explainer", f"L-MAC={run}", "gradcam", "--no-baselines"]
+    arguments += ["--metric", "average_drop", "fidelity_in", "sparseness", "--target", "predicted", "--limit", "4"]
+    assert main([*arguments, "--mix", "other:12", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    addresses = re.findall(r'<audio[^>]* src="([^"]+)"', page)
+    assert len(addresses) == 4 * (1 + 2 * 2)
+    for address in addresses:
+        recording = read_sound(tmp_path / address)
+        assert recording.sample_rate == 2000 and len(recording.wave) == 400
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["image"] for row in rows} <= {path.name for path in digits.iterdir()}

@@ -1,0 +1,103 @@
+"""L-MAC's loss and its fine-tuning: the published numbers, written out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from salmask.metrics import METRICS
+from salmask.metrics.case import Case
+from salmask.objective import OBJECTIVES
+from salmask.outcome import Outcome
+from salmask.terms import ALIKE, area_unless_alike, energy_guidance
+from salmask.training.recipes import RECIPES
+from salmask.training.released import as_released
+from salmask.training.settings import Settings
+
+
+def _outcome(masks: torch.Tensor, images: torch.Tensor, **logits: torch.Tensor) -> Outcome:
+    count = len(masks)
+    clean = logits.get("clean", torch.zeros(count, 3))
+    targets = clean.argmax(1)
+    return Outcome(masks, targets, clean, logits.get("kept", clean), logits.get("removed", clean), images=images)
+
+
+def test_the_loss_is_the_published_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, kept, removed = (torch.randn(5, 3, generator=generator) for _ in range(3))
+    masks, images = (torch.rand(5, 1, 4, 6, generator=generator) for _ in range(2))
+    outcome = _outcome(masks, images, clean=clean, kept=kept, removed=removed)
+    total = RECIPES["lmac"].objective(outcome).total.mean()
+    y = clean.argmax(1)
+    by_hand = 4 * F.cross_entropy(kept, y) - 0.2 * F.cross_entropy(removed, y) + 0.4 * masks.mean()
+    assert float(total) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_the_released_code_counts_the_area_once_for_each_of_16_sounds() -> None:
+    weights = as_released(RECIPES["lmac"]).settings()["weights"]
+    assert weights == {"max_class_kept": 4.0, "min_class_removed": 0.2, "area": pytest.approx(6.4)}
+    assert as_released(RECIPES["lmac_tuned"]).settings()["weights"]["area_unless_alike"] == pytest.approx(6.4)
+    assert as_released(RECIPES["fix"]).settings()["weights"] == RECIPES["fix"].settings()["weights"]
+
+
+def test_the_class_predicted_is_explained_whatever_the_settings_say() -> None:
+    assert RECIPES["lmac"].settled(Settings(target="label")).target == "predicted"
+    assert RECIPES["fix"].settled(Settings(target="label")).target == "label"
+    assert RECIPES["lmac"].settings()["target"] == "predicted" and "target" not in RECIPES["fix"].settings()
+    with pytest.raises(ValueError, match="target is label or predicted"):
+        RECIPES["lmac"].__class__(OBJECTIVES["lmac"], target="other")
+
+
+def test_masks_like_the_picture_are_guided_by_its_loud_parts_and_others_by_their_area() -> None:
+    images = torch.tensor([[0.0, 1.0, 0.3, 0.4]]).view(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    alike = torch.tensor([0.1, 0.9, 0.5, 0.8])
+    unlike = torch.tensor([0.9, 0.0, 0.9, 0.1])
+    outcome = _outcome(torch.stack([alike, unlike]).view(2, 1, 2, 2), images)
+    kept = unlike * images[0].flatten()
+    cosine = float(kept @ images[0].flatten() / kept.norm() / images[0].norm())
+    assert cosine < ALIKE
+    loud = torch.tensor([0.0, 1.0, 0.0, 1.0])  # at least .35 of the loudest
+    by_hand = -sum(math.log(m if on else 1 - m) for m, on in zip(alike.tolist(), loud.tolist(), strict=True)) / 4
+    assert energy_guidance(outcome).tolist() == pytest.approx([by_hand, 0.0])
+    assert area_unless_alike(outcome).tolist() == pytest.approx([0.0, float(unlike.mean())])
+
+
+def test_guidance_reads_masks_on_a_grid_at_the_size_of_the_pictures() -> None:
+    images = torch.rand(2, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    small = torch.full((2, 1, 2, 4), 0.7)
+    whole = F.interpolate(small, (4, 8))
+    assert torch.allclose(energy_guidance(_outcome(small, images)), energy_guidance(_outcome(whole, images)))
+    silent = _outcome(torch.full((1, 1, 4, 8), 0.5), torch.zeros(1, 1, 4, 8))
+    assert bool(energy_guidance(silent).isfinite().all()) and bool(area_unless_alike(silent).isfinite().all())
+    with pytest.raises(ValueError, match="give Outcome"):
+        energy_guidance(Outcome(small, torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), None, None))
+
+
+def test_gradients_of_the_guidance_reach_the_mask_and_are_finite_at_its_ends() -> None:
+    images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([40.0, -40.0, 1.0, 0.5]).repeat(4).view(1, 1, 4, 4).requires_grad_()
+    energy_guidance(_outcome(torch.cat([logits.sigmoid()]), images)).sum().backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+
+
+class _Sum(torch.nn.Module):
+    """Two classes: the logit of the first is the sum of the pixels, of the second 0."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.stack([40 * pictures.flatten(1).sum(1) - 10, pictures.flatten(1).sum(1) * 0], 1)
+
+
+def test_average_drop_takes_one_softmax() -> None:
+    """The published recipe takes a second softmax of the probabilities 1 and 0, which makes .5 and more of a drop 1."""
+    from salmask.classifier import Classifier
+
+    classifier = Classifier(_Sum(), mean=[0.0], std=[1.0], layers=[], image_size=8, outputs="logits")
+    pictures = torch.full((1, 1, 8, 8), 0.5)
+    case = Case(
+        torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long), ["a"], images=pictures, classifier=classifier
+    )
+    drop = float(METRICS["average_drop"](case))
+    twice = [float(torch.tensor([p, 1 - p]).softmax(0)[0]) for p in (1.0, 0.0)]
+    assert drop == pytest.approx(1.0, abs=1e-4)
+    assert (twice[0] - twice[1]) / twice[0] == pytest.approx(0.632, abs=1e-3)
