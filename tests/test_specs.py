@@ -222,6 +222,9 @@ def test_a_normalisation_of_one_s_own_stays_with_the_run(tmp_path, masker, loade
     torch.testing.assert_close(back.std.flatten(), torch.tensor([1.0, 2.0, 3.0]))
     with pytest.raises(ValueError, match="expected a std of 3 numbers above 0"):
         other.seen(std=(1, 0, 1))
+    assert other.seen(mean=(0.1, 0.2, 0.3)) == other  # a run's own is only checked: its reader has it, too
+    with pytest.raises(ValueError, match=r"normalised with a mean of 0\.1, 0\.2, 0\.3, asked for is 0, 0, 0"):
+        load_classifier(str(tmp_path / "run"), mean=(0, 0, 0))
     with pytest.raises(ValueError, match="reads 3 channels, asked for are 4"):
         other.seen(channels=4)
 

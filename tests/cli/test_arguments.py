@@ -13,7 +13,7 @@ from salmask.cli import builtin
 from salmask.cli.main import main
 from salmask.data.synthetic import write_folder
 from salmask.training.recipes import RECIPES
-from salmask.training.settings import Examples
+from salmask.training.settings import Examples, Settings
 
 
 def refused(capsys, arguments: list[object], *words: str) -> None:
@@ -59,6 +59,17 @@ def test_sizes_out_of_range_are_refused_before_anything_of_that_size_is_made(
         (["--setting", "classes=[1]"], "classes is a whole number"),
         (["--setting", "historic=x"], "historic is a number"),
         (["--setting", "colour=3"], "no setting 'colour'"),
+        (["--momentum", "nan"], "momentum is a share"),
+        (["--weight-decay", "-1"], "weight_decay is a number of at least 0"),
+        (["--decay-at", "nan"], "decay_at are shares"),
+        (["--areas", "2", "3"], "areas are two shares"),
+        (["--sizes", "99999"], "sizes are 8 to 4096 pixels"),
+        (["--layers", "0", "0"], "layers are different indices"),
+        (["--temperature", "0"], "temperature is a number above 0"),
+        (["--tv-border", "nan"], "tv_border is a finite number"),
+        (["--area-power", "0"], "area_power is above 0"),
+        (["--area-in", "nan"], "area_if_kept_right is a finite number"),
+        (["--terms", "area", "inf"], "area is a finite number"),
     ],
 )
 def test_settings_of_a_training_are_refused_in_one_line(more, words, data, tmp_path, capsys) -> None:
@@ -115,3 +126,10 @@ def test_a_file_names_the_classes_of_a_network_that_does_not(data, tmp_path, cap
     assert main([str(argument) for argument in arguments]) == 0
     (tmp_path / "names.txt").write_text("one\n")
     refused(capsys, arguments, "lists 1 classes, the network has 12")
+
+
+def test_a_batch_has_each_picture_once_at_most() -> None:
+    with pytest.warns(UserWarning, match="100000 pictures a step are more than the 20 there are"):
+        settings = Settings(batch_size=100_000, epochs=2).of(20)
+    assert settings.batch_size == 20 and settings.steps(20) == 2
+    assert Settings(batch_size=20).of(20) == Settings(batch_size=20)

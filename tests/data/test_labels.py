@@ -82,3 +82,10 @@ def test_broken_pictures_are_left_out_with_their_labels(root) -> None:
     (root / "val" / "a.png").write_bytes(b"no picture")
     with pytest.warns(UserWarning, match="1 of 2 pictures cannot be read"):
         assert LabelledPictures(root, "val", skip_broken=True).ids == ["val/b.png"]
+
+
+def test_a_path_outside_of_the_data_is_refused(root, tmp_path) -> None:
+    for name in ("../val/a.png", str(root / "val" / "a.png")):
+        (root / "val_labels.csv").write_text(f"image,class\n{name},cat\n")
+        with pytest.raises(ValueError, match="expected a path inside of"):
+            LabelledPictures(root, "val")

@@ -12,6 +12,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from salmask.cli.explain_files import pictures_in
 from salmask.data import ImageFolder, Reader, TooLargeError, open_data, read_image, read_pixels
 from salmask.data.depth import settled
 from salmask.data.pictures import upright_size
@@ -326,3 +327,22 @@ def test_the_reader_of_a_data_set_is_the_one_given(tmp_path: Path) -> None:
         open_data(str(tmp_path), "train", read=Reader(channels=1))[0].image,
         torch.full((1, 4, 4), 124, dtype=torch.uint8),
     )
+
+
+def test_names_that_are_no_text_and_links_in_a_circle_stop_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    for name in (b"good.png", b"\xff\xfe.png"):
+        try:
+            Image.fromarray(RGB).save(folder / "x.png")
+            (folder / "x.png").rename(folder / os.fsdecode(name))
+        except OSError:
+            pytest.skip("this file system takes text alone")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    with pytest.warns(UserWarning) as said:
+        data = ImageFolder(tmp_path, "train", skip_broken=True)
+    assert data.ids == ["train/a/good.png"]
+    assert any("1 with a name that is no UTF-8" in str(one.message) for one in said)
+    with pytest.warns(UserWarning, match="no UTF-8"):
+        assert [path.name for path in pictures_in([folder])] == ["good.png", "loop.png", "pipe.png"]

@@ -10,6 +10,7 @@ import pytest
 from salmask.data import read_boxes
 from salmask.evaluation.gaze import read_gaze
 from salmask.evaluation.maps import open_maps
+from salmask.rows.read import read_lines
 
 
 def npy_header(path: Path, shape: tuple[int, ...], kind: str = "<f4") -> bytes:
@@ -44,7 +45,7 @@ def test_a_gaze_map_that_would_fill_the_memory_is_refused(tmp_path: Path) -> Non
         read_gaze(tmp_path, ["a"], (8, 8))
 
 
-@pytest.mark.parametrize("read", [open_maps, read_boxes])
+@pytest.mark.parametrize("read", [open_maps, read_boxes, lambda path: list(read_lines(path))])
 def test_a_pipe_is_not_waited_for(tmp_path: Path, read) -> None:
     os.mkfifo(tmp_path / "file.csv")
     with pytest.raises(ValueError, match="no regular file"):

@@ -33,6 +33,18 @@ def labels():
 
 def odd():
     return SmallNet(), {"size": 48}
+
+def number():
+    return SmallNet(), 5
+
+def words():
+    return SmallNet(), {"mean": ("a", "b", "c"), "std": (1, 1, 1)}
+
+def large():
+    return SmallNet(), {"mean": (0, 0, 0), "std": (1, 1, 1), "image_size": 10**9}
+
+def few():
+    return SmallNet(), {"mean": (0, 0, 0), "std": (1, 1, 1), "image_size": 48, "classes": ("a",)}
 """
 
 
@@ -66,6 +78,14 @@ def test_a_run_of_ones_own_function_loads_again_from_any_folder(own, tmp_path, m
     assert load_classifier(str(tmp_path / "run")).classes == loaded.classes
 
 
+def test_a_run_loads_from_folders_with_an_at_sign_in_their_names(own, tmp_path) -> None:
+    folder = tmp_path / "me@lab"
+    folder.mkdir()
+    own.rename(folder / "own_net.py")
+    saved(folder / "run", load_classifier(f"{folder / 'own_net.py'}:build"))
+    assert load_run(folder / "run").loaded.classifier.num_classes == 4
+
+
 def test_a_function_of_a_package_is_found(own, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -87,6 +107,10 @@ def test_what_a_network_returns_is_kept_with_its_run(own, tmp_path) -> None:
     [
         ("bare", "does not say how its pictures are normalised: give mean and std"),
         ("absent", "has no function 'absent': it has .*build"),
+        ("number", "returns int beside its network: expected a dictionary"),
+        ("words", "a mean or a std that is no row of numbers"),
+        ("large", "an image size is 8 to 4096 pixels"),
+        ("few", "names 1 classes .*its network has 4"),
         ("odd", "returns 'size' beside its network: expected any of mean, std, image_size"),
     ],
 )

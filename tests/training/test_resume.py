@@ -1,5 +1,6 @@
 """Going on from a checkpoint: with other pictures, sights or infills it is refused by name, and so are spoilt files."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from salmask.data.synthetic import Synthetic
 from salmask.files import in_use
 from salmask.masking import Blur, Noise
 from salmask.training.checkpoint import CHECKPOINT
+from salmask.training.log import LOG
 from salmask.training.recipes import RECIPES
 from salmask.training.resume import agree_on_training, described_infill
 from salmask.training.run import Loaded, train_run
@@ -50,6 +52,8 @@ def test_infills_are_told_apart_by_kind_and_setting_and_not_by_what_they_draw() 
         (lambda state: {**state, "facts": "[" * 100_000}, "facts: expected a JSON file"),
         (lambda state: {**state, "masker": {"final.weight": torch.zeros(2)}}, "does not fit the training"),
         (lambda state: {**state, "generators": {"tail": torch.zeros(2)}}, "does not fit the training"),
+        (lambda state: {**state, "generators": {}}, "does not fit the training"),
+        (lambda state: {**state, "optimiser": {**state["optimiser"], "state": {}}}, "does not fit the training"),
         (lambda state: [state], "expected a table"),
     ],
 )
@@ -58,6 +62,26 @@ def test_a_checkpoint_that_was_changed_is_one_clear_line(tmp_path, spoil, words)
     path = tmp_path / CHECKPOINT
     torch.save(spoil(torch.load(path, weights_only=True)), path)
     with pytest.raises(ValueError, match=rf"checkpoint\.pt.*{words}"):
+        run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"step": "x"}\n{"step": 1}\n', "line 1, step: expected a whole number"),
+        (b"[" * 9**5 + b"\n{}\n", "line 1: exp"),
+    ],
+)
+def test_a_broken_line_of_the_log_names_file_and_line(tmp_path, text, words) -> None:
+    killed(tmp_path)
+    (tmp_path / LOG).write_bytes(text)
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl {words}"):
+        run(tmp_path, resume=True)
+
+
+def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="is no regular file"):
         run(tmp_path, resume=True)
 
 

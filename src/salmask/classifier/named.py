@@ -45,7 +45,7 @@ __all__ = [
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 _FACTS = ("image_size", "interpolation", "fit", "crop_pct", "classes")
 _MORE = ("outputs", "output", "prefix", "grid")
-_OWN = re.compile(r"(?:.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")
+_OWN = re.compile(r"((?:.+\.py|[A-Za-z_][\w.]*)):([A-Za-z_]\w*)(?:@(.*))?")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def split_spec(spec: str) -> tuple[str, str, str]:
     kind, colon, name = whole.partition(":")
     if colon and name and kind in ("timm", "torchvision", "hf", "audio"):
         return kind, name, file
-    if _OWN.fullmatch(whole):
-        where, _, function = whole.rpartition(":")
-        return "", f"{Path(where).resolve()}:{function}" if where.endswith(".py") else whole, file
+    if (own := _OWN.fullmatch(spec)) is not None:  # folders may have an @ in their names
+        where, function, weights = own.groups()
+        return "", f"{Path(where).resolve() if where.endswith('.py') else where}:{function}", weights or ""
     raise ValueError(
         f"{spec!r} is no classifier: expected timm:NAME, torchvision:NAME (either with @FILE for weights of a file), "
         "hf:NAME_OR_FOLDER, module.py:function, package.module:function, or the folder of a run"
@@ -311,8 +311,13 @@ def own_network(spec: str) -> Named:
     network, facts = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, {})
     if not isinstance(network, nn.Module) and not callable(network):
         raise ValueError(f"{spec} is to return a torch.nn.Module, or one and a dictionary, got {type(answer).__name__}")
+    if not isinstance(facts, Mapping):
+        raise ValueError(f"{spec} returns {type(facts).__name__} beside its network: expected a dictionary")
     facts = dict(facts)
-    colours = {key: tuple(facts.pop(key)) for key in ("mean", "std") if key in facts}
+    try:
+        colours = {key: tuple(float(value) for value in facts.pop(key)) for key in ("mean", "std") if key in facts}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{spec} returns a mean or a std that is no row of numbers: {error}") from error
     more = {key: facts.pop(key) for key in _MORE if key in facts}
     if unknown := sorted(facts.keys() - _FACTS):
         expected = ", ".join(("mean", "std", *_FACTS, *_MORE))

@@ -7,6 +7,7 @@ STEM.whole.npy   the map at the size of the file; not a number where the classif
 """
 
 import hashlib
+import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -126,7 +127,7 @@ def pictures_in(paths: Iterable[Path]) -> list[Path]:
             if ignored:
                 warnings.warn(f"not read in {path}: {ignored}", stacklevel=3)
         for file in inside:
-            files.setdefault(file.resolve(), file)
+            files.setdefault(Path(os.path.realpath(file)), file)  # which takes links that lead in a circle
     if not files:
         raise ValueError("no picture to explain: name at least one file or folder")
     return list(files.values())

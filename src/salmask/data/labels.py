@@ -75,6 +75,8 @@ class LabelledPictures(ListedPictures):
         names, labels = _read_labels(table)
         self.classes = pin_classes(names, classes, where=table)
         for name, (line, _) in labels.items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{table} line {line} names {name}: expected a path inside of {self.root}")
             if not (self.root / name).is_file():
                 raise ValueError(f"{table} line {line} names {name}, and there is no such file in {self.root}")
         self.ids, self.targets = [*labels], [0] * len(labels)

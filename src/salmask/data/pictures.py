@@ -331,7 +331,17 @@ def list_pictures(folder: Path) -> list[str]:
     """Return the names of the pictures in a folder, sorted; none of its folders, whatever they are called."""
     read = _suffixes().read
     names = (path for path in folder.iterdir() if path.suffix.lower() in read and not path.name.startswith("."))
+    names = (path for path in names if _is_text(path.name))
     return sorted(path.name for path in names if not path.is_dir())
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file's name can be written down: Linux also takes bytes that are no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def ignored_files(folders: Sequence[Path]) -> str:
@@ -346,6 +356,8 @@ def ignored_files(folders: Sequence[Path]) -> str:
                 continue
             if path.is_dir():
                 count["folders"] += 1
+            elif not _is_text(path.name):
+                count["with a name that is no UTF-8"] += 1
             elif path.suffix.lower() not in suffixes.read:
                 count[path.suffix.lower() or "without an ending"] += 1
     remedies = {suffix: f" (needs {lack})" for suffix, lack in suffixes.missing.items()}

@@ -21,7 +21,7 @@ from salmask.classifier.folded import folded
 from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
 from salmask.classifier.network import Classifier
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets
-from salmask.explain.batching import backdrop, by_pieces
+from salmask.explain.batching import backdrop, by_pieces, check_batch
 from salmask.explain.knobs import BatchSize, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
 from salmask.terms import SCORES, ClassScore, probability
@@ -139,6 +139,7 @@ class Occlusion(Explainer):
 
     def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward pass a window."""
+        check_batch(images)
         with at_rest(classifier, gradients=False):
             windows = [len(self._windows(side, min(images.shape[-2:]))) for side in images.shape[-2:]]
             passes = windows[0] * windows[1] * len(images)

@@ -185,6 +185,8 @@ def load_classifier(
                 f"{spec} does not say how its pictures are normalised: give mean and std (--mean, --std), one number a "
                 "channel; 0 and 1 if it takes pictures in [0, 1]"
             )
+    if "image_size" in given:
+        Sight(given["image_size"])  # for its clear error, before pictures of that size are made
     classifier = Classifier(named.network, layers=layers, **given)
     own = facts or {"interpolation": named.interpolation, "fit": named.fit, "crop": named.crop_pct}
     view = Sight(classifier.image_size, **{field: own[field] for field in _SIGHT if field in own})
