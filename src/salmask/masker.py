@@ -226,6 +226,8 @@ class Masker(nn.Module):
         grid = (-(-size[0] // self.stride), -(-size[1] // self.stride))
         conditions = self._conditions(areas, targets)
         read = [maps[layer] for layer in self.layers]
+        if not torch.is_autocast_enabled(read[0].device.type):  # of networks in half or in double precision
+            read = [x.to(self.final.weight.dtype) for x in read]
         if conditions is not None:
             read = [torch.cat([x, conditions.to(x.dtype).expand(-1, -1, *x.shape[-2:])], 1) for x in read]
         return self._decode(read, grid)

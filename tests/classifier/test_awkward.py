@@ -231,3 +231,57 @@ def test_hieras_blocks_and_stages_are_put_in_rows_by_the_network_itself() -> Non
     assert [name.rpartition("encoder.")[2] for name in classifier.layers[-4:]] == [f"stages.{k}" for k in range(4)]
     states = other((shown - classifier.mean) / classifier.std, output_hidden_states=True).reshaped_hidden_states
     torch.testing.assert_close(classifier.features(shown).maps[-1], states[-1].permute(0, 3, 1, 2))
+
+
+class TwoOfOne(nn.Module):
+    """Returns its map twice, and only the second goes on, as EfficientViM's last stage does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.AvgPool2d(2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.own(x)
+        return pooled, pooled
+
+
+class TakesTheSecond(Squares):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage2 = TwoOfOne()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stage2(self.stage1(self.stem(x).relu()))[1].mean((2, 3)))
+
+
+def test_a_map_that_stands_twice_in_an_output_is_read_where_it_goes_on() -> None:
+    torch.testing.assert_close(*gradcam_of(TakesTheSecond(), Squares()))
+
+
+class Opaque(nn.Module):
+    """Four blocks of tokens whose grid nobody tells: registers first, class token last, all mixed at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 8, 8)
+        self.more = nn.Parameter(torch.randn(1, 3, 8))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(4))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        more = self.more.expand(len(x), -1, -1)
+        tokens = torch.cat([more[:, :2], tokens, more[:, 2:]], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens[:, -1])
+
+
+def test_tokens_that_cannot_be_read_after_the_deepest_layer_are_told_of() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(
+        UserWarning, match=r"'embed' is the deepest that is read, and 'blocks\\.3' comes after.* 67 tokens"
+    ):
+        assert around(Opaque(), None).layers == ("embed",)
+    given = Classifier(Opaque(), mean=MEAN, std=STD, layers=None, image_size=SIZE, prefix=2, grid=(8, 8))
+    assert given.layers[-1] == "blocks.3" and given.strides[-1] == 8

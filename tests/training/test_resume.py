@@ -69,7 +69,7 @@ def test_a_checkpoint_that_was_changed_is_one_clear_line(tmp_path, spoil, words)
     ("text", "words"),
     [
         (b'{"step": "x"}\n{"step": 1}\n', "line 1, step: expected a whole number"),
-        (b"[" * 9**5 + b"\n{}\n", "line 1: exp"),
+        (b"[" * 100_000 + b"\n{}\n", "line 1: expected"),
     ],
 )
 def test_a_broken_line_of_the_log_names_file_and_line(tmp_path, text, words) -> None:

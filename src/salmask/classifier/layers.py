@@ -6,6 +6,7 @@ network only reports beside its logits is no layer to be read. The network itsel
 stages (timm's `feature_info`).
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,18 +57,20 @@ def tensor_of(output: object) -> Tensor | None:
 
 
 def with_tensor(output: object, tensor: Tensor) -> object:
-    """Return an output whose tensor (`tensor_of`) is another one."""
+    """Return an output whose tensor (`tensor_of`) is another one, wherever it stands in it."""
     if isinstance(output, Tensor):
         return tensor
-    key = _key_of(output)
+    entries, former = tensors_in(output), tensor_of(output)
+    places = [key for key, entry in entries.items() if entry is former]
     if isinstance(output, tuple):
-        parts = [tensor if index == key else part for index, part in enumerate(output)]
+        parts = [tensor if place in places else part for place, part in enumerate(output)]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
     changed = copy(output)
-    if isinstance(output, list | Mapping):
-        changed[key] = tensor  # type: ignore[index]
-    else:
-        object.__setattr__(changed, str(key), tensor)
+    for key in places:
+        if isinstance(output, list | Mapping):
+            changed[key] = tensor  # type: ignore[index]
+        else:
+            object.__setattr__(changed, str(key), tensor)
     return changed
 
 
@@ -272,6 +275,7 @@ def pick_layers(probe: Probe) -> list[str]:
     names = list(last.values())
     if len(names) < 3:
         names = _repeated(probe.network, spatial) or names
+    _tell_of_unread(probe.network, calls, reached, names)
     if not names and (several := _several_times(probe, calls, counts)):
         raise ValueError(
             f"every layer that is a map is called several times in a pass, such as {several!r} "
@@ -289,6 +293,31 @@ def pick_layers(probe: Probe) -> list[str]:
             "or layers=[] for explainers that ask for logits alone, such as rise and occlusion"
         )
     return names[-_MOST:]
+
+
+def _tell_of_unread(network: nn.Module, calls: list[Seen], reached: list[bool], names: list[str]) -> None:
+    """Warn where blocks come after the deepest layer that is read, whose tokens lie nobody knows how."""
+    order = [call.name for call in calls]
+    deepest = max((order.index(name) for name in names), default=-1)
+    later = {
+        call.name: call.output
+        for place, (call, leads) in enumerate(zip(calls, reached, strict=True))
+        if leads and place > deepest and call.output.ndim == 3 and min(call.output.shape[1:]) > 3
+    }
+    run = max((_blocks_among(later, name, module) for name, module in named_layers(network).items()), key=len)
+    if names and len(run) > 1:
+        warnings.warn(
+            f"layer {names[-1]!r} is the deepest that is read, and {run[-1]!r} comes after it: nothing says how its "
+            f"{later[run[-1]].shape[1]} tokens lie; give prefix= and grid=(rows, columns) to read it",
+            stacklevel=5,
+        )
+
+
+def _blocks_among(named: Mapping[str, object], name: str, module: nn.Module) -> list[str]:
+    if not isinstance(module, nn.Sequential | nn.ModuleList):
+        return []
+    blocks = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+    return [block for block in blocks if block in named]
 
 
 def _several_times(probe: Probe, calls: list[Seen], counts: Mapping[str, int]) -> str | None:
@@ -335,9 +364,7 @@ def _repeated(network: nn.Module, spatial: Mapping[str, Grid]) -> list[str]:
     """Return five of the longest run of blocks that are maps, evenly spread, the last one among them."""
     runs = []
     for name, module in named_layers(network).items():
-        if isinstance(module, nn.Sequential | nn.ModuleList):
-            blocks = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
-            runs.append([block for block in blocks if block in spatial])
+        runs.append(_blocks_among(spatial, name, module))
     longest = max(runs, key=len, default=[])
     return _spread(longest) if len(longest) > 2 else []
 
