@@ -280,7 +280,7 @@ class Opaque(nn.Module):
 def test_tokens_that_cannot_be_read_after_the_deepest_layer_are_told_of() -> None:
     torch.manual_seed(0)
     with pytest.warns(
-        UserWarning, match=r"'embed' is the deepest that is read, and 'blocks\\.3' comes after.* 67 tokens"
+        UserWarning, match=r"'embed' is the deepest that is read, and 'blocks\.3' comes after.* 67 tokens"
     ):
         assert around(Opaque(), None).layers == ("embed",)
     given = Classifier(Opaque(), mean=MEAN, std=STD, layers=None, image_size=SIZE, prefix=2, grid=(8, 8))
