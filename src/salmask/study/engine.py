@@ -58,8 +58,12 @@ class Local:
                 raise ValueError(f"{name} must be at least 1, got {given}")
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
-        """Carry out all tasks; done(task, seconds, error or None) is called as they end."""
+        """Carry out all tasks; done(task, seconds, error or None) is called as they end.
+
+        Where this is interrupted (Ctrl-C), what runs is stopped and what waits is not begun.
+        """
         free: SimpleQueue[str] = SimpleQueue()
+        processes: set[subprocess.Popen[bytes]] = set()
         for worker in range(self.workers):
             free.put(self.devices[worker % len(self.devices)] if self.devices else "")
         threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
@@ -73,15 +77,23 @@ class Local:
                 with (task.folder / "log.txt").open("ab") as log:
                     options = json.dumps(task.options())
                     call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, options]
-                    code = subprocess.run(call, stdout=log, stderr=log, env=environment, check=False).returncode
+                    process = subprocess.Popen(call, stdout=log, stderr=log, env=environment)
+                    processes.add(process)
+                    code = process.wait()
             finally:
                 free.put(device)
             return time.perf_counter() - start, None if code == 0 else _reason(task.folder, code)
 
         with ThreadPoolExecutor(self.workers) as pool:
             running = {pool.submit(carry_out, task): task for task in tasks}
-            for future in as_completed(running):
-                done(running[future], *future.result())
+            try:
+                for future in as_completed(running):
+                    done(running[future], *future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in [*processes]:
+                    process.terminate()
+                raise
 
 
 @dataclass(frozen=True)
