@@ -11,19 +11,32 @@ from dataclasses import dataclass, is_dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from salmask.files import JSON, Facts
 from salmask.metrics.case import Case, Metric
-from salmask.types import Images, Masks, constant_span
+from salmask.types import constant_span
 
-__all__ = ["DEGENERATE", "CaseSource", "Failed", "Panels", "Scored", "Skip", "digest", "plain", "score_case", "usable"]
+__all__ = [
+    "DEGENERATE",
+    "CaseSource",
+    "Failed",
+    "Scored",
+    "Skip",
+    "StripParts",
+    "digest",
+    "plain",
+    "score_case",
+    "usable",
+]
 
 Skip = Callable[[str, str], bool]
 """(explainer, image) -> whether its rows are there already."""
 Failed = Callable[[str, str, Exception], None]
 """Told of (explainer, image, error) where an explainer failed."""
-Panels = tuple[Images, Masks, Images, Images]
+Picture = Float[Tensor, "channels height width"]
+StripParts = tuple[Picture, Float[Tensor, "1 height width"], Picture, Picture]
 """One image, its mask, its kept and its removed picture."""
 
 DEGENERATE: JSON = {
@@ -40,7 +53,7 @@ class Scored:
     explainer: str
     ids: Sequence[str]
     values: Mapping[str, np.ndarray]
-    panels: Callable[[int], Panels] | None = None  # of one of the images; None where no pictures are at hand
+    panels: Callable[[int], StripParts] | None = None  # of one of the images; None where no pictures are at hand
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from salmask.classifier import Classifier
 from salmask.classifier.inputs import checked
 from salmask.data import Batch
 from salmask.data.streams import Bar
-from salmask.evaluation.cases import DEGENERATE, Failed, Panels, Scored, Skip, digest, plain, score_case, usable
+from salmask.evaluation.cases import DEGENERATE, Failed, Scored, Skip, StripParts, digest, plain, score_case, usable
 from salmask.explain.base import Explainer, Explanation, explainer_of
 from salmask.files import JSON, Facts
 from salmask.masking import keep, remove
@@ -235,7 +235,7 @@ class Explained:
         values |= _cost(explanation, seconds, len(images))
         values["degenerate"] = values.pop("degenerate")  # the last column
 
-        def panels(i: int) -> Panels:
+        def panels(i: int) -> StripParts:
             image, mask, shown = batch.images[i : i + 1], case.masks[i : i + 1].cpu(), fill.infill(scoring)
             return image[0], mask[0], keep(image, mask, shown)[0], remove(image, mask, shown)[0]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from salmask.classifier import Classifier
 from salmask.data import Sample, collate, no_boxes, read_image
 from salmask.data.streams import Bar
-from salmask.evaluation.cases import DEGENERATE, Failed, Panels, Scored, Skip, digest, score_case, usable
+from salmask.evaluation.cases import DEGENERATE, Failed, Scored, Skip, StripParts, digest, score_case, usable
 from salmask.evaluation.gaze import Gaze, read_gaze
 from salmask.evaluation.maps import Piece, SavedMaps, open_maps
 from salmask.evaluation.truth import Label, Truth, read_truth
@@ -316,12 +316,12 @@ class Saved:
             while pending:
                 yield _result(*pending.popleft())
 
-    def _panels(self, chunk: Chunk) -> Callable[[int], Panels] | None:
+    def _panels(self, chunk: Chunk) -> Callable[[int], StripParts] | None:
         if self.scoring is None:
             return None
         scoring = self.scoring
 
-        def panels(i: int) -> Panels:
+        def panels(i: int) -> StripParts:
             image, mask = scoring.images([chunk.ids[i]]), chunk.read()[i : i + 1].float()
             infill = MeanColour.of(scoring.classifier)
             return image[0], mask[0], keep(image, mask, infill)[0], remove(image, mask, infill)[0]

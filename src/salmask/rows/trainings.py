@@ -71,7 +71,7 @@ def score_interval(scores: Scores, replicates: Sequence[ndarray], *, n: int, key
 
 def compare_rows(
     first: tuple[str, Float[ndarray, "images trainings"]],
-    second: tuple[str, Float[ndarray, "images others"]] | None = None,
+    second: tuple[str, Float[ndarray, "pictures others"]] | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
