@@ -75,8 +75,9 @@ class QueryStream(nn.Module):
         self.layers, self.neck, self.classifier = tuple(layers), neck, classifier
         self.start = nn.Parameter(torch.empty(self.channels[0]).normal_(1, 1, generator=generator))
         sizes = [*self.channels, width]
-        self.projections = nn.ModuleList(nn.Linear(own, following) for own, following in pairwise(sizes))
-        for projection in self.projections:
+        projections = [nn.Linear(own, following) for own, following in pairwise(sizes)]
+        self.projections = nn.ModuleList(projections)
+        for projection in projections:
             nn.init.xavier_uniform_(projection.weight, generator=generator)
             nn.init.zeros_(projection.bias)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class SoundSample(Sample):
     wave: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
+@runtime_checkable
 class Audible(Protocol):
     """A data set of sounds: `data.Labelled`, whose samples can be heard."""
 

@@ -20,8 +20,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from salmask.data import Reader
 from salmask.data.depth import settled
+from salmask.data.listed import ReadImage
 from salmask.data.pictures import ignored_files, list_pictures
 from salmask.data.streams import Bar
 from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
@@ -133,7 +133,7 @@ def pictures_in(paths: Iterable[Path]) -> list[Path]:
     return list(files.values())
 
 
-def readable(files: Sequence[Path], read: Reader, *, skip_broken: bool) -> dict[Path, tuple[int, int]]:
+def readable(files: Sequence[Path], read: ReadImage, *, skip_broken: bool) -> dict[Path, tuple[int, int]]:
     """Return height and width of the files that can be read; others are left out with a warning, or are an error."""
     good = {}
     for path in files:

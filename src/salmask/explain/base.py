@@ -152,7 +152,7 @@ def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer
     return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
 
 
-def as_targets(targets: Targets | Sequence[int]) -> Targets:
+def as_targets(targets: Tensor | Sequence[int]) -> Tensor:  # any, to refuse it with a remedy
     """Return classes as a tensor. Errors: ValueError for what is no row of numbers."""
     try:
         return torch.as_tensor(targets)

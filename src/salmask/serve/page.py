@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from salmask.report.pictures import to_uint8
 from salmask.serve.bundle import write_bundle
@@ -176,6 +176,7 @@ def _sources(gradio: ModuleType, examples: Sequence[Example], limits: Limits, so
     ).select(chosen, None, source, api_visibility="private")
 
 
+@runtime_checkable
 class _Control(Protocol):
     """A component of Gradio, as far as it is used here: what happens when it changes, and when a visitor moves it."""
 

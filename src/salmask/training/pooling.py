@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from lightning.fabric import Fabric
@@ -131,6 +131,7 @@ class Answer(NamedTuple):
 _Batch = TypeVar("_Batch")
 
 
+@runtime_checkable
 class Lessons(Protocol[_Batch]):
     """What a stream learns from: endless batches of anything, and the logits of a batch."""
 
