@@ -821,7 +821,7 @@ def test_masks_that_are_full_at_first_alone_are_no_collapse(tmp_path, recwarn) -
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "empty": 0.0, "full": 0.5}\n')
     assert collapse(tmp_path / "metrics.jsonl") is None  # more than half
     assert collapse(tmp_path / "nothing.jsonl") is None
-    log = Log(tmp_path, 0, 9, active=True)
+    log = Log(tmp_path, 0, 9, fabric=Fabric(accelerator="cpu", devices=1))
     for step in (1, 2):
         log.add({"loss": torch.tensor(1.0), "full": torch.tensor(1.0), "empty": torch.tensor(0.0)})
         log.write(step)

@@ -8,13 +8,13 @@ import tyro
 
 from salmask import __version__
 from salmask.cli.console import print_table, progress_bar, say, typed_command
-from salmask.cli.options import DataOptions, Normalize
+from salmask.cli.options import DataOptions, Normalize, ProcessOptions
 
 __all__ = ["EvaluateCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(DataOptions):
+class EvaluateCommand(DataOptions, ProcessOptions):
     """Measure explainers on a split: rows, a table with intervals, pictures, a page."""
 
     explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TITLE=]RUN|NAME ...")]
@@ -59,6 +59,7 @@ class EvaluateCommand(DataOptions):
         from salmask.files import writable_folder
         from salmask.report import add_training
         from salmask.specs import load_explainers, load_metrics, named
+        from salmask.training.processes import move_to
         from salmask.training.released import metric_as_released
         from salmask.training.run import load_classifier
 
@@ -88,8 +89,10 @@ class EvaluateCommand(DataOptions):
         if self.as_released:
             metrics = load_metrics([metric_as_released(name) for name in metrics])
         heard = Listening(whole) if isinstance(whole, Sounds | Mixed) else None
+        fabric = self.launch()
+        move_to(fabric, chosen.explainers.values(), judge)
         writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
-        for name, log in chosen.logs.items():
+        for name, log in chosen.logs.items() if fabric.is_global_zero else ():
             add_training(self.out, name, log)
         summary = compare(
             chosen.explainers,
@@ -106,7 +109,10 @@ class EvaluateCommand(DataOptions):
                 **({} if heard is None else {"heard": str(heard.sounds.hearing), "mixed with": self.mix}),
             },
             listening=heard,
-            progress=progress_bar("measuring"),
+            workers=self.workers,
+            progress=progress_bar("measuring") if fabric.is_global_zero else iter,
+            fabric=fabric,
         )
-        say(f"report: {self.out / 'index.html'}")
-        print_table(summary, tuple(metrics))
+        if fabric.is_global_zero:
+            say(f"report: {self.out / 'index.html'}")
+            print_table(summary, tuple(metrics))

@@ -7,6 +7,7 @@ and says where its results are.
 
 import contextlib
 import io
+import os
 import re
 import sys
 import warnings
@@ -103,6 +104,8 @@ def _parsed(arguments: list[str] | None) -> Callable[[], None]:
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        return  # the first of several processes says it
     sys.stderr.write(f"salmask: {' '.join(str(message).split())}\n")
 
 

@@ -9,6 +9,7 @@ import tyro
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning.fabric import Fabric
     from torch import Tensor
 
     from salmask.data import Labelled, SampleTransform
@@ -16,10 +17,30 @@ if TYPE_CHECKING:
 
 from salmask.files import JSON
 
-__all__ = ["DataOptions", "Normalize", "OutputKind", "PictureOptions", "SightOptions"]
+__all__ = ["DataOptions", "Normalize", "OutputKind", "PictureOptions", "ProcessOptions", "SightOptions"]
 
 Normalize = Literal["none", "minmax", "max", "rank"]
 OutputKind = Literal["auto", "logits", "binary", "multilabel", "probabilities"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """How many processes share the work (docs/scale.md)."""
+
+    devices: int = 1
+    """Processes on each machine: one a GPU, or so many on the CPU."""
+    nodes: int = 1
+    """Machines; of several, start the command by torchrun or Slurm on each."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How they share it: ddp where there are several."""
+    workers: int = 0
+    """Further processes that read pictures, for each of these."""
+
+    def launch(self, *, precision: str = "32-true") -> "Fabric":
+        """Start the processes."""
+        from salmask.training.processes import launched
+
+        return launched(self.devices, self.nodes, self.strategy, precision=precision)
 
 
 @dataclass(frozen=True, kw_only=True)

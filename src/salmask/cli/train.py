@@ -8,7 +8,7 @@ import tyro
 
 from salmask import __version__
 from salmask.cli.console import progress_bar, say, typed_command
-from salmask.cli.options import DataOptions
+from salmask.cli.options import DataOptions, ProcessOptions
 from salmask.training.settings import Examples, Learns, Mask, Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class _LearnsOptions(Learns):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(DataOptions):
+class TrainCommand(DataOptions, ProcessOptions):
     """Train a masker beside a classifier."""
 
     classifier: str
@@ -47,8 +47,6 @@ class TrainCommand(DataOptions):
     head=concrete temperature=0.5, terms.max_class_kept=1 terms.area=2, weights.area_if_kept_right=3, classes=10."""
     as_released: bool = False
     """Train as the paper's released code does where it differs from its description; see docs/as-released.md."""
-    workers: int = 0
-    """Processes that read pictures."""
     start: Path | None = None
     """Folder of a run whose masker is trained on, as L-MAC's fine-tuning does."""
     resume: bool = False
@@ -57,6 +55,8 @@ class TrainCommand(DataOptions):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.specs import load_infills
+        from salmask.training.precision import chosen_precision
+        from salmask.training.processes import share_of
         from salmask.training.released import as_released
         from salmask.training.run import load_classifier, load_run, train_run, with_depth
         from salmask.training.variant import build_recipe, chosen_data, masker_options, stream_of
@@ -69,6 +69,9 @@ class TrainCommand(DataOptions):
         start = None if self.start is None else load_run(self.start).masker
         dataset = chosen_data(variant.data, pictures, settings.seed)
         settings = settings.of(len(dataset))
+        infill = load_infills(variant.learns.infills, loaded, dataset, seed=settings.seed, remask=variant.learns.remask)
+        fabric = self.launch(precision=chosen_precision(settings.precision, loaded.classifier))
+        augment, share = self.augmentation(loaded, pictures), share_of(fabric)
         own = tuple(pictures.classes) if settings.target == "label" else None
         train_run(
             dataset,
@@ -76,10 +79,8 @@ class TrainCommand(DataOptions):
             recipe=as_released(recipe) if self.as_released else recipe,
             settings=settings,
             masker_options={**masker_options(variant.mask, loaded), "start": start},
-            infill=load_infills(
-                variant.learns.infills, loaded, dataset, seed=settings.seed, remask=variant.learns.remask
-            ),
-            batches=stream_of(dataset, settings, self.augmentation(loaded, pictures), workers=self.workers),
+            infill=infill,
+            batches=stream_of(dataset, settings, augment, workers=self.workers, share=share),
             out=self.out,
             resume=self.resume,
             facts={
@@ -88,9 +89,11 @@ class TrainCommand(DataOptions):
                 "command": typed_command(),
                 "version": __version__,
             },
-            progress=progress_bar("training"),
+            fabric=fabric,
+            progress=progress_bar("training") if fabric.is_global_zero else iter,
         )
-        say(f"run: {self.out}")
+        if fabric.is_global_zero:
+            say(f"run: {self.out}")
 
     def _pictures(self, loaded: "Loaded") -> "Labelled":
         """Return the training pictures; those of a flat folder, or of folders of any name, need no labels."""

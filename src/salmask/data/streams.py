@@ -21,6 +21,7 @@ from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_box
 from salmask.draws import drawing
 
 __all__ = [
+    "WHOLE",
     "Cached",
     "DataStream",
     "Share",
@@ -46,8 +47,11 @@ class Share:
 
     def check(self, batch_size: int, dataset: Labelled) -> None:
         """Raise ValueError where a process would have nothing to do."""
-        if batch_size < self.count:
-            raise ValueError(f"a batch of {batch_size} pictures cannot be split over {self.count} processes: raise it")
+        if batch_size % self.count:
+            raise ValueError(
+                f"a batch of {batch_size} pictures cannot be split evenly over {self.count} processes: give a multiple "
+                f"of {self.count} (--batch-size)"
+            )
         if isinstance(dataset, Numbered) and len(dataset.runs) <= self.count:
             raise ValueError(
                 f"{self.count} processes for {len(dataset.runs) - 1} shards: write more shards, or start fewer "
@@ -56,6 +60,7 @@ class Share:
 
 
 WHOLE = Share()
+"""Of one process alone."""
 
 
 def training_batches(
@@ -320,6 +325,10 @@ class DataStream:
 
     def __iter__(self) -> Iterator[Batch]:
         return evaluation_batches(self.dataset, batch_size=self.batch_size, workers=self.workers, share=self.share)
+
+    def shared(self, share: Share) -> "DataStream":
+        """Return a process's share of the batches."""
+        return DataStream(self.dataset, self.batch_size, workers=self.workers, share=share)
 
     def __len__(self) -> int:
         return -(-(-(-len(self.dataset) // self.batch_size) - self.share.rank) // self.share.count)

@@ -48,12 +48,16 @@ DEGENERATE: JSON = {
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of one explainer's maps of some images: metric -> (B,) values, or (B, ...) counts of the set."""
+    """The scores of one explainer's maps of some images: metric -> (B,) values, or (B, ...) counts of the set.
+
+    batch: number of the batch that the images are of, where several processes share the batches.
+    """
 
     explainer: str
     ids: Sequence[str]
     values: Mapping[str, np.ndarray]
     panels: Callable[[int], StripParts] | None = None  # of one of the images; None where no pictures are at hand
+    batch: int = 0
 
 
 @runtime_checkable

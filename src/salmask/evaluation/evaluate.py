@@ -8,19 +8,20 @@ folder later. A folder that was made with other settings, data, picture sizes or
     score                 maps that any tool wrote to a file               (`saved`)
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from salmask.audio.listening import Listening
 from salmask.audio.sounds import write_sound
 from salmask.classifier import Classifier
 from salmask.data import Batch, Labelled
 from salmask.data.streams import Bar, DataStream
-from salmask.evaluation.cases import CaseSource, Scored, plain
+from salmask.evaluation.cases import CaseSource, Failed, Scored, Skip, plain
 from salmask.evaluation.explained import COLUMNS, Explained, Rules
+from salmask.evaluation.gathered import gathered, help_to_fill
 from salmask.evaluation.saved import Saved, Scoring, Work
 from salmask.explain.base import Explainer, Explanation
 from salmask.explain.controls import BASELINES
@@ -32,8 +33,12 @@ from salmask.report.grid import SOUNDS
 from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Failures, Writer
+from salmask.training.processes import share_of, within
 from salmask.training.run import Loaded, check_classes
 from salmask.types import in_colour
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 __all__ = ["COLUMNS", "Rules", "Work", "compare", "evaluate_explainers", "score"]
 
@@ -43,24 +48,49 @@ Summaries = dict[str, dict[str, JSON]]
 
 
 def fill(
-    source: CaseSource, out: Path, *, drawn: Callable[[str], bool], listening: Listening | None = None
+    source: CaseSource,
+    out: Path,
+    *,
+    drawn: Callable[[str], bool],
+    listening: Listening | None = None,
+    fabric: "Fabric | None" = None,
 ) -> Summaries:
-    """Score all that a source has, into a folder; drawn: which images get a picture, and with `listening` sounds."""
+    """Score all that a source has, into a folder; drawn: which images get a picture, and with `listening` sounds.
+
+    Of several processes, each scores and draws its share, and the first one writes the rows of all.
+    """
     out = writable_folder(out)
+    shown = _drawing(source, out, drawn, listening)
+    if fabric is not None and not fabric.is_global_zero:
+        with within(fabric):
+            help_to_fill(shown, fabric)
+        return {}
     agree_on_meta(out, _meta(source))
     computes = {name: metric.compute for name, metric in source.metrics.items() if metric.compute is not None}
     columns = [*(name for name in source.metrics if name not in computes), *source.columns]
     failures = Failures(out, source.explainers)
-    with Writer(out, columns, computes) as writer:
-        for scored in source.scored(writer.has, failures.add):
-            _draw(out / "pictures" / file_name(scored.explainer), scored, drawn)
-            if listening is not None:
-                _write_sounds(out / SOUNDS, scored, drawn, listening)
+    with within(fabric), Writer(out, columns, computes) as writer:
+        for scored in gathered(shown, writer, failures, fabric):
             for i, image in enumerate(scored.ids):
                 values = {name: scored.values[name][i].item() for name in columns}
                 writer.add(scored.explainer, image, values, {name: scored.values[name][i] for name in computes})
             writer.flush()
     return write_report(out)
+
+
+def _drawing(
+    source: CaseSource, out: Path, drawn: Callable[[str], bool], listening: Listening | None
+) -> Callable[[Skip, Failed], Iterator[Scored]]:
+    """Return a source's cases, each drawn, and made to be heard, as it is scored."""
+
+    def cases(skip: Skip, failed: Failed) -> Iterator[Scored]:
+        for scored in source.scored(skip, failed):
+            _draw(out / "pictures" / file_name(scored.explainer), scored, drawn)
+            if listening is not None:
+                _write_sounds(out / SOUNDS, scored, drawn, listening)
+            yield replace(scored, panels=None)
+
+    return cases
 
 
 def _meta(source: CaseSource) -> JSON:
@@ -105,6 +135,7 @@ def evaluate_explainers(
     about: Mapping[str, object] | None = None,
     listening: Listening | None = None,
     progress: Bar = iter,
+    fabric: "Fabric | None" = None,
 ) -> Summaries:
     """Measure explainers and write rows, counts, pictures, failures, summary.json and index.html to `out`.
 
@@ -113,13 +144,18 @@ def evaluate_explainers(
     pictures: how many images get a picture, spread over the data where its ids are known, or their ids.
     about: data, classifier, command, version, in words, for the header. listening: of sounds, whose recording, kept and
     removed sound are written beside the pictures. progress: wraps the batches.
+    fabric: launched processes, which share the batches of a `DataStream`; all but the first return nothing.
 
     Returns the summary {explainer: {metric: {mean, low, high, n}}}.
     Errors: ValueError for rows of other settings or data in `out`, for maps outside [0, 1] without a normaliser, for
     no image, for a folder that cannot be written. A failing explainer is no error: see failures.jsonl.
     """
     source = Explained.of(explainers, classifier, metrics, batches, rules=rules, about=about or {}, progress=progress)
-    return fill(source, Path(out), drawn=_drawn(pictures, batches), listening=listening)
+    if fabric is not None and isinstance(batches, DataStream):
+        source = replace(source, batches=batches.shared(share_of(fabric)))
+    elif fabric is not None and fabric.world_size > 1:
+        raise ValueError("several processes share the batches of a data set: give a DataStream, got other batches")
+    return fill(source, Path(out), drawn=_drawn(pictures, batches), listening=listening, fabric=fabric)
 
 
 @runtime_checkable
@@ -145,7 +181,7 @@ def _drawn(pictures: int | Collection[str], batches: Iterable[Batch]) -> Callabl
     return among_first
 
 
-def compare(
+def compare(  # noqa: PLR0913  (as `evaluate_explainers`)
     explainers: Mapping[str, tuple[Explainer, Loaded]],
     metrics: Mapping[str, Metric],
     dataset: Labelled,
@@ -156,7 +192,9 @@ def compare(
     batch_size: int = 32,
     pictures: int | Collection[str] = PICTURES,
     listening: Listening | None = None,
+    workers: int = 0,
     progress: Bar = iter,
+    fabric: "Fabric | None" = None,
 ) -> Summaries:
     """Measure explainers, each on its own classifier, on one data set; return the summary.
 
@@ -169,7 +207,7 @@ def compare(
     return evaluate_explainers(
         {name: explainer for name, (explainer, _) in explainers.items()},
         metrics,
-        DataStream(dataset, batch_size),
+        DataStream(dataset, batch_size, workers=workers),
         {name: loaded.classifier for name, (_, loaded) in explainers.items()},
         rules=replace(rules, normalize={**dict.fromkeys(explainers, "range"), **given}),
         out=out,
@@ -177,6 +215,7 @@ def compare(
         about=about,
         listening=listening,
         progress=progress,
+        fabric=fabric,
     )
 
 

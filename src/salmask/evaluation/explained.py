@@ -8,7 +8,7 @@ recorded with its error.
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -184,11 +184,12 @@ class Explained:
 
     def scored(self, skip: Skip, failed: Failed) -> Iterator[Scored]:
         """Explain and score every batch by every explainer; where one fails, its batch is repeated image by image."""
-        for batch in self.progress(self.batches):
+        for number, batch in enumerate(self.progress(self.batches)):
             answers: _Answers = {}  # what the classifiers say of the whole pictures: the same for all explainers
             for name in self.methods:
                 if missing := [i for i, image in enumerate(batch.ids) if not skip(name, image)]:
-                    yield from self._measured(name, _taken(batch, missing), answers, failed)
+                    for scored in self._measured(name, _taken(batch, missing), answers, failed):
+                        yield replace(scored, batch=number)
 
     def _measured(self, name: str, batch: Batch, answers: "_Answers", failed: Failed) -> Iterator[Scored]:
         try:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from torch import Tensor
 from salmask.files import JSON, Within, parse_json, replace_file
 from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome
+from salmask.training.processes import average
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 __all__ = ["COLLAPSED", "LOG", "Log", "collapse", "extremes", "numbers_of"]
 
@@ -55,6 +60,7 @@ def collapse(path: Path) -> dict[str, float] | None:
 class Log:
     """Means of what the steps say; a resumed run cuts what it repeats.
 
+    Means are over all processes of `fabric`, of which the first one writes.
     sums, count: what an earlier process had not written yet. steps: of the whole run.
     """
 
@@ -64,13 +70,13 @@ class Log:
         start: int,
         steps: int,
         *,
-        active: bool,
+        fabric: "Fabric",
         sums: Mapping[str, Tensor] = MappingProxyType({}),
         count: int = 0,
     ) -> None:
-        self.path, self.steps, self.active = out / LOG, steps, active
+        self.path, self.steps, self.fabric, self.active = out / LOG, steps, fabric, fabric.is_global_zero
         self.sums, self.count, self.warned = dict(sums), count, False
-        if active:
+        if self.active:
             kept = [line for line, numbers in _lines(self.path).items() if numbers["step"] <= start]
             replace_file(self.path, lambda path: path.write_text("".join(kept)))
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
@@ -85,19 +91,23 @@ class Log:
 
     def write(self, step: int) -> None:
         """Bring the means over since the last line to the host, once for all, and write them."""
-        if not self.active:
-            return
-        values = dict(zip(self.sums, (torch.stack([*self.sums.values()]) / self.count).tolist(), strict=True))
+        means = torch.stack([*self.sums.values()]) / self.count
+        average(self.fabric, [means])
+        values = dict(zip(self.sums, means.tolist(), strict=True))
         self.sums, self.count = {}, 0
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        if self.active:
+            with self.path.open("a") as file:
+                line = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
+                file.write(json.dumps(line) + "\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
         _refuse_nan(values["loss"], step)
-        self._watch(values, step)
+        if self.active:
+            self._watch(values, step)
 
     def state(self, step: int) -> JSON:
         """Return what is not written yet, for a checkpoint; there is none of a run whose loss is not a number."""
+        average(self.fabric, [*self.sums.values()])
         if "loss" in self.sums:
             _refuse_nan(float(self.sums["loss"]), step)
         return {"sums": self.sums, "count": self.count}

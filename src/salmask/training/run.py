@@ -8,9 +8,10 @@ import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -43,6 +44,9 @@ from salmask.training.schemas import read_metadata, read_run
 from salmask.training.settings import Settings
 from salmask.training.views import View, changed, sound_classifier, view_facts, view_of
 from salmask.types import Infill
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 __all__ = [
     "Loaded",
@@ -355,7 +359,7 @@ def check_labels(dataset: Labelled) -> None:
         )
 
 
-def train_run(
+def train_run(  # noqa: PLR0913  (what is trained, how, and where; each is one thing)
     dataset: Labelled,
     loaded: Loaded,
     *,
@@ -368,10 +372,12 @@ def train_run(
     infill: Infill | Mapping[str, Infill] | None = None,
     resume: bool = False,
     progress: Bar = iter,
+    fabric: "Fabric | None" = None,
 ) -> Masker:
     """Train a masker and leave a run's folder: what `load_run` reads. The user's classifier stays as it is.
 
     masker_options: of `new_masker`. infill: of `train_masker`. facts: written to run.json beside recipe and settings.
+    fabric: of `launched`; of several processes the first one writes.
     """
     from salmask.training.train import train_masker  # slow to import: explaining needs none of it
 
@@ -384,8 +390,10 @@ def train_run(
     learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
     generator = torch.Generator().manual_seed(settings.seed)
     masker = new_masker(loaded.classifier, generator=generator, **masker_options)
-    with in_use(writable_folder(out)):
-        agree_on_training(out, dataset, seen=_seen(loaded), infill=infill, resume=resume)
+    with ExitStack() as held:
+        if fabric is None or fabric.is_global_zero:
+            held.enter_context(in_use(writable_folder(out)))
+            agree_on_training(out, dataset, seen=_seen(loaded), infill=infill, resume=resume)
         train_masker(
             masker,
             learner,
@@ -396,8 +404,11 @@ def train_run(
             out=out,
             infill=infill,
             resume=resume,
+            fabric=fabric,
             progress=progress,
         )
+        if fabric is not None and not fabric.is_global_zero:
+            return masker
         masker.classifier = learner.fingerprint()  # of the classifier that it reads, as it is after the training
         about = {
             **facts,

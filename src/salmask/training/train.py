@@ -45,6 +45,7 @@ from salmask.training.lessons import drawn_label, lesson, mistakes
 from salmask.training.log import LOG, Log, numbers_of
 from salmask.training.pool import ClassifierPool
 from salmask.training.precision import chosen_precision
+from salmask.training.processes import average, check_alike, within
 from salmask.training.recipes import Recipe
 from salmask.training.resume import described_infill
 from salmask.training.settings import Settings
@@ -92,7 +93,9 @@ def train_masker(
         masker, classifier, recipe, settings, infill or MeanColour.of(classifier), settings.steps(images), fabric
     )
     start, logged = run.load(out, images) if resume else fresh(out)
-    with run.held(), Log(out, start, run.steps, active=fabric.is_global_zero, **logged) as log:
+    with within(fabric):
+        check_alike(fabric, classifier)
+    with within(fabric), run.held(), Log(out, start, run.steps, fabric=fabric, **logged) as log:
         if run.pool is not None and fabric.is_global_zero:
             run.pool.prune(out / POOL)  # files that an earlier run, or the lost part of this one, has left
         masker.train()
@@ -104,7 +107,7 @@ def train_masker(
             log.add(numbers)
             if (step + 1) % settings.log_every == 0 or step + 1 == run.steps:
                 log.write(step + 1)
-            if ((step + 1) % settings.save_every == 0 or step + 1 == run.steps) and fabric.is_global_zero:
+            if (step + 1) % settings.save_every == 0 or step + 1 == run.steps:
                 run.save(out, step + 1, images, log.state(step + 1))
     return run.finished().eval()
 
@@ -157,7 +160,15 @@ class _Run:
         for side, one in infill.items() if isinstance(infill, Mapping) else [("infill", infill)]:
             if isinstance(one, Draws) and one.generator is not None:
                 generators[side] = one.generator
+        self.own = generators.keys() - {"pool", "history"}
+        self._set_apart({side: generators[side] for side in generators.keys() - ranks.keys()}, 0)
         return generators
+
+    def _set_apart(self, generators: Mapping[str, torch.Generator], step: int) -> None:
+        """Let generators of every process but the first draw numbers of their own, from a step on."""
+        if rank := self.fabric.global_rank:
+            for name, generator in generators.items():
+                generator.manual_seed(generator_for(self.settings.seed, f"{rank} {step}", name).initial_seed())
 
     def _prepare_opponent(self) -> None:
         settings, recipe = self.settings, self.recipe
@@ -199,10 +210,16 @@ class _Run:
             small, outcome = self._play(opponent, images, targets, maps, clean.detach())
         score = self.recipe.objective(outcome)
         self._learn(score, keep_graph=learns)
-        self._follow(step)
         if learns:
             self._teach(torch.stack([mistakes(logits, taught) for logits in outcome.answers.values()]).sum())
+        average(self.fabric, self._moving())
+        self._follow(step)
         return numbers_of(score, outcome, small)
+
+    def _moving(self) -> list[Tensor]:
+        """Return the statistics that a step moves, which each process has of its own part of the batch."""
+        modules = [self.masker] if self.recipe.fixed else [self.masker, self.opponent.network]
+        return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
 
     def _asked(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return what is explained of each picture, and what an opponent is taught of it."""
@@ -313,13 +330,7 @@ class _Run:
 
     def _average(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average gradients over processes. By hand, as several passes share a backward that names its inputs."""
-        if self.fabric.world_size == 1:
-            return
-        grads = [p.grad for p in parameters if p.grad is not None]
-        flat = self.fabric.all_reduce(torch.cat([grad.flatten() for grad in grads]), reduce_op="mean")
-        assert isinstance(flat, Tensor)
-        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view_as(grad))
+        average(self.fabric, [parameter.grad for parameter in parameters if parameter.grad is not None])
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
@@ -349,6 +360,8 @@ class _Run:
 
     def save(self, out: Path, step: int, images: int, logged: Facts) -> None:
         """Write the checkpoint: everything that a later process needs to go on as if nothing had happened."""
+        if not self.fabric.is_global_zero:
+            return
         state: JSON = {
             "step": step,
             "masker": self.masker.state_dict(),
@@ -389,6 +402,7 @@ class _Run:
             raise KeyError("generators or optimiser state that are missing")
         for name, generator_state in state["generators"].items():
             self.generators[name].set_state(generator_state.cpu())
+        self._set_apart({name: self.generators[name] for name in self.own}, int(state["step"]))
         set_scaler(self.fabric.strategy.precision, state["scaler"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])

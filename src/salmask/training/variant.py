@@ -13,6 +13,7 @@ import torch
 
 from salmask import terms
 from salmask.data import Batch, Labelled, SampleTransform, Subset, shuffled_labels, subset, training_batches
+from salmask.data.streams import WHOLE, Share
 from salmask.files import JSON
 from salmask.masker import HEADS
 from salmask.objective import Objective
@@ -235,7 +236,7 @@ def masker_options(mask: Mask, loaded: Loaded) -> JSON:
 
 
 def stream_of(
-    dataset: Labelled, settings: Settings, augment: SampleTransform | None, *, workers: int = 0
+    dataset: Labelled, settings: Settings, augment: SampleTransform | None, *, workers: int = 0, share: Share = WHOLE
 ) -> Callable[[int], Iterator[Batch]]:
     """Return the stream of training batches as `train_masker` takes it: number -> the batches from that number on."""
 
@@ -247,6 +248,7 @@ def stream_of(
             start=start,
             augment=augment,
             workers=workers,
+            share=share,
         )
 
     return stream

@@ -1,0 +1,239 @@
+"""Two processes on one machine, through gloo: what one process would have done, and what happens when one is lost.
+
+Run as a script, this file is the command of the two processes; as a test, it starts them and compares.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from PIL import Image
+
+from conftest import SmallNet
+from salmask import Classifier, Masker
+from salmask.cli.main import main as cli
+from salmask.data import training_batches
+from salmask.data.streams import DataStream, Share
+from salmask.data.tensors import TensorPictures
+from salmask.evaluation.evaluate import Rules, evaluate_explainers
+from salmask.explain.learned import Learned
+from salmask.files import read_json
+from salmask.masking import Noise
+from salmask.specs import load_explainer, load_metrics, load_recipe
+from salmask.training.processes import launched, share_of
+from salmask.training.run import Loaded, Sight
+from salmask.training.settings import Settings
+from salmask.training.train import train_masker
+
+STEPS, BATCH, PICTURES = 6, 4, 14
+SETTINGS = Settings(batch_size=BATCH, epochs=STEPS * BATCH / PICTURES, save_every=3, log_every=2, precision="32-true")
+
+
+class Still(Masker):
+    """A masker whose normalisation does not move, so that a batch may be split."""
+
+    def train(self, mode: bool = True) -> "Still":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(SmallNet(), mean=(0.5,) * 3, std=(0.2,) * 3, layers=None, image_size=16)
+
+
+def pictures() -> TensorPictures:
+    images = torch.rand(PICTURES, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return TensorPictures(images, [n % 4 for n in range(PICTURES)], classes=list("abcd"))
+
+
+def train(out: Path, recipe: str, fabric: object = None, *, steps: int = STEPS, **options: object) -> Masker:
+    """Train a few steps; of fewer than all, leave the checkpoint of a run that was ended."""
+    known = classifier()
+    generator = torch.Generator().manual_seed(0)
+    share = Share() if fabric is None else share_of(fabric)
+    data = pictures()
+
+    def batches(start: int) -> object:
+        stream = training_batches(data, batch_size=BATCH, seed=0, start=start, share=share)
+        for number, batch in enumerate(stream, start):
+            if number == steps:
+                raise InterruptedError
+            yield batch
+
+    masker = Still.for_classifier(known, generator=generator)
+    try:
+        train_masker(
+            masker,
+            known,
+            batches,
+            len(data),
+            recipe=load_recipe(recipe),
+            settings=SETTINGS,
+            out=out,
+            fabric=fabric,
+            **options,
+        )
+    except InterruptedError:
+        assert steps < STEPS
+    return masker
+
+
+def evaluate(out: Path, masker: Masker, fabric: object = None) -> None:
+    known = classifier()
+    loaded = Loaded(known, "", Sight(16))
+    evaluate_explainers(
+        {"masker": Learned(masker), "rise": load_explainer("rise:masks=4", loaded=loaded)[1], "odd": odd},
+        load_metrics(["average_drop", "mask_mean", "insertion"]),
+        DataStream(pictures(), 3),
+        known,
+        rules=Rules(target="label", normalize="range"),
+        out=out,
+        pictures=2,
+        fabric=fabric,
+    )
+
+
+def odd(known: Classifier, images: Tensor, targets: Tensor) -> object:
+    """Fail on one picture, of the batch of the second process."""
+    explained = load_explainer("center", loaded=Loaded(known, "", Sight(16)))[1](known, images, targets)
+    if any(torch.equal(image, pictures()[4].image / 255) for image in images):
+        raise RuntimeError("a picture that it does not like")
+    return explained
+
+
+def main(out: Path) -> None:
+    fabric = launched(2)
+    for recipe in ("fix", "reader", "ca"):
+        train(out / recipe, recipe, fabric)
+    noise = Noise(torch.Generator().manual_seed(0))
+    train(out / "noise", "fix", fabric, infill=noise)
+    drawn = [round(float(torch.rand((), generator=noise.generator)), 6)]
+    numbers = fabric.all_gather(torch.tensor(drawn)).flatten().tolist()
+    masker = train(out / "gone on", "fix", fabric, resume=True)
+    evaluate(out / "measured", masker, fabric)
+    own = [float(value.double().sum()) for value in masker.state_dict().values()]
+    together = fabric.all_gather(torch.tensor(own, dtype=torch.float64)).tolist()
+    if fabric.is_global_zero:
+        (out / "said.json").write_text(json.dumps({"noise": numbers, "weights": together}))
+
+
+def weights(folder: Path, part: str = "masker") -> dict[str, Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=False)[part]
+
+
+def together(out: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of what two processes did; one has trained the first half of "gone on"."""
+    out = tmp_path_factory.mktemp("both")
+    train(out / "gone on", "fix", steps=4)
+    done = together(out, __file__, str(out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_masker_of_two_processes_is_that_of_one(both: Path, tmp_path: Path) -> None:
+    train(tmp_path, "fix")
+    for folder in (both / "fix", both / "gone on"):  # the latter: half by one process, half by two
+        for name, value in weights(tmp_path).items():
+            assert torch.allclose(weights(folder)[name], value, atol=1e-5), name
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        expected = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        for line, one in zip(lines, expected, strict=True):
+            assert line == pytest.approx(one, abs=1e-4)  # means over both shares
+
+
+def test_a_lost_process_ends_the_other_with_one_line_and_one_process_goes_on(tmp_path: Path) -> None:
+    for number, image in enumerate(pictures().images):
+        folder = tmp_path / "data" / "train" / "abcd"[number % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    command = ["train", "--data", str(tmp_path / "data"), "--classifier", f"{tmp_path / 'mortal.py'}:build"]
+    command += ["--mean", "0", "0", "0", "--std", "1", "1", "1", "--size", "16", "--recipe", "fix", "--batch-size", "4"]
+    command += ["--epochs", "3", "--save-every", "2", "--log-every", "1", "--out", str(tmp_path / "run")]
+    ended = together(tmp_path, "-m", "salmask", *command, "--devices", "2", environment={"DIES_AFTER": "7"})
+    assert ended.returncode == 1
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("salmask: process 0 of 2 has lost another one"), ended.stderr
+    step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=False)["step"]
+    reached = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert step >= 2 and reached[-1] - step < 2
+    assert cli([*command, "--resume"]) == 0
+    after = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert after == list(range(1, 11)) and (tmp_path / "run" / "run.json").is_file()
+
+
+MORTAL = f"""
+import os, signal, sys, torch
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from conftest import SmallNet
+
+class Mortal(SmallNet):
+    steps = 0
+    def forward(self, x):
+        self.steps += self.steps is not None and len(x) == 4  # the kept and the removed picture of two
+        if os.environ.get("LOCAL_RANK") == "1" and self.steps == int(os.environ.get("DIES_AFTER", 0)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+def build():
+    torch.manual_seed(0)
+    return Mortal()
+"""
+
+
+@pytest.mark.parametrize("recipe", ["reader", "ca"])
+def test_opponents_learn_alike_and_move(both: Path, recipe: str) -> None:
+    start, state = classifier().network.state_dict(), weights(both / recipe, "opponent")
+    moved = {name for name, value in state.items() if not torch.equal(value, start[name])}
+    assert {"stem.1.running_mean", "stem.0.weight", "head.weight"} <= moved
+    assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+def test_processes_draw_noise_of_their_own_and_hold_one_masker(both: Path) -> None:
+    said = read_json(both / "said.json", {"noise": [float], "weights": [[float]]}, remedy="")
+    assert len(set(said["noise"])) == 2
+    assert said["weights"][0] == said["weights"][1]
+
+
+def test_rows_of_two_processes_are_those_of_one(both: Path, tmp_path: Path) -> None:
+    masker = Still.for_classifier(classifier(), generator=torch.Generator().manual_seed(0))
+    masker.load_state_dict(weights(both / "gone on"))
+    evaluate(tmp_path, masker)
+
+    def rows(folder: Path) -> list[str]:
+        lines = (folder / "rows.jsonl").read_text().splitlines()
+        return [line for line in lines if '"metric": "seconds"' not in line]
+
+    assert rows(both / "measured") == rows(tmp_path) and len(rows(tmp_path)) > 100
+    failures = [(folder / "failures.jsonl").read_text() for folder in (both / "measured", tmp_path)]
+    assert failures[0].replace("ExplainerFailed", "") == failures[1].replace("ExplainerFailed", "")
+    assert failures[0].count("\n") == 1
+    drawn = [sorted(path.name for path in (f / "pictures").rglob("*.png")) for f in (both / "measured", tmp_path)]
+    assert drawn[0] == drawn[1] and drawn[0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
