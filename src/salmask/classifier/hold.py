@@ -1,8 +1,11 @@
 """A network held: at rest, learning, with statistics held, randomised, in pieces; always given back as it was."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from math import sqrt
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, TypeVar
@@ -29,6 +32,7 @@ __all__ = [
     "pieces",
     "randomised",
     "redraw_as_released",
+    "remembering",
     "reset",
     "still_statistics",
     "without_checkpoints",
@@ -223,14 +227,37 @@ def at_rest(classifier: "Classifier", *, gradients: bool) -> Iterator[None]:
         yield
 
 
+@dataclass
+class _Fits:
+    """How many rows have fitted into memory at once."""
+
+    rows: int = sys.maxsize
+    warned: bool = False
+
+
+_FITS: ContextVar[_Fits | None] = ContextVar("fits", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Let what did not fit into memory once not be tried again inside, and be said once."""
+    token = _FITS.set(_Fits())
+    try:
+        yield
+    finally:
+        _FITS.reset(token)
+
+
 def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) -> Iterator[_Result]:
     """Yield function(rows) for the rows 0 ... count - 1 in slices of at most max_batch, in order.
 
-    A slice that runs out of memory is halved, and so are those that follow; the first time is warned of.
+    A slice that runs out of memory is halved, and so are those that follow, within `remembering` those of later calls
+    too; the first time is warned of.
     Raises the error of the last try where one row alone does not fit.
     """
     check_limit(max_batch)
-    start, warned = 0, False
+    fits = _FITS.get() or _Fits()
+    max_batch, start = min(max_batch, fits.rows), 0
     while start < count:
         rows = slice(start, min(start + max_batch, count))
         failure: RuntimeError | None = None
@@ -241,13 +268,13 @@ def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) 
                 raise
             failure = error.with_traceback(None)  # whose frames would hold on to the memory
         if failure is not None:
-            max_batch = (rows.stop - rows.start) // 2
+            max_batch = fits.rows = (rows.stop - rows.start) // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if not warned:
+            if not fits.warned:
                 count_now = f"{max_batch} image{'' if max_batch == 1 else 's'}"
                 warnings.warn(f"out of memory: going on with {count_now} a pass", stacklevel=2)
-            warned = True
+            fits.warned = True
             continue
         yield result
         start = rows.stop

@@ -1,21 +1,26 @@
 """`salmask explain`: pictures, or sounds, with their maps."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from salmask.cli.console import progress_bar, say
-from salmask.cli.options import Normalize, PictureOptions
+from salmask.cli.options import Normalize, PictureOptions, ProcessOptions
 from salmask.files import JSON
+
+if TYPE_CHECKING:
+    from salmask.explain.base import Explainer
+    from salmask.training.run import Loaded
 
 __all__ = ["ExplainCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainCommand(PictureOptions):
+class ExplainCommand(PictureOptions, ProcessOptions):
     """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each; of sounds
-    the spectrogram, and what is kept and removed as .wav."""
+    the spectrogram, and what is kept and removed as .wav. With --data, the masks of a whole data set."""
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Picture files, or folders of them; sounds, where the classifier hears."""
@@ -34,6 +39,15 @@ class ExplainCommand(PictureOptions):
     """How maps outside [0, 1] are shown."""
     top: int = 3
     """How many class probabilities are shown."""
+    data: str | None = None
+    """A whole data set in place of files: a folder, wds:PATTERN, hf-dataset:PATH. Its masks go to --out with an index;
+    what is there already is not explained again."""
+    split: str = "val"
+    """Which part of --data."""
+    form: Literal["png", "array"] = "png"
+    """Of the masks of --data: an 8-bit PNG for each, or one array (masks.npy)."""
+    batch_size: int = 64
+    """Pictures of --data at once; halved where they do not fit into memory."""
 
     def __call__(self) -> None:
         """Run the command."""
@@ -52,6 +66,9 @@ class ExplainCommand(PictureOptions):
         loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         name, method, own = load_explainer(explainer, loaded=loaded)
         own = own.seen(**self.pictures())
+        if self.data is not None:
+            self._explain_data(self.data, method, own)
+            return
         shown = Shown(self.target, self.normalize, self.top)
         options: JSON = {"out": self.out, "shown": shown, "skip_broken": self.skip_broken, "say": say}
         options["progress"] = progress_bar("explaining")
@@ -61,3 +78,36 @@ class ExplainCommand(PictureOptions):
             written = explain_files(self.images, name, method, own, max_pixels=self.max_pixels, **options)
         for path in written:
             say(str(path))
+
+    def _explain_data(self, spec: str, explainer: "Explainer", loaded: "Loaded") -> None:
+        from salmask.cli.explain_files import class_index
+        from salmask.data import open_data
+        from salmask.data.flat import FlatFolder, is_flat
+        from salmask.evaluation.masks import explain_data
+        from salmask.training.processes import move_to
+
+        if self.images:
+            raise ValueError("expected picture files or --data, got both: give one")
+        names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
+        target = None if self.target is None else class_index(self.target, names)
+        options: JSON = {"transform": loaded.view.transform(), "skip_broken": self.skip_broken}
+        options["read"] = loaded.reader(max_pixels=self.max_pixels)
+        flat = is_flat(Path(spec))
+        dataset = FlatFolder(spec, **options) if flat else open_data(spec, self.split, **options)
+        fabric = self.launch()
+        move_to(fabric, [(explainer, loaded)])
+        done = explain_data(
+            explainer,
+            loaded.classifier,
+            dataset,
+            out=self.out,
+            fabric=fabric,
+            form=self.form,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            how={"class": target, "normalize": self.normalize},
+            about={"data": spec, "split": self.split, "view": asdict(loaded.view)},
+            progress=progress_bar("explaining") if fabric.is_global_zero else iter,
+        )
+        if fabric.is_global_zero:
+            say(f"{done}: {self.out}")

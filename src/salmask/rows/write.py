@@ -23,7 +23,7 @@ from salmask.files import JSON, check_shape, replace_file
 from salmask.rows.read import COUNTS, FAILURES, ROWS, file_name, parse_row, read_failures, read_lines
 from salmask.rows.statistics import count_replicates
 
-__all__ = ["Failures", "Writer"]
+__all__ = ["Failures", "Writer", "cut_partial_line"]
 
 _HEADER_SHAPE = {"shape": [int], "dtype": str, "explainer": str, "metric": str}
 
@@ -34,7 +34,7 @@ class Failures:
     def __init__(self, folder: Path, explainers: Iterable[str]) -> None:
         self.path = folder / FAILURES
         self.path.touch()
-        _cut_partial_line(self.path)
+        cut_partial_line(self.path)
         again = set(explainers)
         kept = [line for line in read_failures(folder) if line["explainer"] not in again]
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
@@ -69,7 +69,7 @@ class Writer:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ROWS
         path.touch()
-        _cut_partial_line(path)
+        cut_partial_line(path)
         os.truncate(path, _complete_blocks(path, set(self.metrics), self.done))
         self._finished = {name: set(images) for name, images in self.done.items()}
         kept = {self._journal(explainer, metric) for explainer in self.done for metric in self.computes}
@@ -147,7 +147,7 @@ class Writer:
             self.finish()
 
 
-def _cut_partial_line(path: Path) -> None:
+def cut_partial_line(path: Path) -> None:
     """Cut what follows the last line end: the one line a killed run may leave half written."""
     with path.open("r+b") as file:
         file.seek(0, os.SEEK_END)
