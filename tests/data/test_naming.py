@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from salmask.data.naming import folder_names, listed_classes
+from salmask.data.naming import check_order, folder_names, listed_classes
 
 ALIASES = [("tench, Tinca tinca", "n01"), ("crane (n02)", "n02"), ("crane (n03)", "n03"), ("tabby, tabby cat", "n04")]
 ROOT = Path("data/train")
@@ -46,3 +46,15 @@ def test_a_list_of_classes_is_read_in_its_order(tmp_path) -> None:
     (tmp_path / "classes.txt").write_text("ant\nbee\nant\n")
     with pytest.raises(ValueError, match="lists 'ant' twice"):
         listed_classes(tmp_path, 3)
+
+
+def test_a_list_in_another_order_than_the_network_s_own_names_is_refused() -> None:
+    where = Path("names.txt")
+    check_order(["n01", "crane", "crane", "Tabby_Cat"], ALIASES, where=where)
+    check_order(["Schleie", "n02", "Kranich", "Katze"], ALIASES, where=where)  # names that the network does not know
+    for names, message in {
+        ("n01", "n03", "n02", "n04"): "names.txt, line 2: 'n03' is the network's class 3, and its class 2 is 'crane",
+        ("tabby", "b", "c", "d"): "line 1: 'tabby' is the network's class 4, and its class 1 is 'tench, Tinca tinca'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            check_order(names, ALIASES, where=where)

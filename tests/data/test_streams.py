@@ -197,6 +197,21 @@ def test_a_subset_of_classes_counts_them_anew() -> None:
             subset(data, classes=wrong, seed=0)
 
 
+def test_classes_without_a_picture_are_no_part_of_a_subset() -> None:
+    data = Counting(30, classes=3)
+    data.classes, data.targets = ["x", "c0", "y", "c1", "c2", "z"], [(1, 3, 4)[target] for target in data.targets]
+    few = subset(data, per_class=2, seed=1)
+    assert Counter(data.targets[index] for index in few.indices) == {1: 2, 3: 2, 4: 2}
+    assert {tuple(subset(data, classes=1, seed=seed).classes) for seed in range(20)} == {("c0",), ("c1",), ("c2",)}
+    assert Counter(data.targets[index] for index in split_off(data, per_class=3, seed=0)[1].indices) == {
+        1: 3,
+        3: 3,
+        4: 3,
+    }
+    with pytest.raises(ValueError, match="expected 1 to 3 classes, got 4"):
+        subset(data, classes=4, seed=0)
+
+
 def test_a_split_is_disjoint_and_complete() -> None:
     data = Counting(30, classes=3)
     rest, held = split_off(data, per_class=3, seed=0)

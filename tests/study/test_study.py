@@ -29,7 +29,7 @@ from salmask.study import STUDIES, Axis, Claim, Local, Row, Scale, Slurm, Source
 from salmask.study.engine import Task
 from salmask.study.run import _apart
 from salmask.study.studies import few_classes, fix, infilling
-from salmask.study.work import StudyJob, layers_read, work
+from salmask.study.work import StudyJob, _pictures, layers_read, work
 from salmask.terms import divergence_from_prior
 from salmask.training.settings import RECIPE, ReadAs, Settings
 from salmask.training.train import _Run
@@ -426,6 +426,48 @@ def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(sour
     run(Study(name="s", title="S", rows=rows), source, tmp_path / "out", tmp_path / "jobs", scale=scale)
     assert set(trained) == {(32, 32)} and set(measured) == {(64, 64)} and len(measured) == 3
     assert {(one.size, one.scale) for one in cut} == {(32, (0.4, 0.6))}
+
+
+# Networks that know more classes than the pictures show, and pictures without labels
+
+
+@pytest.fixture(scope="module")
+def wider(source, tmp_path_factory) -> Source:
+    """Return the pictures of `source` with a network for twelve classes, listed in another order than the folders'."""
+    root = tmp_path_factory.mktemp("wider")
+    shutil.copytree(source.data, root / "data")
+    folders = sorted(path.name for path in (root / "data" / "train").iterdir())
+    (root / "data" / "classes.txt").write_text("\n".join(["first", *reversed(folders), "last"]) + "\n")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=12).state_dict(), root / "wider.safetensors")
+    spec = f"timm:test_resnet@{root / 'wider.safetensors'}"
+    return dataclasses.replace(source, data=str(root / "data"), classifier=spec)
+
+
+def test_a_study_knows_classes_by_name_where_the_network_knows_more(wider, tmp_path) -> None:
+    pictures = wider.folder("train", transform=None)
+    listed = (Path(wider.data) / "classes.txt").read_text().split()
+    assert all(
+        listed[target] == name.split("/")[1] for target, name in zip(pictures.targets, pictures.ids, strict=True)
+    )
+    assert len(pictures.classes) == 12 and wider.classes() == 10
+    rows = (Row(name="few", variant=fix(per_class=1)), Row(name="some", variant=fix(classes=2)))
+    result = run(Study(name="s", title="S", rows=rows), wider, tmp_path / "out", tmp_path / "jobs")
+    assert result.complete == ("few", "some") and not result.failed
+    measured = _pictures(wider, "val", None, TINY, transform=lambda sample: sample)
+    assert all(listed[target] in name for target, name in zip(measured.targets, measured.ids, strict=True))
+
+
+def test_a_study_trains_on_decisions_where_a_row_asks_for_it(source, tmp_path, monkeypatch) -> None:
+    asked = []
+    step = _Run.step
+    monkeypatch.setattr(_Run, "step", lambda self, *given: asked.append(self.settings.target) or step(self, *given))
+    rows = (Row(name="label", variant=fix()), Row(name="none", variant=fix(target="predicted")))
+    run(Study(name="s", title="S", rows=rows), source, tmp_path / "out", tmp_path / "jobs")
+    assert set(asked[: len(asked) // 2]) == {"label"} and set(asked[len(asked) // 2 :]) == {"predicted"}
+    assert fix(target="predicted").settings()["target"] == "predicted" and "target" not in fix().settings()
+    with pytest.raises(ValueError, match="target is label or predicted, got 'guess'"):
+        Variant.of(target="guess")
 
 
 # As released

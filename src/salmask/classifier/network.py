@@ -8,11 +8,12 @@ leaves every call as it entered: mode, gradients, hooks and device, also when th
 on one network wait for each other.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -178,6 +179,15 @@ class Classifier(nn.Module):
     def answers(self) -> int:
         """How many answers there are to what is asked of a picture: K classes, or there and not there."""
         return 2 if self.multilabel else self.num_classes
+
+    def compiled(self) -> "Classifier":
+        """Return a twin whose logits come from the compiled network (torch.compile); weights and state are shared.
+
+        What is read inside, as `features` does, is not seen of a compiled network: ask this one for it.
+        """
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "network": cast("nn.Module", torch.compile(self.network))}
+        return twin
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of a hash of all weights and statistics; wrappers change nothing."""

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -125,17 +125,15 @@ class DataOptions(PictureOptions):
         from salmask.audio.hearing import Hearing
         from salmask.audio.readers import open_sounds
         from salmask.data import Reader, open_data
-        from salmask.data.naming import read_classes
 
         if loaded is not None and isinstance(loaded.view, Hearing):
-            named = self.class_names
-            own = classes if named is None else read_classes(named, loaded.classifier.num_classes)
+            own = classes if self.class_names is None else loaded.named(self.class_names).classes
             return open_sounds(self.data, split, loaded.view, classes=own, skip_broken=self.skip_broken)
         if self.mix is not None:
             raise ValueError("the classifier sees pictures, and --mix is for sounds: leave it out")
         if loaded is not None and classes == loaded.classes:
             if self.class_names is not None:
-                loaded = replace(loaded, classes=tuple(read_classes(self.class_names, loaded.classifier.num_classes)))
+                loaded = loaded.named(self.class_names)
             classes = loaded.folders(self.data, split)
         return open_data(
             self.data,

@@ -55,11 +55,12 @@ class TrainCommand(DataOptions, ProcessOptions):
     def __call__(self) -> None:
         """Run the command."""
         from salmask.specs import load_infills
+        from salmask.training.log import SPEED, in_words, speed
         from salmask.training.precision import chosen_precision
         from salmask.training.processes import share_of
         from salmask.training.released import as_released
         from salmask.training.run import load_classifier, load_run, train_run, with_depth
-        from salmask.training.variant import build_recipe, chosen_data, masker_options, stream_of
+        from salmask.training.variant import build_recipe, chosen_data, decoded_once, masker_options
 
         variant, settings = self._variant(), self.settings
         recipe = build_recipe(variant.learns)
@@ -80,7 +81,7 @@ class TrainCommand(DataOptions, ProcessOptions):
             settings=settings,
             masker_options={**masker_options(variant.mask, loaded), "start": start},
             infill=infill,
-            batches=stream_of(dataset, settings, augment, workers=self.workers, share=share),
+            batches=decoded_once(dataset, settings, augment, workers=self.workers, share=share),
             out=self.out,
             resume=self.resume,
             facts={
@@ -93,7 +94,7 @@ class TrainCommand(DataOptions, ProcessOptions):
             progress=progress_bar("training") if fabric.is_global_zero else iter,
         )
         if fabric.is_global_zero:
-            say(f"run: {self.out}")
+            say(f"run: {self.out}{in_words(speed(self.out / SPEED))}")
 
     def _pictures(self, loaded: "Loaded") -> "Labelled":
         """Return the training pictures; those of a flat folder, or of folders of any name, need no labels."""
@@ -122,7 +123,7 @@ class TrainCommand(DataOptions, ProcessOptions):
 
         load_recipe(self.learns.recipe, area_in=self.area_in, area_out=self.area_out)  # for its clear errors
         changes = read_settings(self.setting)
-        for name in {"images", "lr", "top", "area", "reads"} & changes.keys():
+        for name in {"images", "lr", "target", "top", "area", "reads"} & changes.keys():
             raise ValueError(f"--setting {name}=... is no part of a training, or has an option of its own")
         areas = {"area_if_kept_right": self.area_in, "area_if_removed_wrong": self.area_out}
         weights = [(term, weight) for term, weight in areas.items() if weight is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from salmask.files import regular_file
 
-__all__ = ["CLASSES", "folder_names", "listed_classes", "read_classes"]
+__all__ = ["CLASSES", "check_order", "folder_names", "listed_classes", "read_classes"]
 
 CLASSES = "classes.txt"
 
@@ -67,6 +67,26 @@ def read_classes(path: Path, count: int) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{path} lists {twice!r} twice: every class has a line of its own")
     return names
+
+
+def check_order(names: Sequence[str], aliases: Sequence[Sequence[str]], *, where: Path) -> None:
+    """Raise ValueError for a list that gives a class of the network the name of another one.
+
+    names: line k of the list. aliases: the names that the network itself has for each class. Names that it does not
+    know, such as those of another language, are taken as they are.
+    """
+    owners: dict[str, set[int]] = {}
+    for number, own in enumerate(aliases):
+        for name in _spellings(own):
+            owners.setdefault(name, set()).add(number)
+    for number, name in enumerate(names):
+        others = owners.get(_plain(name), {number})
+        if number not in others:
+            raise ValueError(
+                f"{where}, line {number + 1}: {name!r} is the network's class {min(others) + 1}, and its class "
+                f"{number + 1} is {aliases[number][0]!r}: line k names class k, in the order of the outputs; the "
+                "network names its classes itself, so that no list is needed"
+            )
 
 
 def _spellings(names: Sequence[str]) -> set[str]:

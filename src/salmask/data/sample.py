@@ -126,12 +126,13 @@ def pack_samples(samples: Sequence[Sample]) -> _Packed:
     )
 
 
-def unpack_samples(packed: _Packed) -> Batch:
-    """Turn gathered samples into a batch: bytes become floats in [0, 1]."""
+def unpack_samples(packed: _Packed, device: torch.device | None = None) -> Batch:
+    """Turn gathered samples into a batch: bytes become floats in [0, 1], on the device where one is named."""
+    images = packed.images.to(device, non_blocking=True)
     return Batch(
         ids=packed.ids,
-        images=packed.images if packed.images.is_floating_point() else packed.images.float().div_(255),
-        targets=torch.tensor(packed.targets, dtype=torch.int64),
+        images=images if images.is_floating_point() else images.float().div_(255),
+        targets=torch.tensor(packed.targets, dtype=torch.int64, device=device),
         boxes=[torch.from_numpy(boxes) for boxes in packed.boxes],
         pixels=[None if pixels is None else torch.from_numpy(pixels) for pixels in packed.pixels],
     )

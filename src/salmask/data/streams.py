@@ -28,6 +28,7 @@ __all__ = [
     "Subset",
     "cached",
     "evaluation_batches",
+    "numbered_batches",
     "shuffled_labels",
     "split_off",
     "spread",
@@ -72,6 +73,7 @@ def training_batches(
     augment: SampleTransform | None = None,
     workers: int = 0,
     share: Share = WHOLE,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Return the endless stream of training batches from batch `start` on.
 
@@ -79,8 +81,9 @@ def training_batches(
     / batch_size batches are one pass. `augment` comes after the data set's own transform and may draw from
     torch's global generator. Neither `start` nor `workers` changes a bit of a batch. Where the evidence is stays
     behind: a training batch has pictures and labels, but no box and no pixel mask. Of several processes, each reads
-    its `share` of every batch: together they read what one would. Errors: ValueError for an empty
-    data set, a batch size below 1, a negative start, fewer pictures in a batch, or shards, than processes.
+    its `share` of every batch: together they read what one would. device: where pictures and labels are wanted; to an
+    accelerator they go as bytes, from pinned memory, while earlier ones are computed on. Errors: ValueError for an
+    empty data set, a batch size below 1, a negative start, fewer pictures in a batch, or shards, than processes.
     """
     if len(dataset) == 0:
         raise ValueError("the data set is empty: expected at least one image to train on")
@@ -89,9 +92,9 @@ def training_batches(
             f"expected batch_size >= 1, start >= 0 and workers >= 0; got {batch_size}, {start} and {workers}"
         )
     share.check(batch_size, dataset)
-    order = dataset.order if isinstance(dataset, Numbered) else partial(_permuted, len(dataset))
-    keys = _stream(len(dataset), order, batch_size=batch_size, seed=seed, start=start, share=share)
-    return _loaded(_Keyed(dataset, seed=seed, augment=augment), keys, workers=workers)
+    order = dataset.order if isinstance(dataset, Numbered) else None
+    keys = numbered_batches(len(dataset), batch_size=batch_size, seed=seed, start=start, order=order, share=share)
+    return _loaded(_Keyed(dataset, seed=seed, augment=augment), keys, workers=workers, device=device)
 
 
 def evaluation_batches(
@@ -180,15 +183,16 @@ def subset(
 ) -> Subset:
     """Choose `per_class` images of each class, or some of the classes, or both.
 
-    A number of `classes` are drawn with the seed, names are taken as given; targets count the chosen
-    classes in their old order. Subsets are nested: with one seed, 2 a class are among 5 a class. Order is
+    A number of `classes` are drawn with the seed of those that have images, names are taken as given; targets count
+    the chosen classes in their old order. Subsets are nested: with one seed, 2 a class are among 5 a class. Order is
     that of the data set.
     Errors: ValueError for a class with fewer images, an unknown class, a number out of range.
     """
-    chosen = _chosen_classes(dataset.classes, classes, seed=seed)
+    members = _members(dataset)
+    shown = [label for label, own in enumerate(members) if own]  # a network may know classes without a picture here
+    chosen = _chosen_classes(dataset.classes, classes, shown, seed=seed)
     if per_class is not None and per_class < 1:
         raise ValueError(f"expected at least one image a class, got per_class={per_class}")
-    members = _members(dataset)
     indices = sorted(
         index for label in chosen for index in _drawn(dataset, members[label], label, count=per_class, seed=seed)
     )
@@ -221,13 +225,15 @@ def shuffled_labels(dataset: Labelled, *, seed: int) -> Subset:
     return Subset(dataset, targets=drawn.tolist())
 
 
-def _chosen_classes(names: Sequence[str], wanted: int | Sequence[str] | None, *, seed: int) -> list[int]:
+def _chosen_classes(
+    names: Sequence[str], wanted: int | Sequence[str] | None, shown: Sequence[int], *, seed: int
+) -> list[int]:
     if wanted is None:
-        return list(range(len(names)))
+        return [*shown]
     if isinstance(wanted, int):
-        if not 1 <= wanted <= len(names):
-            raise ValueError(f"expected 1 to {len(names)} classes, got {wanted}")
-        return sorted(np.random.default_rng(seed).permutation(len(names))[:wanted].tolist())
+        if not 1 <= wanted <= len(shown):
+            raise ValueError(f"expected 1 to {len(shown)} classes, got {wanted}")
+        return sorted(np.random.default_rng(seed).permutation(np.asarray(shown))[:wanted].tolist())
     unknown = sorted(set(wanted) - set(names))
     if unknown or not wanted:
         raise ValueError(f"expected names of the classes {_few(names)}, got {_few(unknown)}")
@@ -260,19 +266,29 @@ def _permuted(length: int, seed: int, turn: int) -> np.ndarray:
     return np.random.default_rng([seed, turn]).permutation(length)
 
 
-def _stream(
-    length: int, order_of: Callable[[int, int], np.ndarray], *, batch_size: int, seed: int, start: int, share: Share
+def numbered_batches(
+    length: int,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    order: Callable[[int, int], np.ndarray] | None = None,
+    share: Share = WHOLE,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield a process's share of batches of (pass, index) keys, endlessly."""
+    """Yield a process's share of the batches of (pass, index) keys from number `start` on, endlessly.
+
+    order: (seed, pass) -> the indices in the order of that pass; a permutation of all where not given.
+    """
+    order_of = partial(_permuted, length) if order is None else order
     item = start * batch_size
-    order, turn = np.zeros(0, dtype=int), -1
+    indices, turn = np.zeros(0, dtype=int), -1
     while True:
         batch = []
         for _ in range(batch_size):
             if item // length != turn:
                 turn = item // length
-                order = order_of(seed, turn)
-            batch.append((turn, int(order[item % length])))
+                indices = order_of(seed, turn)
+            batch.append((turn, int(indices[item % length])))
             item += 1
         yield batch[share.rank :: share.count]
 
@@ -289,17 +305,20 @@ class _Keyed(Dataset[Sample]):
             return sample if self.augment is None else self.augment(sample)
 
 
-def _loaded(dataset: Any, keys: Iterable[list[Any]], *, workers: int) -> Iterator[Batch]:
+def _loaded(
+    dataset: Any, keys: Iterable[list[Any]], *, workers: int, device: torch.device | None = None
+) -> Iterator[Batch]:
     # Any: torch asks for its own Dataset with indices, a `Labelled` is none and `_Keyed` has pairs
     loader = DataLoader(
         dataset,
         batch_sampler=keys,
         collate_fn=pack_samples,
         num_workers=workers,
+        pin_memory=device is not None and device.type == "cuda",
         # A generator of its own: the loader draws a seed, which must not come out of the caller's stream.
         generator=torch.Generator().manual_seed(0),
     )
-    return map(unpack_samples, iter(loader))
+    return (unpack_samples(packed, device) for packed in loader)
 
 
 Batches: TypeAlias = Callable[[int], Iterable[Batch]]

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from salmask.data import Labelled, SampleTransform, Subset, cached, open_data, split_off
+from salmask.data import Labelled, SampleTransform, Subset, open_data, split_off
 from salmask.data.streams import spread
 from salmask.data.synthetic import Synthetic
 from salmask.evaluation.evaluate import compare
@@ -40,7 +40,7 @@ from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
 from salmask.study.settings import Regime, Scale
 from salmask.training.run import Loaded, load_classifier, load_run, train_run
 from salmask.training.settings import ORIGINAL, ReadAs, Settings
-from salmask.training.variant import Variant, chosen_data, masker_options, stream_of
+from salmask.training.variant import Variant, chosen_data, decoded_once, masker_options
 
 __all__ = ["METRICS_OF", "Source", "StudyJob", "finished", "layers_read", "results", "work"]
 
@@ -77,15 +77,16 @@ class Source:
     def folder(
         self, split: str, *, transform: SampleTransform | None, classes: Sequence[str] | None = None
     ) -> Labelled:
-        """Return the pictures of a split."""
+        """Return the pictures of a split; classes: another split's, else the network's, as far as it has names."""
         if self.data is not None:
+            classes = _named_classes(self, split) if classes is None else classes
             return open_data(self.data, split, transform=transform, classes=classes)
         pictures = Synthetic(4000 if split == "train" else 500, seed=int(split != "train"), size=64)
         return pictures if transform is None else Subset(pictures, transform=transform)
 
     def classes(self) -> int:
-        """Return how many classes the pictures have."""
-        return len(self.folder("train", transform=None).classes)
+        """Return how many classes the pictures have; the network may know more."""
+        return len(set(self.folder("train", transform=None).targets))
 
     def fingerprint(self) -> JSON:
         """Return an identity of data and classifier that does not depend on their paths."""
@@ -230,8 +231,6 @@ def _masker(
 def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Scale, train_set: Labelled) -> None:
     regime, crops = scale.regime, scale.crops
     dataset = chosen_data(variant.data, train_set, seed)
-    if variant.images * regime.images > len(dataset):  # pictures that are shown again are decoded once
-        dataset = cached(dataset)
     settings = Settings(
         epochs=variant.images * regime.images / len(dataset),
         batch_size=regime.batch_size,
@@ -241,6 +240,7 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         precision=regime.precision,
         seed=seed,
         save_every=100,
+        target=variant.target,
     )
     augment = replace(
         loaded.view.augmentation(),
@@ -251,12 +251,12 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
     mask = replace(variant.mask, layers=variant.mask.layers or layers_read(regime.layers, loaded))
     train_run(
         dataset,
-        replace(loaded, classes=tuple(train_set.classes)),
+        replace(loaded, classes=loaded.classes or tuple(train_set.classes)),
         recipe=scale.recipe(variant),
         settings=settings,
         masker_options=masker_options(mask, loaded),
         infill=load_infills(learns.infills, loaded, train_set, seed=seed, remask=learns.remask),
-        batches=stream_of(dataset, settings, augment),
+        batches=decoded_once(dataset, settings, augment),
         out=folder,
         facts={"variant": variant.settings()},
         resume=(folder / "checkpoint.pt").exists(),
@@ -267,6 +267,13 @@ def layers_read(layers: tuple[int, ...], loaded: Loaded) -> tuple[int, ...] | No
     """Return the layers of a study, which are the paper's where it does not say; of fewer maps the two deepest."""
     usual = layers == Regime().layers
     return None if usual and len(loaded.classifier.layers) <= max(layers) else layers
+
+
+@cache
+def _named_classes(source: Source, split: str) -> tuple[str, ...] | None:
+    """Return a name for each class of the network, that of its folder if it has one; None where nobody names them."""
+    names = source.load().folders(str(source.data), split)
+    return None if names is None else tuple(names)
 
 
 @cache

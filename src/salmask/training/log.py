@@ -1,11 +1,17 @@
-"""What a training says while it runs: means as JSON lines and TensorBoard events, and a watch for collapse."""
+"""What a training says while it runs: means as JSON lines and TensorBoard events, and a watch for collapse.
+
+metrics.jsonl is a function of data, settings and seed; speed.jsonl is not: steps a second, and the share of the time
+that was spent waiting for pictures.
+"""
 
 import json
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,9 +24,23 @@ from salmask.training.processes import average
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["COLLAPSED", "LOG", "Log", "collapse", "extremes", "numbers_of"]
+__all__ = [
+    "COLLAPSED",
+    "LOG",
+    "SPEED",
+    "Clock",
+    "Log",
+    "collapse",
+    "extremes",
+    "in_words",
+    "numbers_of",
+    "speed",
+    "timed",
+]
 
-LOG = "metrics.jsonl"
+_Batch = TypeVar("_Batch")
+
+LOG, SPEED = "metrics.jsonl", "speed.jsonl"
 EMPTY, FULL = 0.02, 0.98
 """Means of a mask beyond which it is called empty or full."""
 COLLAPSED = 0.5
@@ -57,6 +77,53 @@ def collapse(path: Path) -> dict[str, float] | None:
     return shares if any(share > COLLAPSED for share in shares.values()) else None
 
 
+@dataclass
+class Clock:
+    """Seconds since the last line, and how many of them were spent waiting for pictures."""
+
+    start: float = field(default_factory=lambda: time.perf_counter())
+    waited: float = 0.0
+
+    def lap(self) -> tuple[float, float]:
+        """Return both, and begin anew."""
+        now = time.perf_counter()
+        passed, waited = max(now - self.start, 1e-9), self.waited
+        self.start, self.waited = now, 0.0
+        return passed, waited
+
+
+def timed(batches: Iterable[_Batch], clock: Clock) -> Iterator[_Batch]:
+    """Hand on batches, and let the clock know how long each was waited for."""
+    stream = iter(batches)
+    while True:
+        start = time.perf_counter()
+        try:
+            batch = next(stream)
+        except StopIteration:
+            return
+        clock.waited += time.perf_counter() - start
+        yield batch
+
+
+def speed(path: Path) -> dict[str, float] | None:
+    """Return steps a second and the share of waiting of a whole training, from its speed.jsonl; None without a line."""
+    lines = [*_lines(path).values()]
+    seconds = sum(line["seconds"] for line in lines)
+    if not seconds:
+        return None
+    return {
+        "steps_a_second": round(sum(line["steps"] for line in lines) / seconds, 3),
+        "waiting": round(sum(line["waited"] for line in lines) / seconds, 4),
+    }
+
+
+def in_words(pace: Mapping[str, float] | None) -> str:
+    """Return what `speed` found, as the end of a line; nothing for None."""
+    if pace is None:
+        return ""
+    return f" ({pace['steps_a_second']:.3g} steps/s, {pace['waiting']:.0%} of the time waiting for pictures)"
+
+
 class Log:
     """Means of what the steps say; a resumed run cuts what it repeats.
 
@@ -74,11 +141,12 @@ class Log:
         sums: Mapping[str, Tensor] = MappingProxyType({}),
         count: int = 0,
     ) -> None:
-        self.path, self.steps, self.fabric, self.active = out / LOG, steps, fabric, fabric.is_global_zero
-        self.sums, self.count, self.warned = dict(sums), count, False
+        self.path, self.speed, self.steps = out / LOG, out / SPEED, steps
+        self.fabric, self.active = fabric, fabric.is_global_zero
+        self.sums, self.count, self.warned, self.clock, self.last = dict(sums), count, False, Clock(), start
         if self.active:
-            kept = [line for line, numbers in _lines(self.path).items() if numbers["step"] <= start]
-            replace_file(self.path, lambda path: path.write_text("".join(kept)))
+            _cut(self.path, start)
+            _cut(self.speed, start)
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
             self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
@@ -99,11 +167,20 @@ class Log:
             with self.path.open("a") as file:
                 line = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
                 file.write(json.dumps(line) + "\n")
-            for name, value in values.items():
+            for name, value in (values | self._timed(step)).items():
                 self.board.add_scalar(name, value, step)
         _refuse_nan(values["loss"], step)
         if self.active:
             self._watch(values, step)
+
+    def _timed(self, step: int) -> dict[str, float]:
+        """Write how long the steps since the last line took; return what is shown of it."""
+        (passed, waited), steps = self.clock.lap(), step - self.last
+        self.last = step
+        line = {"step": step, "steps": steps, "seconds": round(passed, 6), "waited": round(waited, 6)}
+        with self.speed.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return {"speed/steps a second": steps / passed, "speed/waiting": waited / passed}
 
     def state(self, step: int) -> JSON:
         """Return what is not written yet, for a checkpoint; there is none of a run whose loss is not a number."""
@@ -128,6 +205,12 @@ class Log:
                 share = f"{values[name]:.0%} of the masks are {name} at step {step} of {self.steps}"
                 warnings.warn(f"the training has collapsed: {share}; {remedy}", stacklevel=2)
                 self.warned = True
+
+
+def _cut(path: Path, step: int) -> None:
+    """Leave the lines up to a step."""
+    kept = [line for line, numbers in _lines(path).items() if numbers["step"] <= step]
+    replace_file(path, lambda at: at.write_text("".join(kept)))
 
 
 def _lines(path: Path) -> dict[str, JSON]:

@@ -28,13 +28,13 @@ from salmask.data.folders import class_folders
 from salmask.data.labels import has_labels, labelled_classes
 from salmask.data.layouts import LARGE, layout_of
 from salmask.data.listed import ListedPictures
-from salmask.data.naming import folder_names, listed_classes
+from salmask.data.naming import check_order, folder_names, listed_classes, read_classes
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar, Batches
 from salmask.data.tables import label_names
 from salmask.files import JSON, Facts, in_use, replace_file, writable_folder
 from salmask.masker import Masker
-from salmask.training.log import LOG, collapse
+from salmask.training.log import LOG, SPEED, collapse, speed
 from salmask.training.maskers import load_masker, new_masker
 from salmask.training.precision import chosen_precision
 from salmask.training.recipes import Recipe
@@ -139,12 +139,23 @@ class Loaded:
             folders = labelled_classes(root, split) if labelled else [path.name for path in class_folders(root, split)]
         if set(folders) <= set(names):
             return names
-        others = synsets() if tuple(names) == class_names() else names
-        return folder_names(folders, list(zip(names, others, strict=True)), where=root / split)
+        return folder_names(folders, _aliases(names), where=root / split)
+
+    def named(self, path: Path) -> "Loaded":
+        """Return it with the classes that a file lists. Errors: as `read_classes` and `check_order`."""
+        names = read_classes(path, self.classifier.num_classes)
+        if self.classes is not None:
+            check_order(names, _aliases(self.classes), where=path)
+        return replace(self, classes=tuple(names))
 
     def reader(self, *, max_pixels: int | None = None) -> Reader:
         """Return the reader of picture files for this classifier."""
         return self.sight.reader(channels=self.classifier.mean.numel(), max_pixels=max_pixels)
+
+
+def _aliases(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names of each class: its own, and of ImageNet's the synset."""
+    return list(zip(names, synsets() if tuple(names) == class_names() else names, strict=True))
 
 
 def load_classifier(
@@ -416,6 +427,7 @@ def train_run(  # noqa: PLR0913  (what is trained, how, and where; each is one t
             "images": len(dataset),
             "settings": vars(settings),
             "collapsed": collapse(out / LOG),
+            "speed": speed(out / SPEED),
         }
         save_run(out, masker, loaded, about, reader=None if learner is loaded.classifier else learner)
     return masker

@@ -22,6 +22,7 @@ __all__ = [
     "Precision",
     "ReadAs",
     "Settings",
+    "Target",
     "check_kind",
     "kinds_of",
 ]
@@ -33,6 +34,7 @@ ORIGINAL = "original"
 SIDES = (8, 4096)
 """Least and largest side of a picture that a classifier sees."""
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Target = Literal["label", "predicted"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Settings:
     """auto (bf16-mixed where the hardware is faster at it), 32-true, bf16-mixed or 16-mixed."""
     channels_last: bool = True
     """Lay pictures out by pixel, which most convolutions like."""
+    compile: bool = False
+    """Compile the classifier's passes over masked pictures (torch.compile): pays in long trainings on a GPU."""
     seed: int = 0
     """Of everything that is drawn."""
     log_every: int = 10
@@ -70,7 +74,7 @@ class Settings:
     sizes: tuple[int, ...] = ()
     """Sides that the pictures of a batch are brought to, one drawn a batch, for a masker that meets pictures of several
     sizes; as they are where not given."""
-    target: Literal["label", "predicted"] = "label"
+    target: Target = "label"
     """What is explained in training: the label of each picture, or the classifier's decision on it, without labels."""
     averaging: float = 0.0
     """d of the running mean w <- d w + (1 - d) weights that becomes the masker; 0: the last weights."""

@@ -42,7 +42,7 @@ from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome, play
 from salmask.training.checkpoint import CHECKPOINT, fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
 from salmask.training.lessons import drawn_label, lesson, mistakes
-from salmask.training.log import LOG, Log, numbers_of
+from salmask.training.log import LOG, Log, numbers_of, timed
 from salmask.training.pool import ClassifierPool
 from salmask.training.precision import chosen_precision
 from salmask.training.processes import average, check_alike, within
@@ -99,8 +99,8 @@ def train_masker(
         if run.pool is not None and fabric.is_global_zero:
             run.pool.prune(out / POOL)  # files that an earlier run, or the lost part of this one, has left
         masker.train()
-        stream = iter(batches(start))
-        for step, batch in zip(progress(range(start, run.steps)), islice(stream, run.steps - start), strict=True):
+        stream = timed(islice(batches(start), run.steps - start), log.clock)
+        for step, batch in zip(progress(range(start, run.steps)), stream, strict=True):
             drawn = drawing_on(fabric.device, settings.seed, step, fabric.global_rank)
             with drawn, checked(batch.images, classifier.channels_in):
                 numbers = run.step(step, batch)
@@ -136,6 +136,7 @@ class _Run:
         if (settings.target == "predicted" or classifier.multilabel) and not recipe.spares_classifier:
             self.judge = copy.deepcopy(self.classifier).requires_grad_(False)
             self.judge.network.eval()
+        self.player = self.opponent.compiled() if settings.compile else self.opponent
         self.averaged = copy.deepcopy(self.masker) if settings.averaging else None
         self.parameters = list(masker.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -253,7 +254,7 @@ class _Run:
         classes = targets if self.masker.classes else None
         small = self.masker.small(maps, size, areas=areas, targets=classes).float()
         outcome = play(
-            opponent,
+            self.player if opponent is self.opponent else opponent,
             images,
             self.masker.enlarge(small, size),
             targets,
@@ -351,7 +352,7 @@ class _Run:
 
     def _facts(self, images: int) -> JSON:
         return {
-            "settings": {**asdict(self.settings), "save_every": None, "log_every": None},
+            "settings": {**asdict(self.settings), "save_every": None, "log_every": None, "compile": None},
             "recipe": self.recipe.settings(),
             "masker": self.masker.settings(),
             "images": images,

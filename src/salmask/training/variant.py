@@ -7,12 +7,25 @@ so that a new field changes no old job.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
 from types import MappingProxyType
 
 import torch
 
 from salmask import terms
-from salmask.data import Batch, Labelled, SampleTransform, Subset, shuffled_labels, subset, training_batches
+from salmask.data import (
+    Batch,
+    CropFlip,
+    Labelled,
+    SampleTransform,
+    Subset,
+    cached,
+    shuffled_labels,
+    subset,
+    training_batches,
+)
+from salmask.data.numbered import Numbered
+from salmask.data.resident import bytes_kept, resident
 from salmask.data.streams import WHOLE, Share
 from salmask.files import JSON
 from salmask.masker import HEADS
@@ -20,10 +33,19 @@ from salmask.objective import Objective
 from salmask.outcome import REMOVED, Outcome, Term, reads
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.run import Loaded
-from salmask.training.settings import Examples, Learns, Mask, ReadAs, Settings, check_kind, kinds_of
+from salmask.training.settings import Examples, Learns, Mask, ReadAs, Settings, Target, check_kind, kinds_of
 from salmask.types import Values
 
-__all__ = ["TERMS", "Variant", "build_recipe", "chosen_data", "masker_options", "read_settings", "stream_of"]
+__all__ = [
+    "TERMS",
+    "Variant",
+    "build_recipe",
+    "chosen_data",
+    "decoded_once",
+    "masker_options",
+    "read_settings",
+    "stream_of",
+]
 
 
 @reads(REMOVED)
@@ -55,6 +77,7 @@ TERMS: Mapping[str, Term] = MappingProxyType(
 
 
 _RECORDS: Mapping[str, type] = MappingProxyType({"learns": Learns, "mask": Mask, "data": Examples, "read": ReadAs})
+_OWN: Mapping[str, object] = MappingProxyType({"images": float, "lr": float, "target": Target})
 _RECIPE_FIELDS = {name: kind for name, kind in kinds_of(Recipe).items() if name not in ("objective", "name")}
 
 
@@ -63,6 +86,7 @@ class Variant:
     """One masker: what it learns, what its masks are like, from which data, and how it is read once it is trained.
 
     images: pictures shown in training, times a study's own number. lr: learning rate, times the study's own.
+    target: label, or predicted for the classifier's decisions, without labels.
     """
 
     learns: Learns = field(default_factory=Learns)
@@ -71,6 +95,7 @@ class Variant:
     read: ReadAs = field(default_factory=ReadAs)
     images: float = 1.0
     lr: float = 1.0
+    target: Target = "label"
 
     def __post_init__(self) -> None:
         learns = self.learns
@@ -121,7 +146,7 @@ class Variant:
         flat: JSON = {"recipe": self.learns.recipe}
         for record in records:
             flat |= _changed(record)
-        flat |= {name: getattr(self, name) for name in ("images", "lr") if getattr(self, name) != 1.0}
+        flat |= {name: value for name in _OWN if (value := getattr(self, name)) != getattr(Variant, name)}
         return flat | dict(flat.pop("changes", ()))
 
 
@@ -133,7 +158,7 @@ _HOMES: Mapping[str, tuple[str | None, object]] = MappingProxyType(
     {
         **{name: ("learns", kind) for name, kind in _RECIPE_FIELDS.items()},
         **{name: (part, kind) for part, record in _RECORDS.items() for name, kind in kinds_of(record).items()},
-        **dict.fromkeys(("images", "lr"), (None, float)),
+        **{name: (None, kind) for name, kind in _OWN.items()},
     }
 )
 
@@ -249,6 +274,42 @@ def stream_of(
             augment=augment,
             workers=workers,
             share=share,
+            device=_device(),
         )
 
     return stream
+
+
+def decoded_once(
+    dataset: Labelled, settings: Settings, augment: SampleTransform, *, workers: int = 0, share: Share = WHOLE
+) -> Callable[[int], Iterator[Batch]]:
+    """Return the stream of `stream_of` for pictures in files: those that are shown more than once are decoded once.
+
+    They stay on the accelerator, where their crops are then batched, if they take no more than a quarter of its memory;
+    else, and on a CPU, in main memory as far as `cached` keeps them. Pictures that are shown once are decoded by
+    `workers` ahead of the step, and so are those of shards, in their own order, and whatever is augmented otherwise,
+    such as sounds. The data set must not draw: it would be drawn once.
+    """
+
+    @cache
+    def chosen() -> Callable[[int], Iterator[Batch]]:
+        once = settings.steps(len(dataset)) * settings.batch_size <= len(dataset)
+        if once or isinstance(dataset, Numbered) or not isinstance(augment, CropFlip):
+            return stream_of(dataset, settings, augment, workers=workers, share=share)
+        device = _device()
+        room = _room(device)
+        if not room or bytes_kept(len(dataset), len(dataset[0].image), augment.size) > room:
+            return stream_of(cached(dataset), settings, augment, workers=workers, share=share)
+        batches = partial(resident(dataset, size=augment.size, device=device).batches, crop=augment, share=share)
+        return lambda start: batches(batch_size=settings.batch_size, seed=settings.seed, start=start)
+
+    return lambda start: chosen()(start)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _room(device: torch.device) -> int:
+    """Return the bytes that pictures may take on an accelerator, where no worker can crop them."""
+    return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 0
