@@ -6,8 +6,8 @@ picture, by the rules of torchvision's RandomResizedCrop, and brought to its siz
     out = R x C',    R_ij = t((j + 1/2 - c_i) / s) / sum_j t(...),    t(d) = max(0, 1 - |d|),
 
 with c_i the centre of row i of the crop and s its scale, at least 1: bilinear with antialiasing, as torchvision's; a
-flip is C with its rows reversed. Batch k draws from a generator keyed by (seed, k, process), so that the stream is a function of
-(pictures, batch size, seed) here, too.
+flip is C with its rows reversed. Batch k draws from a generator keyed by (seed, k, process), so that the stream is a
+function of (pictures, batch size, seed) here, too.
 """
 
 import math
