@@ -21,6 +21,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -87,7 +88,7 @@ class Outputs:
         """Return what the classifier holds likely: (B, K) in [0, 1]; rows sum to 1 unless labels are independent."""
         return logits.sigmoid() if self.kind == "multilabel" else logits.softmax(-1)
 
-    def question(self, logits: Logits, targets: Targets) -> tuple[Logits, Targets]:
+    def question(self, logits: Logits, targets: Targets) -> tuple[Float[Tensor, "batch answers"], Targets]:
         """Return logits and targets of what is asked of each picture about class y.
 
         Of K classes these are the given ones. Of independent labels it is whether label y is there: logits (0, z_y) and

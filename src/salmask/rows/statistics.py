@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from numpy import ndarray
 from scipy import stats
 
@@ -109,7 +109,7 @@ def mean_replicates(
 
 
 def count_replicates(
-    counts: Int[ndarray, "images ..."],
+    counts: Integer[ndarray, "images ..."],
     compute: Callable[[ndarray], float],
     *,
     resamples: int = 2000,

@@ -127,9 +127,9 @@ class Variant:
             if record is None:
                 own[name] = value
             elif name in _RECIPE_FIELDS:
-                parts["learns"].setdefault("changes", []).append((name, value))
+                parts["learns"]["changes"] = (*parts["learns"].get("changes", ()), (name, value))
             else:
-                parts[record][name] = value
+                parts[record][name] = _hashable(value)
         return cls(**own, **{record: _RECORDS[record](**given) for record, given in parts.items()})
 
     def changed(self, **settings: object) -> "Variant":
@@ -148,6 +148,11 @@ class Variant:
             flat |= _changed(record)
         flat |= {name: value for name in _OWN if (value := getattr(self, name)) != getattr(Variant, name)}
         return flat | dict(flat.pop("changes", ()))
+
+
+def _hashable(value: object) -> object:
+    """Return lists, as JSON has them, as tuples."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _changed(record: Learns | Mask | Examples | ReadAs) -> JSON:
