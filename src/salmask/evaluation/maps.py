@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,8 @@ from jaxtyping import Float
 from salmask.files import regular_file
 
 __all__ = ["Piece", "SavedMaps", "open_maps"]
+
+Stream = IO[bytes] | BufferedIOBase  # typed as the one, a member of a zip file is the other
 
 Block = Float[np.ndarray, "chunk height width"]
 
@@ -87,7 +90,7 @@ class SavedMaps:
                 data = self._bytes(stream, count * step)
                 yield self.ids[start : start + count], Piece((count, *self.shape[1:]), self.dtype, data=data)
 
-    def _bytes(self, stream: IO[bytes], count: int) -> bytes:
+    def _bytes(self, stream: Stream, count: int) -> bytes:
         try:
             data = stream.read(count)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -154,7 +157,7 @@ def _open_npy(path: Path) -> SavedMaps:
     return SavedMaps(path, ids, shape, dtype, offset)
 
 
-def _header(stream: IO[bytes], path: Path) -> tuple[tuple[int, int, int], np.dtype]:
+def _header(stream: Stream, path: Path) -> tuple[tuple[int, int, int], np.dtype]:
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -172,7 +175,7 @@ def _header(stream: IO[bytes], path: Path) -> tuple[tuple[int, int, int], np.dty
     return shape, dtype
 
 
-def _names(stream: IO[bytes], path: Path) -> list[str]:
+def _names(stream: Stream, path: Path) -> list[str]:
     try:
         start = stream.tell()
         version = np.lib.format.read_magic(stream)
