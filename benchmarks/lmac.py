@@ -127,7 +127,7 @@ def train_maskers(loaded: Loaded, sounds: Sounds, out: Path, *, seeds: int, epoc
             folder = run_folder(out, name, seed)
             if (folder / RUN).is_file():
                 continue
-            began = time.monotonic()
+            began, worked = time.monotonic(), time.process_time()
             if began > until:
                 raise SystemExit(UNFINISHED)
             own = epochs / 2 if start else epochs
@@ -152,14 +152,20 @@ def train_maskers(loaded: Loaded, sounds: Sounds, out: Path, *, seeds: int, epoc
                 masker_options={**options, "start": first},
                 facts={"row": name},
             )
-            print(f"{name}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{name}, seed {seed}: {_spent(began, worked)}", flush=True)
+
+
+def _spent(began: float, worked: float) -> str:
+    return f"{time.monotonic() - began:.0f} s, {time.process_time() - worked:.0f} s of the processor"
 
 
 def methods(out: Path, loaded: Loaded, seeds: int) -> dict[str, tuple[Explainer, Loaded]]:
-    """Return all explainers by name; maskers by row and seed."""
+    """Return all explainers by name; the maskers that are there by row and seed."""
     table: dict[str, tuple[Explainer, Loaded]] = {}
     for name in MASKERS:
         for seed in range(seeds):
+            if not (run_folder(out, name, seed) / RUN).is_file():
+                continue
             run = load_run(run_folder(out, name, seed))
             table[f"{name} #{seed}"] = (Learned(run.masker).read_by(run.reader), loaded)
     return table | {name: (explainer, loaded) for name, explainer in PER_IMAGE.items()}
@@ -307,15 +313,17 @@ def main() -> None:
     parser.add_argument("--classifier-epochs", type=float, default=20)
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--no-train", action="store_true", help="measure the maskers that are there")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop between two pieces after so many")
     options = parser.parse_args()
     out, began = writable_folder(options.out), time.monotonic()
     loaded, sounds = trained_classifier(options.data, out, epochs=options.classifier_epochs)
     held_out = open_sounds(options.data, "val", HEARING, classes=sounds.classes)
     right = {"held-out speaker": accuracy(loaded.classifier, cached(held_out))}
-    print(f"classifier: {right} after {time.monotonic() - began:.0f} s", flush=True)
+    print(f"classifier: {right} after {_spent(began, 0)}", flush=True)
     until = began + 60 * options.minutes
-    train_maskers(loaded, sounds, out, seeds=options.seeds, epochs=options.epochs, until=until)
+    if not options.no_train:
+        train_maskers(loaded, sounds, out, seeds=options.seeds, epochs=options.epochs, until=until)
     print(f"maskers: {time.monotonic() - began:.0f} s", flush=True)
     table = methods(out, loaded, options.seeds)
     results: dict[str, object] = {"accuracy": right, "measured": {}, "mixtures": {}}
@@ -328,7 +336,7 @@ def main() -> None:
         results["measured"][title] = cells  # type: ignore[index]
         text += f"## {title}: {len(data)} recordings, classifier right on {right[title]:.2f}\n\n"
         text += table_of(cells, METRIC_NAMES) + "\n"
-        print(f"{title}: {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{title}: {_spent(began, 0)} so far", flush=True)
     with (out / "mixtures.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["ratio", "recording", "row", *SCORES])
@@ -340,7 +348,7 @@ def main() -> None:
     results["seconds"] = time.monotonic() - began
     (out / "table.md").write_text(text)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"all: {time.monotonic() - began:.0f} s; {out / 'table.md'}", flush=True)
+    print(f"all: {_spent(began, 0)}; {out / 'table.md'}", flush=True)
 
 
 if __name__ == "__main__":
