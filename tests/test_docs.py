@@ -53,13 +53,13 @@ def test_the_first_steps_run(tmp_path, monkeypatch) -> None:
 
 
 def test_the_example_of_attention_pooling_runs() -> None:
-    names = _run("docs/pooling.md", {})
+    names = _run(_blocks("docs/pooling.md"), {})
     assert names["raw"].masks.shape == (2, 1, 64, 64)
     assert not torch.equal(names["through_average"].masks, names["through_attention"].masks)
 
 
 def test_the_examples_of_sound_run() -> None:
-    names = _run("docs/audio.md", {})
+    names = _run(_blocks("docs/audio.md"), {})
     assert names["logits"].shape == (1, 10)
 
 

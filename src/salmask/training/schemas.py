@@ -75,7 +75,7 @@ def read_run(path: Path) -> JSON:
     remedy = "it does not describe a salmask run; copy it from where the run was trained, or train again"
     facts = read_json(path, _RUN, remedy=remedy)
     shape: JSON = {"hearing": HEARING} if "hearing" in facts["view"] else _SIGHT
-    check_shape(f"{path}, view", facts["view"], shape, remedy=remedy)
+    check_shape(str(path), {"view": facts["view"]}, {"view": shape}, remedy=remedy)
     if "hearing" in facts["view"]:
         return facts
     if unknown := sorted(set(facts["view"]) - set(asdict(Sight(64)))):
