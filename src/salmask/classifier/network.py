@@ -282,7 +282,8 @@ class Classifier(nn.Module):
     def _leads(self, probe: Probe) -> bool:
         """Return whether the logits hang on the deepest layer that is read, as far as gradients tell."""
         with torch.inference_mode(False), torch.enable_grad():
-            logits, taps, _ = self._run(lambda: self._asked(probe.pictures.clone().requires_grad_()), clone=True)
+            shown = probe.pictures[:1].clone().requires_grad_()
+            logits, taps, _ = self._run(lambda: self._asked(shown), clone=True)
             if not logits.requires_grad or not taps[-1].requires_grad:
                 return True
             weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
