@@ -9,7 +9,8 @@ reference   the last map: timm's `forward_intermediates`, else `feature_info`; o
             the traced network
 read        the layer that salmask reads deepest: has it the grid of the reference?
 chosen      the layer that is chosen where the network does not describe itself (without `feature_info`): the same grid?
-corners     does the map that is read change most in the corner in which the picture was changed, of all layers?
+corners     is every map that is read one of timm's own to the bit, or does it change most in the corner in which the
+            picture was changed?
 maps        Grad-CAM and a new masker give finite maps
 
 What fails is listed with the reason, and needs layers by name.
@@ -96,18 +97,19 @@ def pictures(classifier: Classifier, count: int = 1) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.4
 
 
-def intermediate(classifier: Classifier, shown: Tensor) -> Tensor | None:
-    """Return the last map (B, C, h, w) of timm's `forward_intermediates`; None without it."""
+def intermediates(classifier: Classifier, shown: Tensor) -> list[Tensor]:
+    """Return timm's own maps (B, C, h, w), from `forward_intermediates`; none without it."""
     network = classifier.network
     if not hasattr(network, "forward_intermediates"):
-        return None
+        return []
     try:
-        last = network.forward_intermediates(classifier._normalised(shown), intermediates_only=True)[-1]
+        maps = network.forward_intermediates(classifier._normalised(shown), intermediates_only=True)
     except Exception:
-        return None
-    if last.ndim != 4:
-        return None
-    return last.permute(0, 3, 1, 2) if last.shape[1] == last.shape[2] != last.shape[3] else last
+        return []
+    last = [m.shape[1] == m.shape[2] != m.shape[3] for m in maps if m.ndim == 4]  # channels last
+    return [
+        m.permute(0, 3, 1, 2) if turned else m for m, turned in zip((m for m in maps if m.ndim == 4), last, strict=True)
+    ]
 
 
 def reference(classifier: Classifier) -> tuple[str, tuple[int, int] | None]:
@@ -115,8 +117,8 @@ def reference(classifier: Classifier) -> tuple[str, tuple[int, int] | None]:
     network, side = classifier.network, classifier.image_size
     entered = classifier._normalised(pictures(classifier))
     with torch.no_grad(), classifier.frozen():
-        if (last := intermediate(classifier, pictures(classifier))) is not None:
-            return "forward_intermediates", (int(last.shape[2]), int(last.shape[3]))
+        if maps := intermediates(classifier, pictures(classifier)):
+            return "forward_intermediates", (int(maps[-1].shape[2]), int(maps[-1].shape[3]))
         if described := getattr(network, "feature_info", None):
             cells = -(-side // described[-1]["reduction"])
             return "feature_info", (cells, cells)
@@ -170,20 +172,24 @@ def corner_of(one: Tensor, other: Tensor) -> tuple[int, int] | None:
 def in_corners(classifier: Classifier) -> list[str]:
     """Return the layers that change most elsewhere than in the corner where the picture was changed.
 
-    The deepest one may do so where timm's own last map does: every place of it sees the whole picture.
+    A map that is one of timm's own to the bit needs no such test, which random weights may fail: every place of a deep
+    map sees the whole picture.
     """
     side, wrong = classifier.image_size, set()
     quarter, plain = side // 4, pictures(classifier)
     with torch.no_grad(), classifier.frozen():
-        before, own = classifier.features(plain).maps, intermediate(classifier, plain)
+        before, own = classifier.features(plain).maps, intermediates(classifier, plain)
+        same = {
+            name
+            for name, read in zip(classifier.layers, before, strict=True)
+            if any(read.shape == one.shape and torch.allclose(read, one, atol=1e-4) for one in own)
+        }
         for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
             rows, columns = (slice(side - quarter, side) if far else slice(quarter) for far in corner)
             changed = plain.clone()
             changed[:, :, rows, columns] = 1 - changed[:, :, rows, columns].round()
-            elsewhere = own is not None and corner_of(own, intermediate(classifier, changed)) not in (None, corner)
             for name, one, other in zip(classifier.layers, before, classifier.features(changed).maps, strict=True):
-                excused = elsewhere and name == classifier.layers[-1]
-                if corner_of(one, other) not in (None, corner) and not excused:
+                if name not in same and corner_of(one, other) not in (None, corner):
                     wrong.add(name)
     return sorted(wrong)
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 import salmask
 from salmask.classifier import Classifier
 from salmask.cli.main import main
+from salmask.data import LabelledPictures
 from salmask.explain import EXPLAINERS
 from salmask.masking import MeanColour
 from salmask.metrics import METRICS
@@ -214,3 +215,12 @@ def test_labels_of_a_table_are_trained_on_and_measured_by_command(folder, recipe
     assert {row["image"] for row in decided_rows} == {row["image"] for row in rows}  # what is there is what is decided
     predicted = ["--target", "predicted", "--out", str(folder / "without")]
     assert main(["train", "--data", data, "--classifier", spec, "--recipe", recipe, *more, *predicted]) == 0
+
+
+def test_several_labels_are_no_exclusive_classes(folder, capsys) -> None:
+    (folder / "plain.py").write_text(NETWORK.replace('"multilabel"', '"logits"'))
+    arguments = ["train", "--data", str(folder / "data"), "--classifier", f"{folder / 'plain.py'}:network"]
+    assert main([*arguments, "--out", str(folder / "run")]) == 1
+    assert "several labels each" in capsys.readouterr().err and not (folder / "run").exists()
+    data = LabelledPictures(folder / "data", "train", classes=("red", "green", "blue"))
+    assert data.several and len(data) == 12

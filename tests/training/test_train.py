@@ -741,7 +741,7 @@ def test_batches_of_several_sizes_are_drawn_and_the_masker_keeps_one_set_of_stat
 
 
 def test_pictures_of_one_size_leave_the_masker_s_statistics_moving(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"sizes are numbers of pixels, at least 1, got \(0, 16\)"):
+    with pytest.raises(ValueError, match=r"sizes are 8 to 4096 pixels, got \(0, 16\)"):
         replace(SETTINGS, sizes=(0, 16))
     one, _ = run(tmp_path / "one", settings=replace(SETTINGS, sizes=(16,)))
     plain, _ = run(tmp_path / "plain")

@@ -124,7 +124,7 @@ class DataOptions(PictureOptions):
         """Return a split of the data, decoded for a classifier. classes: the classifier's own, or another split's."""
         from salmask.audio.hearing import Hearing
         from salmask.audio.readers import open_sounds
-        from salmask.data import Reader, open_data
+        from salmask.data import LabelledPictures, Reader, open_data
 
         if loaded is not None and isinstance(loaded.view, Hearing):
             own = classes if self.class_names is None else loaded.named(self.class_names).classes
@@ -135,7 +135,7 @@ class DataOptions(PictureOptions):
             if self.class_names is not None:
                 loaded = loaded.named(self.class_names)
             classes = loaded.folders(self.data, split)
-        return open_data(
+        data = open_data(
             self.data,
             split,
             transform=transform,
@@ -144,6 +144,13 @@ class DataOptions(PictureOptions):
             download=self.download,
             read=Reader() if loaded is None else loaded.reader(max_pixels=self.max_pixels),
         )
+        several = isinstance(data, LabelledPictures) and data.several
+        if several and loaded is not None and not loaded.classifier.multilabel:
+            raise ValueError(
+                f"pictures in {self.data} have several labels each, and the classifier tells exclusive classes apart: "
+                "give --outputs multilabel for a network whose labels are independent"
+            )
+        return data
 
     def mixed(self, dataset: "Labelled") -> "Labelled":
         """Return a data set of sounds with the others mixed in that --mix names; the data set itself without --mix."""

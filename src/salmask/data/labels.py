@@ -55,7 +55,7 @@ def labelled_classes(root: Path, split: str) -> list[str]:
 class LabelledPictures(ListedPictures):
     """Pictures with the labels of a table: a sample for each picture and label, in the order of the table.
 
-    classes: pins their order, as in `ImageFolder`; other arguments likewise.
+    classes: pins their order, as in `ImageFolder`; other arguments likewise. `several`: whether a picture has several.
     Errors: FileNotFoundError; ValueError for a table that is none, names an absent picture or an unknown class.
     """
 
@@ -90,6 +90,7 @@ class LabelledPictures(ListedPictures):
                 stacklevel=3,
             )
         self.pictures, self.targets, self.ids = _cases(labels, self.classes)
+        self.several = len(self.pictures) > len(set(self.pictures))
         if not self.ids:
             raise ValueError(f"{table} gives no picture a label: expected at least one")
         self._table = self.root / f"{split}_boxes.csv"

@@ -5,7 +5,6 @@ it gives, and together make a `variant.Variant`. The fields are the options of `
 """
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
@@ -98,11 +97,8 @@ class Settings:
             raise ValueError(f"sizes are {SIDES[0]} to {SIDES[1]} pixels, got {self.sizes}")
 
     def of(self, images: int) -> "Settings":
-        """Return the settings for so many images: a batch has each of them once at most, which is said."""
-        if self.batch_size <= images:
-            return self
-        warnings.warn(f"{self.batch_size} pictures a step are more than the {images} there are: {images}", stacklevel=2)
-        return replace(self, batch_size=images)
+        """Return the settings for so many images: a batch has each of them once at most."""
+        return self if self.batch_size <= images else replace(self, batch_size=images)
 
     def steps(self, images: int) -> int:
         """Return the number of batches that `epochs` passes over so many images take, at least one."""
