@@ -237,7 +237,11 @@ def asked(spec: str) -> dict[str, object]:
 def one_row(family: str, spec: str) -> dict[str, object]:
     start, row = time.perf_counter(), {}
     try:
-        row = asked(spec)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            row = asked(spec)
+        if row["wrong"] and any("give prefix= and grid=" in str(one.message) for one in told):
+            row["wrong"] = f"told of, give grid=: {row['wrong']}"
     except Exception as error:
         row = {"wrong": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
     return {"family": family, "network": spec, **row, "seconds": round(time.perf_counter() - start, 1)}
