@@ -94,6 +94,8 @@ class TrainCommand(DataOptions, ProcessOptions):
             progress=progress_bar("training") if fabric.is_global_zero else iter,
         )
         if fabric.is_global_zero:
+            if settings != self.settings:
+                say(f"{settings.batch_size} pictures a step (--batch-size): there are no more")
             say(f"run: {self.out}{in_words(speed(self.out / SPEED))}")
 
     def _pictures(self, loaded: "Loaded") -> "Labelled":
