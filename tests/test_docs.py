@@ -63,6 +63,11 @@ def test_the_examples_of_sound_run() -> None:
     assert names["logits"].shape == (1, 10)
 
 
+def test_the_example_of_several_inputs_runs() -> None:
+    names = _run(_blocks("docs/inputs.md"), {})
+    assert names["shares"].masks.shape == names["each"].masks.shape == (4, 2, 32, 32)
+
+
 def test_the_study_of_the_page_is_a_study() -> None:
     from salmask.study import Scale
 

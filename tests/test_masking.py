@@ -124,7 +124,7 @@ def test_gradients_pass_gradcheck(side, infill) -> None:
     assert torch.autograd.gradcheck(lambda x, m: side(x, m, infill), (x, m), fast_mode=True)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 7, 9), (2, 1, *SIZE), (3, *SIZE), (3, 3, *SIZE), (1, 1, *SIZE)])
+@pytest.mark.parametrize("shape", [(3, 1, 7, 9), (2, 1, *SIZE), (3, *SIZE), (3, 2, *SIZE), (1, 1, *SIZE)])
 @pytest.mark.parametrize("side", [keep, remove])
 def test_masks_that_do_not_fit_are_named_with_both_shapes(side, shape) -> None:
     with pytest.raises(ValueError, match=r"expected \(3, 1, 14, 18\)") as caught:

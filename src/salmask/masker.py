@@ -28,6 +28,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.branches import deepest_of_branches
 from salmask.classifier.weights import fingerprint
 from salmask.files import JSON, Facts, Maybe, Several, Within, Word, read_json, replace_file, writable_folder
 from salmask.types import FeatureMap, Masks
@@ -110,6 +111,7 @@ _CONFIG = {
     "upsample": Word("nearest", "bilinear"),
     "area_condition": bool,
     "classes": Maybe(_SIZE),
+    "masks?": Within(1, 64),
     "classifier": Maybe(str),
     "head": Word(*HEADS),
     "temperature?": Within(1e-6, 1e6, whole=False),
@@ -126,6 +128,7 @@ class Masker(nn.Module):
         five. width: channels after projection.
     stride: pixels a cell of the grid on which the mask is made. upsample: "nearest" or "bilinear", grid to picture.
     area_condition: expect a target area per image. classes: number of classes, to expect a class per image.
+    masks: how many a picture: one, or one for each input of a classifier that reads several.
     classifier: fingerprint of the classifier that it was trained beside, kept in `config.json`.
     generator: where the initial weights are drawn from (torch's global one if None).
     """
@@ -133,7 +136,7 @@ class Masker(nn.Module):
     FORMAT: ClassVar[str] = "salmask masker 1"
     SHAPE: ClassVar[Facts] = MappingProxyType(_CONFIG)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what config.json holds)
         self,
         channels: Sequence[int],
         strides: Sequence[int],
@@ -145,10 +148,14 @@ class Masker(nn.Module):
         head: nn.Module | None = None,
         area_condition: bool = False,
         classes: int | None = None,
+        masks: int = 1,
         classifier: str | None = None,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
+        if masks < 1:
+            raise ValueError(f"a masker makes at least one mask a picture, got {masks}")
+        self.masks = masks
         self.channels, self.strides = tuple(channels), tuple(strides)
         self.layers = _resolve(layers, len(self.channels))
         if upsample not in ("nearest", "bilinear"):
@@ -156,6 +163,10 @@ class Masker(nn.Module):
         self.width, self.stride, self.upsample_mode = width, stride, upsample
         self.area_condition, self.classes, self.classifier = area_condition, classes, classifier
         self._build(int(area_condition) + (CLASS_CHANNELS if classes else 0))
+        if self.final.out_channels != masks:
+            raise ValueError(
+                f"this kind of masker makes one mask a picture, asked for are {masks}: take the decoder 'projected'"
+            )
         self.embedding = nn.Embedding(classes, CLASS_CHANNELS) if classes else None
         self.head = head if head is not None else Sigmoid()
         self._initialise(generator)
@@ -175,11 +186,16 @@ class Masker(nn.Module):
             }
         )
         joined = sum(self.width if layer != raw else self.channels[layer] + extra for layer in self.layers)
-        self.final: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(joined, 1, 3, padding=1)
+        self.final: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(joined, self.masks, 3, padding=1)
 
     @classmethod
     def for_classifier(cls, classifier: Classifier, layers: Sequence[int] | None = None, **options: Any) -> "Masker":
-        """Build a masker sized from a classifier's channels and strides; `options` as in the constructor."""
+        """Build a masker sized from a classifier's channels and strides; `options` as in the constructor.
+
+        layers: None: the two deepest, of each network where there is one an input.
+        """
+        if layers is None and len(deepest_of_branches(classifier)) > 1:
+            layers = deepest_of_branches(classifier, 2)
         return cls(
             classifier.channels,
             classifier.strides,
@@ -196,7 +212,7 @@ class Masker(nn.Module):
         areas: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> Masks:
-        """Return masks (B, 1, *size) in [0, 1] for all of a classifier's maps.
+        """Return masks (B, `masks`, *size) in [0, 1] for all of a classifier's maps.
 
         areas: (B,) target areas, for a masker with `area_condition`; targets: (B,) classes, for one with `classes`.
         """
@@ -209,8 +225,8 @@ class Masker(nn.Module):
         *,
         areas: Tensor | None = None,
         targets: Tensor | None = None,
-    ) -> Float[Tensor, "batch 1 rows columns"]:
-        """Return masks on the masker's own grid, (B, 1, ceil(H / stride), ceil(W / stride))."""
+    ) -> Float[Tensor, "batch masks rows columns"]:
+        """Return masks on the masker's own grid, (B, `masks`, ceil(H / stride), ceil(W / stride))."""
         return self.head(self.logits(maps, size, areas=areas, targets=targets))
 
     def logits(
@@ -220,7 +236,7 @@ class Masker(nn.Module):
         *,
         areas: Tensor | None = None,
         targets: Tensor | None = None,
-    ) -> Float[Tensor, "batch 1 rows columns"]:
+    ) -> Float[Tensor, "batch masks rows columns"]:
         """Return the logits z on the masker's own grid, before the head."""
         self._check(maps, areas, targets)
         grid = (-(-size[0] // self.stride), -(-size[1] // self.stride))
@@ -258,6 +274,12 @@ class Masker(nn.Module):
                     f"the masker reads maps with {what} {own}, the classifier gives {given}: "
                     "use the classifier that it was trained beside, or train a masker for this one"
                 )
+        inputs = 1 if classifier.inputs is None else len(classifier.inputs)
+        if self.masks not in (1, inputs):
+            raise ValueError(
+                f"the masker makes {self.masks} masks a picture, the classifier has {inputs} input"
+                f"{'s' * (inputs > 1)}: use the classifier that it was trained beside, or train a masker for this one"
+            )
 
     def settings(self) -> JSON:
         """Return the JSON-able settings that `config.json` holds."""
@@ -271,6 +293,7 @@ class Masker(nn.Module):
             "upsample": self.upsample_mode,
             "area_condition": self.area_condition,
             "classes": self.classes,
+            **({} if self.masks == 1 else {"masks": self.masks}),
             "classifier": self.classifier,
             **self.head.settings(),  # type: ignore[operator]
         }

@@ -4,7 +4,8 @@
     remove(x, m) = keep(x, 1 - m)
 
 g is an *infill*: any callable `infill(images, holes)` that returns colours which broadcast to the images.
-It sees the holes, never the side that is played. The paper's "masking by zeros" in normalised space is the
+It sees the holes, never the side that is played. Masks are (B, 1, H, W), or (B, C, H, W) where channels are hidden
+apart, as those of several inputs are (`Inputs.spread`). The paper's "masking by zeros" in normalised space is the
 infill `MeanColour`. A mean of two pictures in [0, 1] stays in [0, 1], so nothing is clipped.
 
 Infills that draw random numbers (`Draws`) hold the generator that they were given; the same seed gives the same run.
@@ -55,7 +56,7 @@ def remove(images: Images, masks: Tensor, infill: Infill) -> Images:
 
 
 def _check_masks(images: Tensor, masks: Tensor) -> None:  # by name and with a remedy: so masks are not typed above
-    if masks.shape != (images.shape[0], 1, *images.shape[-2:]):
+    if masks.shape not in ((images.shape[0], 1, *images.shape[-2:]), images.shape):  # one for all channels, or one each
         raise ValueError(
             f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: "
             f"expected ({images.shape[0]}, 1, {images.shape[-2]}, {images.shape[-1]}); resize the masks first"

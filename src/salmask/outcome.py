@@ -45,7 +45,8 @@ Term = Callable[["Outcome"], Tensor]
 class Outcome:
     """The classifier's logits of the clean, the kept and the removed picture under masks m.
 
-    masks (B, 1, h, w); targets (B,); clean, kept, removed (B, K) logits. A side that was not played is None.
+    masks (B, 1, h, w), or one for each of several inputs; targets (B,); clean, kept, removed (B, K) logits. A side that
+    was not played is None.
     Of a classifier of independent labels they are logits (0, z_y) of the one label, and targets 1: each picture and
     label is a question of its own (`Classifier.question`).
     answers: the logits of all classes or labels, by side, as the classifier gave them.
@@ -93,7 +94,7 @@ class Outcome:
 
 def play(
     classifier: Classifier,
-    images: Images,
+    images: Images | Mapping[str, Tensor],
     masks: Masks,
     targets: Targets,
     *,
@@ -105,21 +106,23 @@ def play(
 ) -> Outcome:
     """Show the classifier the kept and the removed pictures.
 
+    images: also by input, of a classifier with several. masks: one for all inputs, or one for each, (B, K, H, W).
     infill: what stands in the holes, of both sides or {"kept": ..., "removed": ...}.
     clean: logits of the whole images, where known already; else one more pass without gradient.
     together: both sides go through as one batch. Exact for a network in eval mode; a network in train mode
         mixes the batch in its normalisation layers, so that the sides must go separately.
     view: what is done to the two pictures before they are shown, such as a jitter; None: nothing.
     """
+    images, spread = classifier.stacked(images), classifier.spread(masks)
     if clean is None:
         with torch.no_grad():
             clean = classifier.logits(images)
     fill = infill if isinstance(infill, Mapping) else {KEPT: infill, REMOVED: infill}
     pictures = {}
     if KEPT in sides:
-        pictures[KEPT] = keep(images, masks, fill[KEPT])
+        pictures[KEPT] = keep(images, spread, fill[KEPT])
     if REMOVED in sides:
-        pictures[REMOVED] = remove(images, masks, fill[REMOVED])
+        pictures[REMOVED] = remove(images, spread, fill[REMOVED])
     shown = [torch.cat([*pictures.values()])] if together and len(pictures) == 2 else [*pictures.values()]
     answers = [classifier.logits(batch if view is None else view(batch)) for batch in shown]
     each = [side for batch in answers for side in batch.split(len(images))]

@@ -21,6 +21,7 @@ from salmask.data.streams import spread
 from salmask.explain import EXPLAINERS
 from salmask.explain.attention import RawAttention
 from salmask.explain.base import Explainer
+from salmask.explain.inputs import InputShares, PerInput
 from salmask.explain.knobs import Knob, knobs_of, listing
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import refined
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 REFINED, START = "refined", "start"
+SHARES, PER_INPUT, OF = "input_shares", "per_input", "of"
 SHIPPED = "imagenet"
 """The masker for photographs that comes with the package."""
 
@@ -80,7 +82,7 @@ def parse(text: str) -> Spec:
 
         SPEC     [TITLE=]NAME[:SETTINGS]      TITLE holds no colon, slash or equals sign
         NAME     the longest prefix that names a run, else what stands before the first colon
-        SETTINGS KEY=VALUE,KEY=VALUE          a comma within [...] belongs to a list; `start=` takes all that follows
+        SETTINGS KEY=VALUE,KEY=VALUE          a comma within [...] belongs to a list; `start=` and `of=` take the rest
 
     Errors: ValueError for an empty title, a setting without a value, one that is given twice.
     """
@@ -101,7 +103,7 @@ def _settings(text: str) -> dict[str, str]:
     parts = text.split(",") if text else []
     while parts:
         key, equals, value = parts.pop(0).partition("=")
-        while parts and (key == START or value.count("[") > value.count("]")):
+        while parts and (key in (START, OF) or value.count("[") > value.count("]")):
             value = f"{value},{parts.pop(0)}"
         if not equals or not key or key in settings:
             raise ValueError(f"expected settings as key=value,key=value after the colon, each once; got {text!r}")
@@ -135,6 +137,7 @@ def list_explainers() -> str:
             "RUN (also reads=SPEC)": Learned,
             "RUN of salmask pooling": RawAttention,
             **EXPLAINERS,
+            SHARES: InputShares,
             "refined (also start=SPEC, last)": refined,
         }
     )
@@ -151,6 +154,8 @@ def load_explainer(
     that is conditioned on its area, `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
     The NAME `imagenet` is the masker that comes with the package, for photographs and `timm:tf_efficientnet_lite0`.
     The folder of a `salmask pooling` run is the raw attention of its stream, `RUN:stage=2`.
+    Of a classifier with several inputs, `input_shares` says what each is worth, and `per_input:of=SPEC` makes another
+    explainer's map of each.
     `refined:start=SPEC` improves the maps of a run or of another explainer; `start` comes last, as what follows it
     may have settings of its own: `refined:iterations=50,start=rise:masks=500`.
     seed: of an explainer that draws, unless its settings name one. bank: gives the pictures for `infill=bank`, as
@@ -161,14 +166,17 @@ def load_explainer(
         return _of_run(spec)
     if spec.name == REFINED:
         return _refined(spec, loaded=loaded, seed=seed, bank=bank)
-    if spec.name not in EXPLAINERS:
+    if spec.name == PER_INPUT:
+        return _per_input(spec, loaded=loaded, seed=seed, bank=bank)
+    table = {**EXPLAINERS, SHARES: InputShares}
+    if spec.name not in table:
         raise ValueError(
             f"no explainer {spec.text!r}: expected the folder of a run, a released checkpoint (.chk), "
-            f"or one of {', '.join(sorted([*EXPLAINERS, REFINED, SHIPPED]))}"
+            f"or one of {', '.join(sorted([*EXPLAINERS, REFINED, SHIPPED, SHARES, PER_INPUT]))}"
         )
     if loaded is None:
         raise ValueError(f"{spec.name} explains a classifier: name one with --classifier")
-    build = EXPLAINERS[spec.name]
+    build = table[spec.name]
     return spec.title or spec.text, _built(build, spec.name, spec.settings, loaded, seed=seed, bank=bank), loaded
 
 
@@ -249,6 +257,17 @@ def _refined(
     _, explainer, own = load_explainer(start, loaded=loaded, seed=seed, bank=bank)
     build = partial(refined, explainer)
     return spec.title or spec.text, _built(build, REFINED, settings, own, seed=seed, bank=bank), own
+
+
+def _per_input(
+    spec: Spec, *, loaded: Loaded | None, seed: int, bank: Callable[[Loaded], Tensor] | None
+) -> tuple[str, Explainer, Loaded]:
+    settings = dict(spec.settings)
+    inner = settings.pop(OF, None)
+    if not inner or settings:
+        raise ValueError(f"per_input makes another explainer's map of each input: per_input:of=SPEC, got {spec.text!r}")
+    _, explainer, own = load_explainer(inner, loaded=loaded, seed=seed, bank=bank)
+    return spec.title or spec.text, PerInput(explainer), own
 
 
 def _built(

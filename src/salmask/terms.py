@@ -25,11 +25,23 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from salmask.outcome import KEPT, REMOVED, Outcome, Term, reads
-from salmask.types import Logits, Masks, Targets, Values
+from salmask.classifier import Classifier
+from salmask.outcome import (
+    BOTH_SIDES,
+    IMAGES_PER_PASS,
+    KEPT,
+    REMOVED,
+    Outcome,
+    Term,
+    play_at_rest,
+    reads,
+    whole_logits,
+)
+from salmask.types import Images, Infill, Logits, Masks, Targets, Values
 
 __all__ = [
     "KEPT_CONFIDENCE",
@@ -47,6 +59,7 @@ __all__ = [
     "change_removed",
     "divergence_from_prior",
     "energy_guidance",
+    "input_effects",
     "kept_confidence",
     "log_odds",
     "log_probability",
@@ -61,6 +74,7 @@ __all__ = [
     "roughness",
     "score_kept",
     "score_removed",
+    "shares_of",
     "sigmoid",
     "softmax_twice",
     "top1",
@@ -249,12 +263,12 @@ def total_variation_bordered(border: float) -> Term:
 def variation(masks: Masks, *, border: float = 0.3, power: float = 2.0) -> Values:
     """Return sum abs(dm)^power over neighbours + border * sum abs(m)^power over the borders, halved, per image.
 
-    A sum over pixels, not a mean; corner pixels lie on two borders and count twice.
+    A sum over pixels (and over the masks of several inputs), not a mean; corner pixels lie on two borders and count
+    twice.
     """
-    m = masks[:, 0]
-    inner = m.diff(dim=2).abs().pow(power).sum((1, 2)) + m.diff(dim=1).abs().pow(power).sum((1, 2))
-    edges = (m[:, 0], m[:, -1], m[:, :, 0], m[:, :, -1])
-    return (inner + border * sum(edge.abs().pow(power).sum(1) for edge in edges)) / 2
+    inner = sum(masks.diff(dim=axis).abs().pow(power).sum((1, 2, 3)) for axis in (3, 2))
+    edges = (masks[:, :, 0], masks[:, :, -1], masks[:, :, :, 0], masks[:, :, :, -1])
+    return (inner + border * sum(edge.abs().pow(power).sum((1, 2)) for edge in edges)) / 2
 
 
 ClassScore = Callable[[Logits, Targets], Values]
@@ -295,6 +309,60 @@ def sigmoid(logits: Logits, targets: Targets) -> Values:
 def top1(logits: Logits, targets: Targets) -> Values:
     """1[argmax f = y], which carries no gradient: its mean over images is an accuracy."""
     return (logits.argmax(1) == targets).to(logits.dtype)
+
+
+def input_effects(
+    classifier: Classifier,
+    images: Images,
+    targets: Targets,
+    *,
+    infill: Infill,
+    clean: Logits | None = None,
+    score: ClassScore = probability,
+    images_per_pass: int = IMAGES_PER_PASS,
+) -> Float[Tensor, "batch inputs"]:
+    """Return what each input of a classifier is worth to the score of a class: (B, K), signed.
+
+        e_k = ([s(only k) - s(nothing)] + [s(all) - s(all but k)]) / 2
+
+    the mean of what k adds alone and of what is lost without it; of two inputs their Shapley values, which sum to
+    s(all) - s(nothing). What is not shown is filled by `infill`. Errors: ValueError for a classifier of one input.
+    """
+    if classifier.inputs is None:
+        raise ValueError("which input carries the decision is asked of a classifier of several inputs; this has one")
+    count = len(classifier.inputs)
+    one_hot = torch.eye(count, device=images.device).view(count, 1, count, 1, 1)
+    size = (len(images), count, *images.shape[-2:])
+
+    whole = whole_logits(classifier, images, images_per_pass=images_per_pass) if clean is None else clean
+
+    def shown(which: Tensor, sides: frozenset[str]) -> Outcome:
+        return play_at_rest(
+            classifier,
+            images,
+            which.expand(size),
+            targets,
+            infill=infill,
+            clean=whole,
+            sides=sides,
+            images_per_pass=images_per_pass,
+        )
+
+    nothing = shown(torch.zeros_like(one_hot[0]), frozenset({KEPT}))
+    asked = nothing.targets
+    gain = score(nothing.clean, asked) - score(nothing.kept_logits, asked)
+    effects = []
+    for which in one_hot:
+        outcome = shown(which, BOTH_SIDES)
+        effects.append((gain + score(outcome.kept_logits, asked) - score(outcome.removed_logits, asked)) / 2)
+    return torch.stack(effects, 1)
+
+
+def shares_of(effects: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch inputs"]:
+    """Return the share of each input, relu(e_k) / sum relu(e); equal ones where no input speaks for the class."""
+    positive = effects.relu()
+    total = positive.sum(1, keepdim=True)
+    return torch.where(total > 0, positive / total.clamp_min(1e-12), torch.full_like(positive, 1 / effects.shape[1]))
 
 
 SCORES: Mapping[str, ClassScore] = MappingProxyType(

@@ -3,7 +3,7 @@
 | name | shape | range |
 |---|---|---|
 | Images | (B, C, H, W) float | [0, 1], not normalised; C is the classifier's number of channels, RGB where it is 3 |
-| Masks | (B, 1, H, W) float | [0, 1], 1 = evidence |
+| Masks | (B, 1, H, W) float | [0, 1], 1 = evidence; of a classifier with K inputs also (B, K, H, W), one an input |
 | Targets | (B,) integer | class indices |
 | Logits | (B, K) float | unnormalised class scores |
 | Values | (B,) float | one value per image |
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Images = Float[Tensor, "batch channels height width"]
-Masks = Float[Tensor, "batch 1 height width"]
+Masks = Float[Tensor, "batch masks height width"]
 Targets = Int[Tensor, " batch"]
 Logits = Float[Tensor, "batch classes"]
 Values = Float[Tensor, " batch"]
@@ -165,6 +165,7 @@ def constant(maps: Tensor) -> Bool[Tensor, " batch"]:
 def normalise(maps: Masks, how: str) -> Masks:
     """Put each map on [0, 1]; a map that is constant up to rounding becomes zeros by "minmax", an empty one by "max".
 
+    The maps of several inputs of one picture are put on one scale, so that they stay comparable.
     minmax: (a - min a) / (max a - min a).  max: relu(a) / max a.  rank: the share of pixels that are smaller,
     ties sharing their mean rank.
     """
@@ -174,7 +175,7 @@ def normalise(maps: Masks, how: str) -> Masks:
 
 
 def _minmax(maps: Tensor) -> Tensor:
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
     flat = constant_span(low, high)  # else the rounding of a constant map would be blown up to a map in [0, 1]
     return torch.where(
         flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(high), high - low)
@@ -183,7 +184,7 @@ def _minmax(maps: Tensor) -> Tensor:
 
 def _max(maps: Tensor) -> Tensor:
     positive = maps.clamp_min(0)
-    high = positive.amax((2, 3), keepdim=True)
+    high = positive.amax((1, 2, 3), keepdim=True)
     return positive / torch.where(high > 0, high, torch.ones_like(high))
 
 

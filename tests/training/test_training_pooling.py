@@ -9,7 +9,7 @@ from salmask.cli.main import main
 from salmask.data.synthetic import Synthetic, write_folder
 from salmask.pooling import Pooled, QueryStream
 from salmask.specs import load_explainer
-from salmask.training.pooling import Crops, Maps, PoolingSettings, fit_stream, load_pooling
+from salmask.training.pooling import CroppedPictures, Maps, PoolingSettings, fit_stream, load_pooling
 from salmask.training.run import load_classifier
 
 QUICK = PoolingSettings(epochs=40, batch_size=8, lr=0.3)
@@ -40,7 +40,7 @@ def _state(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_the_stream_learns_and_the_network_stays_to_the_bit(kind, recipe, pooled, classifier, pictures) -> None:
     network, stream = _state(classifier.network), _state(pooled.stream)
     classifier.network.train()  # as a user may have left it: statistics must not move all the same
-    lessons = Maps.of(pooled, pictures) if kind == "maps" else Crops(pictures)
+    lessons = Maps.of(pooled, pictures) if kind == "maps" else CroppedPictures(pictures)
     fit_stream(pooled, lessons, settings=PoolingSettings(recipe=recipe, epochs=1, batch_size=8))
     assert all(torch.equal(value, network[name]) for name, value in classifier.network.state_dict().items())
     moved = {name: not torch.equal(value, stream[name]) for name, value in pooled.stream.state_dict().items()}

@@ -1,20 +1,100 @@
 """What goes into a classifier: pictures in [0, 1] with as many channels as it has a mean for.
 
+Several images of one scene (colour, depth) are stacked along the channels; `Inputs` says which channels are whose. So
+images stay one tensor everywhere, and a mask for each input is spread over that input's channels where it is played.
+
 A look at the values of pictures on an accelerator waits for it. What makes many passes of a batch therefore looks once,
 at its entry (`checked`); a pass on its own looks itself. On a CPU, where a look costs little, every pass looks.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["check_channels", "check_images", "check_mean", "check_pass", "check_tensor", "checked"]
+from salmask.types import Images, in_colour, size_of
+
+__all__ = ["Inputs", "check_channels", "check_images", "check_mean", "check_pass", "check_tensor", "checked"]
 
 _ROUNDING = 1e-3
 _ENTERED: ContextVar[bool] = ContextVar("entered", default=False)  # a thread's own, as the passes are
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Several images of one scene, stacked: {"rgb": (B, 3, H, W), "depth": (B, 1, H, W)} <-> (B, 4, H, W).
+
+    names, channels: of each input, in the order in which they are stacked.
+    """
+
+    names: tuple[str, ...]
+    channels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, channels: Mapping[str, int]) -> "Inputs":
+        """Return the inputs of these names and numbers of channels. Errors: ValueError for none, or no channel."""
+        if not channels or any(not isinstance(count, int) or count < 1 for count in channels.values()):
+            raise ValueError(f"inputs are names with at least one channel each, got {dict(channels)}")
+        return cls(tuple(channels), tuple(channels.values()))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def total(self) -> int:
+        """Channels of all inputs together."""
+        return sum(self.channels)
+
+    def settings(self) -> dict[str, int]:
+        """Return name -> channels, as `of` takes it."""
+        return dict(zip(self.names, self.channels, strict=True))
+
+    def stack(self, images: Mapping[str, Tensor]) -> Images:
+        """Return the images of all inputs as one tensor.
+
+        Errors: ValueError for other names, another number of channels, and sizes or batches that differ.
+        """
+        if set(images) != set(self.names):
+            raise ValueError(
+                f"expected images of the inputs {', '.join(self.names)}, got {', '.join(images) or 'none'}"
+            )
+        first = images[self.names[0]]
+        for name, count in self.settings().items():
+            own = images[name]
+            if own.ndim != 4 or own.shape[1] != count:
+                raise ValueError(f"expected images of {name!r} of shape (B, {count}, H, W), got {tuple(own.shape)}")
+            if len(own) != len(first) or size_of(own) != size_of(first):
+                raise ValueError(
+                    f"inputs show one scene at one size: {self.names[0]!r} is {tuple(first.shape)}, {name!r} is "
+                    f"{tuple(own.shape)}; resize them to one size first"
+                )
+        return torch.cat([images[name] for name in self.names], 1)
+
+    def split(self, images: Images) -> dict[str, Tensor]:
+        """Return the images of each input by name."""
+        return dict(zip(self.names, images.split(list(self.channels), 1), strict=True))
+
+    def spread(self, masks: Tensor) -> Tensor:
+        """Return masks that broadcast to the stacked images: one for all inputs (B, 1, H, W), or one an input.
+
+        (B, K, H, W) becomes (B, C, H, W): each mask stands at the channels of its input.
+        """
+        if masks.shape[1] == 1:
+            return masks
+        if masks.shape[1] != len(self):
+            raise ValueError(
+                f"expected one mask for all inputs or one for each of {', '.join(self.names)}, got {masks.shape[1]}"
+            )
+        counts = torch.tensor(self.channels, device=masks.device)
+        return masks.repeat_interleave(counts, 1, output_size=self.total)
+
+    def beside(self, images: Images) -> Images:
+        """Return the inputs side by side in colour, (B, 3, H, K * W), to look at."""
+        return torch.cat([in_colour(own) for own in self.split(images).values()], 3)
 
 
 @contextmanager

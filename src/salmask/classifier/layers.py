@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from salmask.classifier.fusion import LateFusion
 from salmask.classifier.grids import Corners, Grid, LaysOut, Rolled, Tokens, ToMap, grid_of
 from salmask.classifier.wrappers import bare, named_layers, passed_through
 from salmask.types import Logits
@@ -238,6 +239,8 @@ def described_layers(network: nn.Module) -> list[str] | None:
     The network may stand in wrappers; names are those in the whole.
     """
     inner = bare(network)
+    if isinstance(inner, LateFusion):
+        return _of_branches(network, inner)
     described = getattr(inner, "feature_info", None)
     resnet = dict(inner.named_children()).keys() >= set(_RESNET)
     # of branches side by side, as CrossViT's, timm names the same modules twice
@@ -248,6 +251,18 @@ def described_layers(network: nn.Module) -> list[str] | None:
         names = [stem for stem in ("stem", "patch_embed") if stem in dict(inner.named_children())][:1] + names
     whole = next(name for name, module in named_layers(network).items() if module is inner)
     return [f"{whole}.{name}" if whole else name for name in names[-_MOST:]] or None
+
+
+def _of_branches(network: nn.Module, fused: LateFusion) -> list[str] | None:
+    """Return the layers of all parallel networks, one network after the other; None where one does not tell them."""
+    whole = next(name for name, module in named_layers(network).items() if module is fused)
+    names: list[str] = []
+    for branch, part in fused.networks.items():
+        own = described_layers(part)
+        if own is None:
+            return None
+        names += [f"{whole}.networks.{branch}.{name}".lstrip(".") for name in own]
+    return names
 
 
 def pick_layers(probe: Probe) -> list[str]:

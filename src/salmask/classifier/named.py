@@ -4,6 +4,7 @@
 |---|---|---|
 | `timm:NAME`, `timm:hf-hub:OWNER/NAME` | timm's | pretrained, or those of a file (`@FILE`) |
 | `torchvision:NAME` | torchvision's | pretrained, or those of a file (`@FILE`) |
+| `early:INPUTS:NAME`, `late:INPUTS:NAME` | timm's, of several inputs (`fusion`) | those of a file (`@FILE`) |
 | `hf:NAME_OR_FOLDER` | transformers' image classifier | its own |
 | `audio:NAME` | a classifier of sounds (`salmask.audio.network`) | those of a file (`@FILE`) |
 | `module.py:function`, `package.module:function` | what the function returns | its own |
@@ -25,6 +26,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from salmask.classifier.fusion import FUSIONS, fused_network
 from salmask.classifier.imagenet import packaged_weights
 from salmask.classifier.weights import fit_weights, load_weights
 from salmask.classifier.wrappers import Network, as_module, unwrapped
@@ -44,7 +46,7 @@ __all__ = [
 
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 _FACTS = ("image_size", "interpolation", "fit", "crop_pct", "classes")
-_MORE = ("outputs", "output", "prefix", "grid")
+_MORE = ("outputs", "output", "prefix", "grid", "inputs")
 _OWN = re.compile(r"((?:.+\.py|[A-Za-z_][\w.]*)):([A-Za-z_]\w*)(?:@(.*))?")
 
 
@@ -72,21 +74,22 @@ class Named:
 
 
 def split_spec(spec: str) -> tuple[str, str, str]:
-    """Split a SPEC into what builds it ("timm", "torchvision", "hf", or "" for a function), its name and its file.
+    """Split a SPEC into what builds it (a word, or "" for a function), its name and its file.
 
     The file of a function's module becomes an absolute path, so that a run is built again from any folder.
     Errors: ValueError for what is no SPEC.
     """
     whole, _, file = spec.partition("@")
     kind, colon, name = whole.partition(":")
-    if colon and name and kind in ("timm", "torchvision", "hf", "audio"):
+    if colon and name and kind in ("timm", "torchvision", "hf", "audio", *FUSIONS):
         return kind, name, file
     if (own := _OWN.fullmatch(spec)) is not None:  # folders may have an @ in their names
         where, function, weights = own.groups()
         return "", f"{Path(where).resolve() if where.endswith('.py') else where}:{function}", weights or ""
     raise ValueError(
         f"{spec!r} is no classifier: expected timm:NAME, torchvision:NAME (either with @FILE for weights of a file), "
-        "hf:NAME_OR_FOLDER, module.py:function, package.module:function, or the folder of a run"
+        "hf:NAME_OR_FOLDER, early:INPUTS:NAME, late:INPUTS:NAME, module.py:function, package.module:function, "
+        "or the folder of a run"
     )
 
 
@@ -99,6 +102,8 @@ def full_spec(network: str) -> str:
 def is_known(spec: str) -> bool:
     """Return whether a SPEC names something that can be built: whether timm has it, where it is one of timm's."""
     kind, _, name = spec.partition(":")
+    if kind in FUSIONS:
+        return timm.is_model(name.rpartition(":")[2])
     return kind != "timm" or timm.is_model(name) or name.startswith(_HUB)
 
 
@@ -120,6 +125,10 @@ def named_network(
             raise ValueError(
                 f"the pretrained weights of {name} cannot be had ({reason}): give {kind}:{name}@FILE"
             ) from error
+    if network is None and kind in FUSIONS:
+        made, inputs = fused_network(kind, name, file=file or None, num_classes=num_classes)
+        colours = {"mean": (0.5,) * inputs.total, "std": (0.25,) * inputs.total}
+        return Named(made, colours, more={"inputs": inputs.settings()})
     if network is not None:
         named = Named(network)
     else:
@@ -290,7 +299,8 @@ def own_network(spec: str) -> Named:
     A class is called likewise, and a network that stands under the name is taken as it is.
 
     It returns a network, or a network and a dictionary with any of mean, std, image_size, interpolation, fit, crop_pct,
-    classes, outputs, output, prefix and grid. Errors: ValueError where it cannot be had or returns something else.
+    classes, outputs, output, prefix, grid and inputs. Errors: ValueError where it cannot be had, or returns
+    something else.
     """
     where, _, name = spec.rpartition(":")
     try:

@@ -96,6 +96,7 @@ def options_of(classifier: Classifier) -> JSON:
         "output": classifier.outputs.entry,
         "prefix": classifier._prefix,
         "grid": classifier._grid,
+        "inputs": None if classifier.inputs is None else classifier.inputs.settings(),
     }
 
 

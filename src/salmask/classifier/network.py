@@ -10,7 +10,7 @@ on one network wait for each other.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held, without_checkpoints
-from salmask.classifier.inputs import check_channels, check_mean, check_pass
+from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass
 from salmask.classifier.layers import Layer, Probe, described_layers, pick_layers, tensor_of, to_map_of, with_tensor
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
@@ -48,6 +48,8 @@ class Classifier(nn.Module):
         explainers that ask for logits alone.
     image_size: side of the square picture with which channels and strides are found out.
     outputs: what the network returns (`outputs.KINDS`); output: which entry of a tuple or a dictionary.
+    inputs: name -> channels, of a network that reads several images of one scene: they are stacked along the channels
+        in this order, and may be given as a dictionary of images by these names.
     prefix, grid: for tokens (B, N, C), how many stand before the picture's, and how many (rows, columns) those are;
         None asks the network.
 
@@ -71,11 +73,17 @@ class Classifier(nn.Module):
         output: str | int | None = None,
         prefix: int | None = None,
         grid: Grid | None = None,
+        inputs: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.network = as_module(network)
         _check_readable(self.network, layers)
         check_mean(list(mean), list(std), self.network)
+        self.inputs = None if inputs is None else Inputs.of(inputs)
+        if self.inputs is not None and self.inputs.total != len(mean):
+            raise ValueError(
+                f"inputs {self.inputs.settings()} have {self.inputs.total} channels, mean and std are of {len(mean)}"
+            )
         like = next(self.network.parameters(), torch.empty(0))
         shape = (1, len(mean), 1, 1)
         self.register_buffer("mean", torch.tensor(mean, device=like.device).view(shape), persistent=False)
@@ -114,14 +122,37 @@ class Classifier(nn.Module):
         )
         return cls(named.network, layers=layers, **{**named.options(image_size), **options})
 
-    def forward(self, images: Tensor) -> Answers:
+    def forward(self, images: Tensor | Mapping[str, Tensor]) -> Answers:
         """Return the logits."""
         return self.logits(images)
 
-    def logits(self, images: Tensor) -> Answers:
+    def logits(self, images: Tensor | Mapping[str, Tensor]) -> Answers:
         """Return the logits (B, K) of images in [0, 1], in float32. Errors: ValueError for values outside."""
-        check_pass(images, self.channels_in)
-        return self.unbounded(images)
+        stacked = self.stacked(images)
+        check_pass(stacked, self.channels_in)
+        return self.unbounded(stacked)
+
+    def stacked(self, images: Tensor | Mapping[str, Tensor]) -> Images:
+        """Return images as one tensor: of a dictionary by input, its images along the channels."""
+        if isinstance(images, Tensor):
+            return images
+        if self.inputs is None:
+            raise ValueError(
+                f"this classifier reads one image, got a dictionary of {', '.join(images)}: give the tensor, or say "
+                "which channels are whose by Classifier(..., inputs={'rgb': 3, 'depth': 1})"
+            )
+        return self.inputs.stack(images)
+
+    def spread(self, masks: Tensor) -> Tensor:
+        """Return masks that broadcast to this classifier's images; one an input is spread over its channels."""
+        if self.inputs is not None:
+            return self.inputs.spread(masks)
+        if masks.shape[1] != 1:
+            raise ValueError(
+                f"expected masks (B, 1, H, W) of a classifier of one image, got {tuple(masks.shape)}: say which "
+                "channels are whose by Classifier(..., inputs=...) to hide them apart"
+            )
+        return masks
 
     def unbounded(self, images: Tensor) -> Answers:
         """Return the logits of images whose values may leave [0, 1], as those of noisy or bicubic ones do."""
@@ -141,11 +172,12 @@ class Classifier(nn.Module):
         """Whether each class is a label of its own, present or not."""
         return self.outputs.kind == "multilabel"
 
-    def features(self, images: Images) -> Features:
+    def features(self, images: Images | Mapping[str, Tensor]) -> Features:
         """Return logits and one map (B, C, h, w) a layer, from one pass; differentiable, shallow to deep.
 
         Gradients of the logits with respect to the maps are right also where a network goes on in place.
         """
+        images = self.stacked(images)
         logits, taps, _ = self._run(lambda: self.logits(images), clone=True)
         size = size_of(images)
         return Features(logits, [rule(tap, size) for rule, tap in zip(self._to_map, taps, strict=True)])
@@ -210,6 +242,7 @@ class Classifier(nn.Module):
         usual = self._said == "auto" and self.outputs.kind == "logits"
         kinds: JSON = {"outputs": None if usual else self.outputs.kind, "output": self.outputs.entry}
         kinds |= {"prefix": self._prefix, "grid": self._grid}
+        kinds["inputs"] = None if self.inputs is None else self.inputs.settings()
         return {name: value for name, value in kinds.items() if value is not None}
 
     def module_read(self, index: int) -> nn.Module:

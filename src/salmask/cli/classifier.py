@@ -20,7 +20,8 @@ class ClassifierCommand(DataOptions):
     """Train or fine-tune a classifier on a folder of pictures, for data that has none."""
 
     network: str | None = None
-    """timm:NAME, or timm:NAME@FILE to go on from weights; of sounds audio:cnn14-w16-d4-m40 (width, depth, mel bands;
+    """timm:NAME, or timm:NAME@FILE to go on from weights; early:INPUTS:NAME or late:INPUTS:NAME of several inputs;
+    of sounds audio:cnn14-w16-d4-m40 (width, depth, mel bands;
     the default) or audio:timm/NAME."""
     audio: bool = False
     """The data are sounds."""
@@ -97,8 +98,9 @@ class ClassifierCommand(DataOptions):
             raise ValueError(f"a classifier tells at least two classes apart, {self.data} has {classes[0]} alone")
         name = self.network.removeprefix("timm:")
         torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
-        if "@" in name:
-            loaded = load_classifier(self.network, **self.pictures())
+        fused = name.startswith(("early:", "late:"))
+        if "@" in name or fused:
+            loaded = load_classifier(self.network, num_classes=len(classes) if fused else None, **self.pictures())
             if loaded.classifier.num_classes != len(classes):
                 raise ValueError(
                     f"{name} tells {loaded.classifier.num_classes} classes apart, {self.data} has "

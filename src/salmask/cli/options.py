@@ -143,6 +143,7 @@ class DataOptions(PictureOptions):
             classes=classes,
             download=self.download,
             read=Reader() if loaded is None else loaded.reader(max_pixels=self.max_pixels),
+            inputs=None if loaded is None else loaded.classifier.inputs,
         )
         several = isinstance(data, LabelledPictures) and data.several
         if several and loaded is not None and not loaded.classifier.multilabel:

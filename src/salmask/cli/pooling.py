@@ -50,7 +50,7 @@ class PoolingCommand(DataOptions):
         from salmask.files import in_use, writable_folder
         from salmask.pooling import Pooled, QueryStream
         from salmask.training.classifier import accuracy
-        from salmask.training.pooling import GIB, Crops, Maps, PoolingSettings, fit_stream, save_pooling
+        from salmask.training.pooling import GIB, CroppedPictures, Maps, PoolingSettings, fit_stream, save_pooling
         from salmask.training.run import check_classes, check_labels, load_classifier
 
         settings = PoolingSettings(
@@ -76,7 +76,7 @@ class PoolingCommand(DataOptions):
                 pictures = self.read("train", loaded, classes=loaded.classes)
                 fit_stream(
                     pooled,
-                    Crops(pictures, view.augmentation()),
+                    CroppedPictures(pictures, view.augmentation()),
                     settings=settings,
                     progress=progress_bar("training"),
                 )

@@ -116,6 +116,7 @@ class TrainCommand(DataOptions, ProcessOptions):
             skip_broken=self.skip_broken,
             download=self.download,
             read=loaded.reader(max_pixels=self.max_pixels),
+            inputs=loaded.classifier.inputs,
         )
 
     def _variant(self) -> "Variant":

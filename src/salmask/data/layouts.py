@@ -2,6 +2,7 @@
 
     DIR          the folders of `folders`, or the table of `labels`, or one of the layouts below, by what lies there
     ilsvrc:DIR   [Data/CLS-LOC/]<split>/<synset>/*.JPEG, and XML in Annotations, below a folder of the split or not
+    pairs:DIR    several inputs a scene, rgb/<split>/<class>/* and depth/<split>/<class>/* (`pairs`)
     pets:DIR     oxford-iiit-pet/images and /annotations; `train` and `val` stand for its trainval and test
     wds:PATTERN, hf-dataset:PATH     pictures in few large files (`shards`, `tables`)
 
@@ -16,6 +17,7 @@ from xml.etree import ElementTree
 import torch
 
 from salmask.boxes import boxes_of
+from salmask.classifier.inputs import Inputs
 from salmask.data.folders import (
     BoxRow,
     ImageFolder,
@@ -27,7 +29,8 @@ from salmask.data.folders import (
 )
 from salmask.data.labels import LabelledPictures, has_labels
 from salmask.data.listed import ListedPictures, ReadImage
-from salmask.data.pictures import TRIMAP, read_image, read_pixels
+from salmask.data.pairs import PairedFolder, is_paired
+from salmask.data.pictures import TRIMAP, Reader, read_image, read_pixels
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
 from salmask.data.shards import Shards, shard_files
 from salmask.data.tables import Table, open_table
@@ -60,15 +63,28 @@ def open_data(
     classes: Sequence[str] | None = None,
     download: bool = False,
     read: ReadImage = read_image,
+    inputs: Inputs | None = None,
 ) -> Labelled:
-    """Return a split of the data that `spec` names: DIR, ilsvrc:DIR, pets:DIR, wds:PATTERN or hf-dataset:PATH.
+    """Return a split of the data that `spec` names: DIR, ilsvrc:DIR, pets:DIR, pairs:DIR, wds:PATTERN, hf-dataset:PATH.
 
-    A plain DIR is Oxford-IIIT Pet if oxford-iiit-pet lies in it, ILSVRC if Annotations does and no box table,
-    else `LabelledPictures` if there is a table of labels, else `ImageFolder`; folder:DIR is one of these in any case.
-    download: fetch Oxford-IIIT Pet where it is not there. read: decodes a file, see `pictures.Reader`.
+    A plain DIR is Oxford-IIIT Pet if oxford-iiit-pet lies in it, ILSVRC if Annotations does and no box table, paired
+    folders if rgb and depth do, else `LabelledPictures` if there is a table of labels, else `ImageFolder`; folder:DIR
+    is one of the last two in any case.
+    download: fetch Oxford-IIIT Pet where it is not there. read: decodes a file, see `pictures.Reader`. inputs: of the
+    classifier, which are read of paired folders.
     Errors: as the readers; ValueError for another download.
     """
     layout, root = layout_of(spec)
+    if layout == "pairs" and not download:
+        return PairedFolder(
+            root,
+            split,
+            inputs=inputs,
+            transform=transform,
+            skip_broken=skip_broken,
+            classes=classes,
+            read=read if isinstance(read, Reader) else None,
+        )
     if layout == "pets":
         own = PETS_SPLITS.get(split, split)
         return OxfordPets(
@@ -97,6 +113,8 @@ def has_split(spec: str, split: str) -> bool:
     layout, root = layout_of(spec)
     if layout in LARGE:
         return _has_large(layout, str(root), split)
+    if layout == "pairs":
+        return any((folder / split).is_dir() for folder in root.glob("*"))
     return layout == "pets" or (_pictures(root) / split).is_dir() or has_labels(root, split)
 
 
@@ -115,11 +133,13 @@ def _has_large(layout: str, path: str, split: str) -> bool:
 
 
 def layout_of(spec: str) -> tuple[str, Path]:
-    """Return the layout of the data that a spec names, folder, ilsvrc, pets or one of `LARGE`, and its folder."""
+    """Return the layout of the data that a spec names, folder, ilsvrc, pets, pairs or of `LARGE`, and its folder."""
     layout, colon, path = spec.partition(":")
-    if colon and layout in ("folder", "ilsvrc", "pets", *LARGE):
+    if colon and layout in ("folder", "ilsvrc", "pets", "pairs", *LARGE):
         return layout, Path(path)
     root = Path(spec)
+    if is_paired(root):
+        return "pairs", root
     if (root / PETS).is_dir():
         return "pets", root
     ilsvrc = (root / "Annotations").is_dir() and not any(root.glob("*_boxes.csv"))

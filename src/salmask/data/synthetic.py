@@ -34,7 +34,18 @@ from salmask.boxes import boxes_of
 from salmask.data.sample import Sample, SampleTransform
 from salmask.types import Pixels
 
-__all__ = ["SHAPES", "Synthetic", "write_folder"]
+__all__ = [
+    "SHAPES",
+    "Synthetic",
+    "covered",
+    "distractor",
+    "ground",
+    "painted",
+    "placed",
+    "ramp",
+    "waves",
+    "write_folder",
+]
 
 Plane = Float[np.ndarray, "height width"]
 Colours = Float[np.ndarray, "height width 3"]
@@ -108,15 +119,15 @@ def _target(seed: int, index: int) -> int:
 
 def _draw(rng: Generator, label: str, size: int) -> tuple[np.ndarray, Plane]:
     """Return the picture, uint8 (size, size, 3), and how much of each pixel the object covers."""
-    canvas = _ground(rng, size)
+    canvas = ground(rng, size)
     for _ in range(rng.integers(1, 4)):
-        canvas = _paint(rng, canvas, _coverage(_distractor(rng, size), size))
-    cover = _coverage(_place(rng, SHAPES[label](), size), size)
-    canvas = _paint(rng, canvas, cover)
+        canvas = painted(rng, canvas, covered(distractor(rng, size), size))
+    cover = covered(placed(rng, SHAPES[label](), size), size)
+    canvas = painted(rng, canvas, cover)
     if rng.random() < 0.3:
-        line = _coverage(_bar(rng, size, thickness=rng.uniform(0.02, 0.04)), size)
-        canvas, cover = _paint(rng, canvas, line), cover * (1 - line)
-    light = 1 + 0.15 * _ramp(rng, size)[..., None]
+        line = covered(_bar(rng, size, thickness=rng.uniform(0.02, 0.04)), size)
+        canvas, cover = painted(rng, canvas, line), cover * (1 - line)
+    light = 1 + 0.15 * ramp(rng, size)[..., None]
     grain = 0.02 * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.round(np.clip(canvas * light + grain, 0, 1) * 255).astype(np.uint8), cover
 
@@ -124,7 +135,7 @@ def _draw(rng: Generator, label: str, size: int) -> tuple[np.ndarray, Plane]:
 # Colours and textures
 
 
-def _noise(rng: Generator, size: int, *, slope: float, planes: int) -> np.ndarray:
+def waves(rng: Generator, size: int, *, slope: float, planes: int) -> np.ndarray:
     """Return noise with amplitude 1/f^slope, mean 0 and deviation 1 per plane, (size, size, planes)."""
     amplitude = _frequencies(size) ** np.float32(-slope)
     white = rng.standard_normal((planes, *amplitude.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
@@ -145,7 +156,7 @@ def _line(size: int) -> Float[np.ndarray, " size"]:
     return np.linspace(-1, 1, size, dtype=np.float32)
 
 
-def _ramp(rng: Generator, size: int) -> Plane:
+def ramp(rng: Generator, size: int) -> Plane:
     """Return a linear ramp in a random direction, -1 to 1 at most."""
     angle, line = rng.uniform(0, 2 * np.pi), _line(size) / np.float32(np.sqrt(2))
     return np.float32(np.cos(angle)) * line[None] + np.float32(np.sin(angle)) * line[:, None]
@@ -156,21 +167,21 @@ def _pattern(rng: Generator, size: int) -> Plane:
     turns = rng.uniform(6, 12) * np.sqrt(2) * np.pi
     kind = rng.integers(4)
     if kind == 0:
-        wave = 2 * np.sin(turns * _ramp(rng, size))
+        wave = 2 * np.sin(turns * ramp(rng, size))
     elif kind == 1:
-        across = turns * _ramp(rng, size)
+        across = turns * ramp(rng, size)
         wave = 3 * np.sin(across) * np.sin(np.rot90(across))
     elif kind == 2:
-        wave = 2 * _ramp(rng, size)
+        wave = 2 * ramp(rng, size)
     else:
-        wave = _noise(rng, size, slope=1.0, planes=1)[..., 0]
+        wave = waves(rng, size, slope=1.0, planes=1)[..., 0]
     return np.clip(0.5 + 0.5 * wave, 0, 1, dtype=np.float32)
 
 
-def _ground(rng: Generator, size: int) -> Colours:
+def ground(rng: Generator, size: int) -> Colours:
     """Return clutter with a natural spectrum, broken into two or three regions with sharp borders."""
     canvas = _scenery(rng, size)
-    field = _noise(rng, size, slope=1.8, planes=1)[..., 0]
+    field = waves(rng, size, slope=1.8, planes=1)[..., 0]
     for level in rng.uniform(0.2, 1.2, rng.integers(1, 3)):
         edge = np.clip((field - level) * size / 8, 0, 1)[..., None]
         canvas, field = canvas + edge * (_scenery(rng, size) - canvas), -field
@@ -179,12 +190,12 @@ def _ground(rng: Generator, size: int) -> Colours:
 
 def _scenery(rng: Generator, size: int) -> Colours:
     colour = _colour(rng, *DIM)
-    noise = _noise(rng, size, slope=rng.uniform(0.8, 1.3), planes=2)
-    grey = 0.07 * noise[..., 0] + 0.05 * _ramp(rng, size)
+    noise = waves(rng, size, slope=rng.uniform(0.8, 1.3), planes=2)
+    grey = 0.07 * noise[..., 0] + 0.05 * ramp(rng, size)
     return noise[..., 1:] * rng.normal(0, 0.05, 3).astype(np.float32) + grey[..., None] + colour
 
 
-def _paint(rng: Generator, canvas: Colours, cover: Plane) -> Colours:
+def painted(rng: Generator, canvas: Colours, cover: Plane) -> Colours:
     """Lay a thing over the canvas in a random texture of two colours."""
     pattern = _pattern(rng, canvas.shape[0])
     base, other = (_colour(rng, *VIVID) for _ in range(2))
@@ -264,7 +275,7 @@ SHAPES: Mapping[str, Callable[[], Contours]] = MappingProxyType(
 """Class name -> outline, in a frame of its own; sorted, so that the folder layout gives the same targets."""
 
 
-def _place(rng: Generator, outline: Contours, size: int) -> Contours:
+def placed(rng: Generator, outline: Contours, size: int) -> Contours:
     """Stretch, turn, size and move an outline; the place is uniform among those inside the picture."""
     stretch = np.exp(rng.uniform(-0.15, 0.15))
     shape = [points * [stretch, 1 / stretch] for points in outline]
@@ -283,7 +294,7 @@ def _surface(points: np.ndarray) -> float:
     return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
-def _distractor(rng: Generator, size: int) -> Contours:
+def distractor(rng: Generator, size: int) -> Contours:
     """Return an outline of no class: a smooth blob, a splinter, or a bar through the whole picture."""
     kind = rng.integers(3)
     if kind == 2:
@@ -305,7 +316,7 @@ def _bar(rng: Generator, size: int, *, thickness: float) -> Contours:
     return [middle + np.stack([along + across, along - across, -along - across, across - along])]
 
 
-def _coverage(contours: Contours, size: int) -> Plane:
+def covered(contours: Contours, size: int) -> Plane:
     """Return the share of each pixel that lies inside of the contours (even-odd rule)."""
     fine = np.zeros((size * FINE, size * FINE), np.uint8)
     # OpenCV puts whole coordinates at the middle of a pixel, we at its upper left corner.

@@ -25,7 +25,7 @@ from salmask.masking import keep, remove
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import whole_logits
-from salmask.types import Images, Infill, Logits, Masks, Targets
+from salmask.types import Images, Infill, Logits, Masks, Targets, in_colour
 
 __all__ = ["COLUMNS", "Explained", "Rules", "decided_label", "predicted"]
 
@@ -139,6 +139,14 @@ class Explained:
         lacking = {"gaze": "human attention"}
         lacking |= {} if any(len(boxes) for boxes in first.boxes) else {"boxes": "boxes"}
         lacking |= {} if any(pixels is not None for pixels in first.pixels) else {"pixels": "pixel masks"}
+        asked = (
+            [rules.scoring]
+            if rules.scoring
+            else classifier.values()
+            if isinstance(classifier, Mapping)
+            else [classifier]
+        )
+        lacking |= {} if all(one.inputs for one in asked) else {"inputs": "second input"}
         served, left_out = usable(metrics, lacking, "the data's first batch has no {}")
         named = {name: explainer_of(one) for name, one in methods.items()}
         classifiers = {name: _classifier_of(classifier, name) for name in named}
@@ -237,10 +245,22 @@ class Explained:
         values["degenerate"] = values.pop("degenerate")  # the last column
 
         def panels(i: int) -> StripParts:
-            image, mask, shown = batch.images[i : i + 1], case.masks[i : i + 1].cpu(), fill.infill(scoring)
-            return image[0], mask[0], keep(image, mask, shown)[0], remove(image, mask, shown)[0]
+            image, shown = batch.images[i : i + 1], fill.infill(scoring)
+            mask = (case.masks if case.by_input is None else case.by_input)[i : i + 1].cpu()
+            return strip_parts(image, mask, shown, scoring)
 
         return Scored(name, batch.ids, values, panels)
+
+
+def strip_parts(image: Images, mask: Masks, infill: Infill, classifier: Classifier) -> StripParts:
+    """Return one image, its mask, its kept and its removed picture in colour; several inputs lie side by side."""
+    inputs, spread = classifier.inputs, classifier.spread(mask)
+    pictures = image, keep(image, spread, infill), remove(image, spread, infill)
+    if inputs is None:
+        whole, kept, removed = (in_colour(one) for one in pictures)
+        return whole[0], mask[0], kept[0], removed[0]
+    whole, kept, removed = (inputs.beside(one) for one in pictures)
+    return whole[0], torch.cat(list(mask.expand(-1, len(inputs), -1, -1).unbind(1)), 2), kept[0], removed[0]
 
 
 _Answers = dict[tuple[int, tuple[str, ...]], Tensor]

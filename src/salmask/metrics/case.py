@@ -18,6 +18,7 @@ from torch import Tensor
 
 from salmask.boxes import BoxSets
 from salmask.classifier import Classifier
+from salmask.classifier.inputs import Inputs
 from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import BOTH_SIDES, IMAGES_PER_PASS, KEPT, REMOVED, Outcome, play_at_rest, whole_logits
 from salmask.types import Images, Logits, Targets
@@ -25,7 +26,7 @@ from salmask.types import Images, Logits, Targets
 __all__ = ["Case", "Looked", "Metric", "check_maps"]
 
 T = TypeVar("T")
-NEEDS = ("boxes", "pixels", "images", "classifier", "correct", "gaze", "centre")
+NEEDS = ("boxes", "pixels", "images", "classifier", "correct", "gaze", "centre", "inputs")
 
 
 class Looked(NamedTuple):
@@ -82,7 +83,9 @@ def _look_at(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
 class Case:
     """Everything that a metric may read about one batch.
 
-    masks    (B, 1, H, W) in [0, 1], 1 = evidence; finite
+    masks    (B, 1, H, W) in [0, 1], 1 = evidence; finite. Of a classifier with K inputs also (B, K, H, W): then `masks`
+             becomes the largest value over the inputs, which boxes, pixels and curves are read from, and `by_input`
+             what is kept and removed
     targets  (B,) explained class; ids: one string per image; seed: for scores that draw
     boxes    ground-truth boxes of each image, (n, 4), half-open, pixels of the masks; may lie partly outside
     pixels   ground-truth pixels of each image (H, W): 0, 1, 255 = ignored; None where unknown
@@ -110,10 +113,14 @@ class Case:
     centre: Float[Tensor, "_ 1 _ _"] | None = None
     # Any: `once` returns what `compute` does
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    by_input: Float[Tensor, "_ _ _ _"] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.masks.ndim != 4 or self.masks.shape[1] != 1:
+        if self.masks.ndim != 4 or self.masks.shape[1] not in (1, 1 if self.inputs is None else len(self.inputs)):
             raise ValueError(f"masks must be (B, 1, H, W); got {tuple(self.masks.shape)}")
+        if self.masks.shape[1] > 1:
+            object.__setattr__(self, "by_input", self.masks)
+            object.__setattr__(self, "masks", self.masks.amax(1, keepdim=True))
         self._check_lengths()
         self._check_sizes()
         self.memo["looked"] = check_maps(self.masks, self.ids)
@@ -148,7 +155,8 @@ class Case:
         Each side is shown once a case and fill, however many scores read it; `sides` leaves out one that none reads.
         """
         classifier, images, targets = self.played()
-        masks, clean = self.masks.to(images), self.whole(images_per_pass=images_per_pass)
+        masks = (self.masks if self.by_input is None else self.by_input).to(images)
+        clean = self.whole(images_per_pass=images_per_pass)
 
         def show(side: str) -> Logits | None:
             if side not in sides:
@@ -176,6 +184,11 @@ class Case:
         """The extremes and the sum of every mask."""
         looked: Looked = self.memo["looked"]
         return looked
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """The inputs of the scoring classifier, where it has several images of a scene."""
+        return None if self.classifier is None else self.classifier.inputs
 
     @property
     def size(self) -> tuple[int, int]:

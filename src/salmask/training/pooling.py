@@ -2,7 +2,7 @@
 
 Only the stream learns, by cross-entropy on the logits that the frozen head makes of its last query. So the maps of the
 network are the same in every pass: `Maps` computes those of whole pictures once, in half precision, and keeps them.
-`Crops` passes random crops and flips through the whole network instead, as the source does.
+`CroppedPictures` passes random crops and flips through the whole network instead, as the source does.
 
 | recipe | steps | source |
 |---|---|---|
@@ -43,7 +43,7 @@ from salmask.types import Logits, Targets
 
 __all__ = [
     "STREAM_RECIPES",
-    "Crops",
+    "CroppedPictures",
     "Maps",
     "PoolingRun",
     "PoolingSettings",
@@ -149,7 +149,7 @@ class Lessons(Protocol[_Batch]):
 
 
 @dataclass(frozen=True)
-class Crops:
+class CroppedPictures:
     """Pictures, augmented anew in every pass, through the whole network: the source's way."""
 
     dataset: Labelled

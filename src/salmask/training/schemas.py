@@ -49,6 +49,7 @@ _METADATA = {
         "output?": Maybe((str, int)),
         "prefix?": Maybe(Within(0, 65536)),
         "grid?": Maybe(Several(Within(1, 65536), 2, 2)),
+        "inputs?": Maybe({str: Within(1, _CHANNELS)}),
     },
     "mean?": Several(_VALUE, 1, _CHANNELS),
     "std?": Several(Within(1e-9, 1e9, whole=False), 1, _CHANNELS),

@@ -178,6 +178,8 @@ class Mask:
     """Tell the masker which share of the picture to keep."""
     class_condition: bool = False
     """Tell the masker the class to explain."""
+    per_input: bool = False
+    """Make a mask for each input of a classifier that reads several, instead of one that they share."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):

@@ -250,6 +250,12 @@ def chosen_data(examples: Examples, train_set: Labelled, seed: int) -> Labelled:
 
 def masker_options(mask: Mask, loaded: Loaded) -> JSON:
     """Return the options of `new_masker` that make such masks for a classifier."""
+    inputs = loaded.classifier.inputs
+    if mask.per_input and inputs is None:
+        raise ValueError(
+            "a mask for each input needs a classifier of several, and this one reads one image: leave per_input "
+            "(--per-input) out, or name one such as early:rgb+depth:NAME"
+        )
     head: JSON = {}
     if mask.head != "sigmoid":
         head = {"temperature": mask.temperature, "hard": mask.hard, "learnable": mask.learnable}
@@ -262,6 +268,7 @@ def masker_options(mask: Mask, loaded: Loaded) -> JSON:
         "head": HEADS[mask.head](**head),
         "area_condition": mask.area_condition,
         "classes": loaded.classifier.num_classes if mask.class_condition else None,
+        **({"masks": len(inputs)} if mask.per_input and inputs is not None else {}),
     }
 
 
