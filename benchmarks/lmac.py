@@ -225,7 +225,7 @@ def measure(
     rows = read_rows(out)
     cells: dict[str, dict[str, dict[str, float]]] = {}
     for metric in METRIC_NAMES:
-        values = {name: rows.values[name][metric] for name in table}
+        values = {name: rows.values[name][metric] for name in table if name in rows.values}
         for name, matrix in by_row(values).items():
             cells.setdefault(name, {})[metric] = cell(name, matrix)
     means = {name: rows.values[name]["mask_mean"] for name in table if " #" in name}

@@ -137,6 +137,17 @@ def test_mel_bands_are_triangles_over_the_magnitudes_and_differentiable() -> Non
         MelBands(Hearing(16_000, 0.1, n_fft=64, window=64, hop=32), 33)
 
 
+def test_pictures_with_noise_on_them_have_no_magnitude_below_silence() -> None:
+    hearing = Hearing(**SMALL)
+    noisy = (hearing.hear(_wave()).picture[None] + 0.5 * torch.randn(1, 1, 33, 26)).requires_grad_()
+    bands = MelBands(hearing, 6)(noisy)
+    bands.sum().backward()
+    assert bool(bands.isfinite().all()) and noisy.grad is not None and bool(noisy.grad.isfinite().all())
+    silence = torch.zeros(1, 1, 33, 26, requires_grad=True)
+    MelBands(hearing, 6)(silence).sum().backward()
+    assert silence.grad is not None and bool(silence.grad.any())  # at silence itself gradients pass
+
+
 def test_training_turns_a_picture_in_time() -> None:
     sample = Sample(id="a", image=torch.arange(10.0).div(10).expand(1, 2, 10), target=0, boxes=no_boxes())
     torch.manual_seed(0)

@@ -190,8 +190,11 @@ class Hearing:
         return DOMAINS[self.domain].forth(magnitudes, self.loudest).clamp(0, 1).flip(-2)
 
     def magnitudes(self, pictures: Tensor) -> Spectrograms:
-        """Return pictures as magnitudes, lowest frequency first; differentiable, and the inverse of `pictures`."""
-        return DOMAINS[self.domain].back(pictures.flip(-2), self.loudest)
+        """Return pictures as magnitudes, lowest frequency first; differentiable, and the inverse of `pictures`.
+
+        What is below silence, as in pictures that SmoothGrad has added noise to, is silence.
+        """
+        return DOMAINS[self.domain].back(pictures.flip(-2).clamp_min(0), self.loudest)
 
     def _stft(self, wave: Tensor) -> Tensor:
         return torch.stft(
