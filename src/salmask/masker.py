@@ -379,7 +379,7 @@ def _resolve(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
 
 
 def _resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    if x.shape[-2:] == torch.Size(size):
+    if not torch.compiler.is_exporting() and x.shape[-2:] == torch.Size(size):  # a graph holds for any size
         return x
     if mode == "nearest":
         return F.interpolate(x, size, mode="nearest")

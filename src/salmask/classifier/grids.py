@@ -104,7 +104,7 @@ class Tokens:
         """Return the map. Errors: ValueError where several grids, or none, fit the number of tokens."""
         rows, columns = self._grid(output.shape[1], size)
         tokens = output[:, self.prefix : self.prefix + rows * columns]
-        return tokens.transpose(1, 2).reshape(len(output), -1, rows, columns)
+        return tokens.transpose(1, 2).reshape(output.shape[0], -1, rows, columns)
 
     def _grid(self, count: int, size: Grid) -> Grid:
         if size == self.size and count == self.count:

@@ -75,12 +75,12 @@ class Outputs:
         """Return the logits (B, K), in float32, of normalised pictures."""
         last = _LastEnding(self.ending)
         with last if self.ending else nullcontext():
-            values = _entry(network(pictures), self.entry, len(pictures))
-        if values.ndim == 1 and len(pictures) == 1 and self.kind != "binary":  # squeezed
+            values = _entry(network(pictures), self.entry, pictures.shape[0])
+        if values.ndim == 1 and pictures.shape[0] == 1 and self.kind != "binary":  # squeezed
             values = values[None]
         scores = self._without_ending(values, last)
         if self.kind == "binary":
-            half = _column(scores, len(pictures)) / 2
+            half = _column(scores, pictures.shape[0]) / 2
             return torch.cat([-half, half], 1)
         return scores - scores.mean(1, keepdim=True) if self.centred else scores
 
@@ -245,7 +245,7 @@ def _entry(answer: object, entry: str | int | None, count: int) -> Tensor:
     if (logits := _named(answer, "logits")) is not None:
         return logits
     parts = tensors_in(answer)
-    fitting = {name: part for name, part in parts.items() if part.ndim == 2 and len(part) == count}
+    fitting = {name: part for name, part in parts.items() if part.ndim == 2 and part.shape[0] == count}
     if len(fitting) == 1 and _named(answer, "last_hidden_state") is None:
         return next(iter(fitting.values()))
     if not parts:

@@ -21,6 +21,7 @@ from salmask.cli.convert import ConvertCommand
 from salmask.cli.demo import DemoCommand
 from salmask.cli.evaluate import EvaluateCommand
 from salmask.cli.explain import ExplainCommand
+from salmask.cli.export import ExportCommand
 from salmask.cli.inpainter import InpainterCommand
 from salmask.cli.layers import LayersCommand
 from salmask.cli.pooling import PoolingCommand
@@ -42,6 +43,7 @@ COMMANDS: Mapping[str, type] = MappingProxyType(
         "pooling": PoolingCommand,
         "explain": ExplainCommand,
         "evaluate": EvaluateCommand,
+        "export": ExportCommand,
         "score": ScoreCommand,
         "study": StudyCommand,
         "sanity": SanityCommand,
