@@ -21,6 +21,7 @@ __all__ = ["LOOKED", "settled"]
 
 LOOKED = 64
 """Most files that are decoded to find the highest value."""
+_DEEP = (".png", ".tif", ".tiff", ".jp2", ".pgm", ".pnm")
 
 
 def settled(read: Callable[..., Tensor], files: Sequence[Path]) -> Callable[..., Tensor]:
@@ -50,7 +51,8 @@ def settled(read: Callable[..., Tensor], files: Sequence[Path]) -> Callable[...,
 
 def _is_deep(path: Path) -> bool:
     """Return whether the head of a file says that its values have 16 bits without sign."""
-    if not path.is_file():  # a pipe would be waited for without end
+    # by its name first: a million JPEGs are not opened; and a pipe would be waited for without end
+    if path.suffix.lower() not in _DEEP or not path.is_file():
         return False
     try:
         if is_tiff(path):
