@@ -328,6 +328,14 @@ def main() -> None:
     table = methods(out, loaded, options.seeds)
     results: dict[str, object] = {"accuracy": right, "measured": {}, "mixtures": {}}
     text = ""
+    with (out / "mixtures.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ratio", "recording", "row", *SCORES])
+        for ratio in (0.0, 6.0):
+            cells, used, whole = listen(table, some(held_out, options.count), ratio, writer)
+            results["mixtures"][f"{ratio:g} dB"] = {"used": used, "of": whole, "rows": cells}  # type: ignore[index]
+            text += f"## two digits at {ratio:g} dB: {used} of {whole} mixtures decided as one of the two\n\n"
+            text += table_of(cells, SCORES) + "\n"
     for title, data in conditions(held_out, options.count).items():
         if time.monotonic() > until:
             raise SystemExit(UNFINISHED)
@@ -337,14 +345,6 @@ def main() -> None:
         text += f"## {title}: {len(data)} recordings, classifier right on {right[title]:.2f}\n\n"
         text += table_of(cells, METRIC_NAMES) + "\n"
         print(f"{title}: {_spent(began, 0)} so far", flush=True)
-    with (out / "mixtures.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["ratio", "recording", "row", *SCORES])
-        for ratio in (0.0, 6.0):
-            cells, used, whole = listen(table, some(held_out, options.count), ratio, writer)
-            results["mixtures"][f"{ratio:g} dB"] = {"used": used, "of": whole, "rows": cells}  # type: ignore[index]
-            text += f"## two digits at {ratio:g} dB: {used} of {whole} mixtures decided as one of the two\n\n"
-            text += table_of(cells, SCORES) + "\n"
     results["seconds"] = time.monotonic() - began
     (out / "table.md").write_text(text)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
