@@ -58,6 +58,7 @@ __all__ = [
     "load_recipe",
     "named",
     "parse",
+    "titled",
 ]
 
 REFINED, START = "refined", "start"
@@ -86,16 +87,25 @@ def parse(text: str) -> Spec:
 
     Errors: ValueError for an empty title, a setting without a value, one that is given twice.
     """
-    title, equals, rest = text.partition("=")
-    if not equals or set(title) & set(":/\\") or _run_in(text):
-        title, rest = "", text
-    elif not title.strip():
-        raise ValueError(f"expected a title before the equals sign, got {text!r}")
+    title, rest = (None, text) if _run_in(text) else titled(text)
     run = _run_in(rest)
     name = run or rest.partition(":")[0]
     if rest == f"{name}:":
         raise ValueError(f"expected settings as key=value,key=value after the colon, got none in {text!r}")
-    return Spec(title.strip() or None, name, _settings(rest[len(name) + 1 :]), rest, run is not None)
+    return Spec(title, name, _settings(rest[len(name) + 1 :]), rest, run is not None)
+
+
+def titled(text: str) -> tuple[str | None, str]:
+    """Split TITLE=SPEC, whatever the SPEC is of; a title holds no colon, slash or equals sign.
+
+    Errors: ValueError for an empty title.
+    """
+    title, equals, rest = text.partition("=")
+    if not equals or set(title) & set(":/\\"):
+        return None, text
+    if not title.strip():
+        raise ValueError(f"expected a title before the equals sign, got {text!r}")
+    return title.strip(), rest
 
 
 def _settings(text: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ __all__ = [
     "at_once",
     "at_rest",
     "check_limit",
+    "fresh_statistics",
     "held",
     "layers_to_randomise",
     "out_of_memory",
@@ -324,6 +325,35 @@ def still_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+@torch.no_grad()
+def fresh_statistics(classifier: "Classifier", batches: Iterable[Images]) -> None:
+    """Replace what batch normalisation remembers by its mean over batches of images in [0, 1], each of equal weight.
+
+    A network that was put together of others' weights has nobody's statistics. Unlike torch's `update_bn`, nothing but
+    the normalisation is in train mode meanwhile: dropout is off, as in use. A network without any stays as it is.
+    Errors: ValueError for no batch.
+    """
+    layers = [layer for layer in _normalisations(classifier.network) if layer.track_running_stats]
+    if not layers:
+        return
+    before = [layer.momentum for layer in layers]
+    empty = True
+    with classifier.frozen():
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.train()
+                layer.momentum = None  # the mean of all batches, not of the last ones
+            for images in batches:
+                empty = False
+                classifier.logits(images.to(classifier.device))
+        finally:
+            for layer, momentum in zip(layers, before, strict=True):
+                layer.momentum = momentum
+    if empty:
+        raise ValueError("expected at least one batch of pictures to take the batch statistics from, got none")
 
 
 def _normalisations(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from salmask import __version__
+from salmask.cli.connectivity import CONNECTIVITY, ConnectivityOptions, connect_checkpoints
 from salmask.cli.console import progress_bar, say, typed_command
 from salmask.cli.options import OutputKind
 from salmask.files import JSON
@@ -20,18 +21,18 @@ __all__ = ["StudyCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyCommand:
+class StudyCommand(ConnectivityOptions):
     """Run a study of the paper, or one of your own: train what is missing, measure on val, report."""
 
     name: tyro.conf.Positional[str]
-    """table1, objectives, classifier, layers, masks, infilling, regularisers, few_shot, few_classes, sanity, all, or a
-    .py file with a function study(scale)."""
+    """table1, objectives, classifier, layers, masks, infilling, regularisers, few_shot, few_classes, sanity, all, a .py
+    file with a function study(scale), or connectivity, which is of several checkpoints."""
     out: Path
     """Folder for the study's rows and report; `all` makes one folder a study in it."""
     data: str | None = None
     """Folder with train, val and their box tables, an ILSVRC tree, or pets:DIR; built-in pictures where not given."""
-    classifier: str | None = None
-    """SPEC of the explained classifier; trained on the spot for built-in pictures."""
+    classifier: tuple[str, ...] = ()
+    """SPEC of the explained classifier, of connectivity two or more; trained on the spot for built-in pictures."""
     jobs: Path = Path("runs/study")
     """Folder of all trained maskers; studies share them, and nothing is trained twice."""
     image_size: int | None = None
@@ -84,6 +85,9 @@ class StudyCommand:
         """Run the command."""
         from salmask.study import chosen_studies, run_study
 
+        if self.name == CONNECTIVITY:
+            self._connect()
+            return
         scale = self._scale()
         # before the source, which trains a classifier where none is given
         studies = chosen_studies(self.name, inpainter=self.inpainter, classes=lambda: self._source().classes())
@@ -101,7 +105,7 @@ class StudyCommand:
                 say=say,
                 about={
                     "data": "built-in pictures" if self.data is None else Path(self.data).name,
-                    "classifier": self.classifier or "trained on built-in pictures",
+                    "classifier": ", ".join(self.classifier) or "trained on built-in pictures",
                     "command": typed_command(),
                     "version": __version__,
                 },
@@ -111,6 +115,12 @@ class StudyCommand:
         if failed:
             name, reason = next(iter(failed.items()))
             raise ValueError(f"{len(failed)} jobs failed, first {name}: {reason}; the same command tries them again")
+
+    def _connect(self) -> None:
+        sight = {name: getattr(self, name) for name in ("image_size", "interpolation", "outputs", "output")}
+        asked = {"measured": self.measured, "batch_size": self.batch_size}
+        extent = {name: value for name, value in asked.items() if value is not None}
+        connect_checkpoints(self, self.classifier, data=self.data, out=self.out, sight=sight, extent=extent)
 
     def _scale(self) -> "Scale":
         from salmask.study.settings import SCALE_SETTINGS, Scale
@@ -125,17 +135,19 @@ class StudyCommand:
         from salmask.study import Source
 
         if self.data is not None:
-            if self.classifier is None:
+            if not self.classifier:
                 raise ValueError("a study of your own data needs --classifier: train one with `salmask classifier`")
+            if len(self.classifier) > 1:
+                raise ValueError(f"the study {self.name} is of one classifier, got {len(self.classifier)}: name one")
             return Source(
                 data=absolute(self.data),
-                classifier=self.classifier,
+                classifier=self.classifier[0],
                 image_size=self.image_size,
                 interpolation=self.interpolation,
                 outputs=self.outputs,
                 output=self.output,
             )
-        if self.classifier is not None:
+        if self.classifier:
             raise ValueError("--classifier goes with --data: built-in pictures have a classifier of their own")
         from salmask.cli.builtin import builtin_classifier
 

@@ -36,9 +36,14 @@ from salmask.types import Pixels
 
 __all__ = [
     "SHAPES",
+    "VIVID",
+    "Colours",
+    "Plane",
     "Synthetic",
+    "blend",
     "covered",
     "distractor",
+    "draw_colour",
     "ground",
     "painted",
     "placed",
@@ -189,7 +194,7 @@ def ground(rng: Generator, size: int) -> Colours:
 
 
 def _scenery(rng: Generator, size: int) -> Colours:
-    colour = _colour(rng, *DIM)
+    colour = draw_colour(rng, *DIM)
     noise = waves(rng, size, slope=rng.uniform(0.8, 1.3), planes=2)
     grey = 0.07 * noise[..., 0] + 0.05 * ramp(rng, size)
     return noise[..., 1:] * rng.normal(0, 0.05, 3).astype(np.float32) + grey[..., None] + colour
@@ -198,18 +203,22 @@ def _scenery(rng: Generator, size: int) -> Colours:
 def painted(rng: Generator, canvas: Colours, cover: Plane) -> Colours:
     """Lay a thing over the canvas in a random texture of two colours."""
     pattern = _pattern(rng, canvas.shape[0])
-    base, other = (_colour(rng, *VIVID) for _ in range(2))
+    base, other = (draw_colour(rng, *VIVID) for _ in range(2))
     other = base + MIX * (other - base)
+    return blend(canvas, cover, other + pattern[..., None] * (base - other))
+
+
+def blend(canvas: Colours, cover: Plane, surface: Colours) -> Colours:
+    """Return the canvas with a surface laid over it, as far as that covers each pixel."""
     if not cover.any():
         return canvas
     window = _window(cover)  # the rest of the canvas stays as it is
-    texture = other + pattern[window][..., None] * (base - other)
-    painted = canvas.copy()
-    painted[window] += cover[window][..., None] * (texture - canvas[window])
-    return painted
+    blended = canvas.copy()
+    blended[window] += cover[window][..., None] * (surface[window] - canvas[window])
+    return blended
 
 
-def _colour(rng: Generator, low: float, high: float) -> np.ndarray:
+def draw_colour(rng: Generator, low: float, high: float) -> np.ndarray:
     """Return a colour of random hue whose brightness (mean of the channels) lies between two values."""
     hue = rng.dirichlet((1, 1, 1)) * 3
     return np.clip(rng.uniform(low, high) * (0.35 + 0.65 * hue), 0, 1).astype(np.float32)

@@ -15,7 +15,17 @@ from numpy import ndarray
 from salmask.files import JSON
 from salmask.rows.statistics import Interval
 
-__all__ = ["agreement_chart", "cost_chart", "curves_chart", "line_chart", "png", "scatter_chart", "steps_chart", "svg"]
+__all__ = [
+    "agreement_chart",
+    "cost_chart",
+    "curves_chart",
+    "heat_chart",
+    "line_chart",
+    "png",
+    "scatter_chart",
+    "steps_chart",
+    "svg",
+]
 
 _COLOURS = (
     "#2f5d8a", "#c2562d", "#3b8a5a", "#8a4f9e", "#b8902a", "#4aa0b5",
@@ -240,6 +250,25 @@ def curves_chart(runs: Mapping[str, Mapping[str, tuple[ndarray, ndarray]]], *, c
         figure.legend(
             list(handles.values()), list(handles), loc="outside upper left", ncols=5, fontsize=8.5, frameon=False
         )
+    return figure
+
+
+def heat_chart(names: Sequence[str], matrix: ndarray, *, blocks: Sequence[int] = ()) -> Figure:
+    """Return a square matrix of numbers of at least 0 as a table of colours; blocks: sizes of groups, lines between."""
+    side = 0.42 * len(names) + 1.4
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.add_subplot()
+    high = float(np.nanmax(matrix)) or 1.0
+    axes.imshow(matrix, cmap="YlOrBr", vmin=0, vmax=1.6 * high)  # paler than the map's end: text stays readable
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8.5)
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.tick_params(length=0, colors=_INK)
+    axes.spines[:].set_visible(False)
+    for row, column in np.ndindex(matrix.shape):
+        axes.text(column, row, f"{matrix[row, column]:.2f}", ha="center", va="center", fontsize=7, color="#111111")
+    for edge in np.cumsum(blocks)[:-1] if len(blocks) else ():
+        axes.axhline(edge - 0.5, color=_INK, lw=1.4)
+        axes.axvline(edge - 0.5, color=_INK, lw=1.4)
     return figure
 
 

@@ -16,6 +16,7 @@ from numpy import ndarray
 from salmask.files import JSON, Facts, replace_file, writable_folder
 from salmask.report import charts
 from salmask.report.checks import read_checks
+from salmask.report.connectivity import ConnectivityPart, connectivity_part, read_connectivity
 from salmask.report.grid import CELL, embedded, picture_files, picture_grid
 from salmask.report.sentences import describe, p_text
 from salmask.report.sheet import MAP_KEPT_REMOVED, picture_sheet
@@ -79,6 +80,9 @@ def write_report(folder: Path, *, out: Path | None = None, title: str | None = N
             title = title or str(study["title"])
         if sheet is not None:
             replace_file(out / ("grid.jpg" if study is None else STRIP), partial(sheet.save, quality=88))
+        connected = _connected(source, numbers, folder)
+        if connected is not None:
+            _write_study(out, connected)
         chart = training_chart(source, list(summary.intervals))
         strip = next((at / STRIP for at in (out, folder) if (at / STRIP).is_file()), None)
         photographs = next((at / PHOTOGRAPHS for at in (out, folder) if (at / PHOTOGRAPHS).is_file()), None)
@@ -89,6 +93,7 @@ def write_report(folder: Path, *, out: Path | None = None, title: str | None = N
                 title=title or _TITLE,
                 photographs=photographs,
                 study=part,
+                connectivity=connected,
                 strip=strip if part is not None and not any(files.values()) else None,
                 grid=picture_grid(files, numbers.rows.ids, numbers.failures, page=out),
                 training=chart,
@@ -109,6 +114,11 @@ def _study(study: Facts, numbers: _Numbers, source: Path) -> StudyPart:
     return study_part(study, numbers.rows, numbers.counts, numbers.summary, read_checks(source))
 
 
+def _connected(source: Path, numbers: _Numbers, folder: Path) -> ConnectivityPart | None:
+    study = read_connectivity(source)
+    return None if study is None else connectivity_part(study, numbers.rows, folder)
+
+
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +136,7 @@ def _write_table(folder: Path, summary: Summary, metrics: Sequence[str] | None =
     return _write_text(folder / "table.md", text)
 
 
-def _write_study(folder: Path, part: StudyPart) -> None:
+def _write_study(folder: Path, part: StudyPart | ConnectivityPart) -> None:
     """Write study.md and the study's figures as files."""
     _write_text(folder / "study.md", part.markdown())
     for position, (_, figure) in enumerate(part.figures, start=1):

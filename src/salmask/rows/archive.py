@@ -1,6 +1,6 @@
 """All that a report is made from, as one file: `rows.tar.xz`, the same bytes from the same files.
 
-    rows.jsonl, meta.json, failures.jsonl, study.json, checks.json, counts/, training/, checks/
+    rows.jsonl, meta.json, failures.jsonl, study.json, checks.json, connectivity.json, counts/, training/, checks/
 
 Pictures stay beside it. An archive is read as a folder is (`unpacked`), and no rows are added to one.
 """
@@ -19,7 +19,10 @@ from salmask.rows.read import ARCHIVE, COUNTS, FAILURES, META, ROWS
 
 __all__ = ["pack", "unpacked"]
 
-_FILES, _FOLDERS = (ROWS, META, FAILURES, "study.json", "checks.json"), (COUNTS, "training", "checks")
+_FILES, _FOLDERS = (
+    (ROWS, META, FAILURES, "study.json", "checks.json", "connectivity.json"),
+    (COUNTS, "training", "checks"),
+)
 _MOST = 1 << 32  # bytes that an archive may unpack to
 
 

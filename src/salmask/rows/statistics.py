@@ -24,6 +24,7 @@ __all__ = [
     "agreement",
     "as_interval",
     "count_replicates",
+    "crossed_replicates",
     "difference",
     "holm",
     "mean_replicates",
@@ -106,6 +107,37 @@ def mean_replicates(
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(centre + (weights @ filled) / drawn)
     return np.concatenate(parts)
+
+
+def crossed_replicates(
+    values: Float[ndarray, "images columns"],
+    members: Sequence[Sequence[int]],
+    *,
+    networks: int | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Float[ndarray, " {resamples}"]:
+    """Return the mean of all values in resamples of the images and, independently, of what the columns are made of.
+
+        mean of resample r = sum_ic w_ri v_rc x_ic / sum_ic w_ri v_rc,   v_rc = product over k in members[c] of u_rk
+
+    w, u: how often an image, and a network, is drawn with replacement. members: the networks of each column, numbered
+    from 0: one for the scores of a network, two for a pair, so that pairs with a network in common vary together.
+    networks: how many there are; those that are named where None. The same numbers of images and of networks have their
+    resamples in common, so replicates may be subtracted. NaN are left out; a resample in which no column is left is
+    NaN. Source: the pigeonhole bootstrap (Owen, 2007).
+    """
+    values = _matrix(values)
+    if len(members) != values.shape[1]:
+        raise ValueError(f"expected the members of {values.shape[1]} columns, got {len(members)}")
+    valid = ~np.isnan(values)
+    filled = np.where(valid, values, 0.0)
+    count = networks or 1 + max(one for column in members for one in column)
+    images = np.concatenate([*resample_weights(len(values), resamples=resamples, seed=seed)])
+    drawn = np.concatenate([*resample_weights(count, resamples=resamples, seed=seed + 1)])
+    columns = np.stack([drawn[:, list(column)].prod(1) for column in members], axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((images @ filled) * columns).sum(1) / ((images @ valid) * columns).sum(1)  # type: ignore[no-any-return]
 
 
 def count_replicates(

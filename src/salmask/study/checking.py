@@ -32,7 +32,7 @@ from salmask.rows.read import file_name
 from salmask.training.run import Loaded
 from salmask.types import Images, Targets
 
-__all__ = ["CHECKS", "MAPS", "Checked", "gather", "write_checks", "write_maps"]
+__all__ = ["CHECKS", "MAPS", "Bounded", "Checked", "gather", "write_checks", "write_maps"]
 
 CHECKS, MAPS = "checks.json", "maps.npz"
 OTHER_PICTURE = "another picture"
@@ -50,7 +50,7 @@ class Checked:
 def write_maps(explainer: Explainer, loaded: Loaded, dataset: Labelled, out: Path) -> None:
     """Write the maps of all pictures of a data set, in [0, 1]."""
     batch = collate([dataset[index] for index in range(len(dataset))])
-    explanation = _Bounded(explainer)(loaded.classifier, batch.images.to(loaded.classifier.device), None)
+    explanation = Bounded(explainer)(loaded.classifier, batch.images.to(loaded.classifier.device), None)
     maps = explanation.masks[:, 0].float().cpu().numpy()
 
     def save(at: Path) -> None:
@@ -70,7 +70,7 @@ def write_checks(
     the paper's released code does.
     """
     out.mkdir(parents=True, exist_ok=True)
-    bounded = _Bounded(explainer)
+    bounded = Bounded(explainer)
     rows: list[JSON] = []
     for what in ("classifier", "masker") if bounded.masker is not None else ("classifier",):
         checks = randomise(bounded, loaded, dataset, masker=what == "masker", released=released, seed=seed)
@@ -121,7 +121,7 @@ def gather(
         replace_file(out / CHECKS, lambda at: at.write_text(content, encoding="utf-8"))
 
 
-class _Bounded(Explainer):
+class Bounded(Explainer):
     """An explainer whose maps are brought to [0, 1], by minimum and maximum if they live elsewhere."""
 
     def __init__(self, explainer: Explainer) -> None:
@@ -129,6 +129,7 @@ class _Bounded(Explainer):
         self.masker = explainer.masker
 
     def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+        """Return maps in [0, 1], some pictures at a time."""
         parts = []
         for start in range(0, len(images), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)

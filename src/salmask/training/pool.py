@@ -2,10 +2,12 @@
 
 A member is a full state (weights and normalisation statistics). `draw` lends a second network that holds a
 member's state, in eval mode; the trained network is never overwritten. Members are drawn uniformly; a full pool
-replaces a uniformly drawn member. Source: Zolna, Geras & Cho (2018); Phang, Park & Geras (2020).
+replaces a uniformly drawn member. A pool of given classifiers (`ClassifierPool.of`) lends each of them in the same way
+and takes up no others. Source: Zolna, Geras & Cho (2018); Phang, Park & Geras (2020).
 """
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,24 @@ class ClassifierPool:
         self.size, self.every, self.generator = size, every, generator
         self._members: dict[int, dict[str, Tensor]] = {}
         self._lent = copy.deepcopy(classifier).eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, classifiers: Sequence[Classifier], *, generator: Generator) -> "ClassifierPool":
+        """Return a pool of given classifiers, which are states of one network; nothing is offered to it later.
+
+        Errors: ValueError for one whose network is built otherwise than the first one's.
+        """
+        pool = cls(classifiers[0], size=len(classifiers), every=1, generator=generator)
+        for place, one in enumerate(classifiers):
+            pool.offer(place, one.network)
+            try:
+                pool._lent.network.load_state_dict(pool._members[place])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"expected classifiers of one network, got another one in place {place + 1}, whose weights do not "
+                    "fit the first: give checkpoints of one architecture with heads alike"
+                ) from error
+        return pool
 
     def __len__(self) -> int:
         return len(self._members)

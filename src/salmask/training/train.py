@@ -58,7 +58,7 @@ POOL = "pool"
 
 def train_masker(
     masker: Masker,
-    classifier: Classifier,
+    classifier: Classifier | Sequence[Classifier],
     batches: Batches,
     images: int,
     *,
@@ -72,6 +72,8 @@ def train_masker(
 ) -> Masker:
     """Train a masker beside a classifier, in place, and return it. A CA recipe trains the classifier too, in place.
 
+    classifier: of several, which are states of one network, each step draws one: the masker reads its maps and plays
+    against it. They stay as they are, so the recipe is one that holds its classifier.
     batches: k -> the batches from number k on, endless and the same at every call (`data.training_batches`).
     images: how many one pass has. infill: the classifier's mean colour unless given, or
     {"kept": ..., "removed": ...}; the generators of random ones are saved too.
@@ -81,6 +83,9 @@ def train_masker(
     Warns of a training that collapses: more than half of the masks empty, or full, after a third of the run.
     Raises ValueError for a masker that does not fit the classifier, a folder that holds another run, NaN losses.
     """
+    members = () if isinstance(classifier, Classifier) else tuple(classifier)
+    classifier = _first(members, recipe) if members else classifier
+    assert isinstance(classifier, Classifier)
     masker.fits(classifier)
     recipe.check(classifier)
     recipe = recipe.at(classifier.answers)
@@ -89,9 +94,8 @@ def train_masker(
     if fabric is None:
         settings = replace(settings, precision=chosen_precision(settings.precision, classifier))
         fabric = Fabric(accelerator="auto", devices=1, precision=settings.precision)  # type: ignore[arg-type]
-    run = _Run(
-        masker, classifier, recipe, settings, infill or MeanColour.of(classifier), settings.steps(images), fabric
-    )
+    infill, steps = infill or MeanColour.of(classifier), settings.steps(images)
+    run = _Run(masker, classifier, recipe, settings, infill, steps, fabric, members)
     start, logged = run.load(out, images) if resume else fresh(out)
     with within(fabric):
         check_alike(fabric, classifier)
@@ -124,9 +128,16 @@ class _Run:
         infill: Infill | Mapping[str, Infill],
         steps: int,
         fabric: Fabric,
+        members: Sequence[Classifier] = (),
     ) -> None:
         self.recipe, self.settings, self.steps, self.fabric, self.infill = recipe, settings, steps, fabric, infill
-        self.masker, self.classifier = masker.to(fabric.device), classifier.to(fabric.device)
+        self.masker, self.members = masker.to(fabric.device), members
+        self.generators = self._generators()
+        self.pool: ClassifierPool | None = None
+        if members:
+            self.pool = ClassifierPool.of(members, generator=self.generators["pool"])
+            classifier = self.pool.draw()  # one network, which takes on the state of another member at every step
+        self.classifier = classifier.to(fabric.device)
         self.opponent = self.classifier
         if recipe.spares_classifier and not recipe.fixed:
             self.opponent = copy.deepcopy(self.classifier)
@@ -141,8 +152,6 @@ class _Run:
         self.parameters = list(masker.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.wrapped: Any = fabric.setup_optimizers(self.optimiser)  # Any: for Fabric, one or several
-        self.generators = self._generators()
-        self.pool: ClassifierPool | None = None
         if not recipe.fixed:
             self._prepare_opponent()
 
@@ -199,8 +208,10 @@ class _Run:
         self._schedule(step)
         images, targets = self._placed(batch, step)
         self._hold_masker(step)
+        if self.members and self.pool is not None:
+            self.pool.draw()
         targets, taught = self._asked(images, targets, step)
-        if self.pool is not None:
+        if self.pool is not None and not self.members:
             self.pool.offer(step, self.opponent.network)
         clean, maps = self._read(images)
         if not self.recipe.fixed:
@@ -357,6 +368,7 @@ class _Run:
             "masker": self.masker.settings(),
             "images": images,
             "infill": described_infill(self.infill),
+            **({"members": [one.fingerprint() for one in self.members]} if self.members else {}),
         }
 
     def save(self, out: Path, step: int, images: int, logged: Facts) -> None:
@@ -412,6 +424,16 @@ class _Run:
             self.opponent_optimiser.load_state_dict(state["opponent_optimiser"])
         if self.pool is not None:
             self.pool.load(out / POOL, state["pool"])
+
+
+def _first(members: Sequence[Classifier], recipe: Recipe) -> Classifier:
+    """Return the first of several classifiers. Errors: ValueError for a recipe that would train them."""
+    if not recipe.fixed:
+        raise ValueError(
+            f"recipe {recipe.name} trains a classifier alongside, and several classifiers are met as they are: use the "
+            "recipe 'fix'"
+        )
+    return members[0]
 
 
 def _uniform(generator: torch.Generator) -> float:
