@@ -163,7 +163,7 @@ class Classifier(nn.Module):
         """Return the probabilities (..., K) that logits mean: softmax, or the sigmoid of independent labels."""
         return self.outputs.probabilities(logits)
 
-    def question(self, logits: Logits, targets: Targets) -> tuple[Logits, Targets]:
+    def question(self, logits: Logits, targets: Targets) -> tuple[Float[Tensor, "batch answers"], Targets]:
         """Return logits and targets of what is asked of each picture: of independent labels, whether y is there."""
         return self.outputs.question(logits, targets)
 
