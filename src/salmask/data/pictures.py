@@ -143,7 +143,7 @@ class Reader:
                 f"{path} cannot be decoded ({error or type(error).__name__}): repair or remove the file, or leave "
                 "broken files out (skip_broken, --skip-broken)"
             ) from error
-        return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+        return torch.from_numpy(np.array(array, order="C")).permute(2, 0, 1)  # resized twice as fast as planes are
 
     def highest(self, path: Path) -> int | None:
         """Return the highest stored value of a file without sign or stated range; None for others, and broken ones."""

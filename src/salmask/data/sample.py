@@ -118,7 +118,7 @@ def pack_samples(samples: Sequence[Sample]) -> _Packed:
             )
     return _Packed(
         ids=[sample.id for sample in samples],
-        images=torch.stack([sample.image for sample in samples]),
+        images=torch.stack([sample.image for sample in samples]).contiguous(),
         targets=[sample.target for sample in samples],
         # As arrays: a tensor would cost one open file each on its way out of a worker.
         boxes=[sample.boxes.numpy() for sample in samples],
