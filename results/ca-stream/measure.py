@@ -1,9 +1,9 @@
 """Three streams beside the frozen network, and class activation maps through either head.
 
-    python results/ca-stream/measure.py DATA OUT [4,2,1 [100]]
+    python results/ca-stream/measure.py DATA OUT [20,10,1 [100]]
 
-DATA: the folder of imagenet-20. Goes on where it was stopped. The gradient maps are measured on every fourth val
-picture, then on every second, then on all; Score-CAM, insertion and deletion, which take hundreds of passes, on every
+DATA: the folder of imagenet-20. Goes on where it was stopped. The gradient maps are measured on every twentieth val
+picture, then on every tenth, then on all; Score-CAM, insertion and deletion, which take hundreds of passes, on every
 hundredth.
 """
 
@@ -84,7 +84,7 @@ def streams(data: str, out: Path, loaded: Loaded) -> list[Loaded]:
     return found
 
 
-def main(data: str, out: Path, gradient_steps: str = "4,2,1", all_step: int = 100) -> None:
+def main(data: str, out: Path, gradient_steps: str = "20,10,1", all_step: int = 100) -> None:
     """Train, measure, and say the accuracies."""
     out.mkdir(parents=True, exist_ok=True)
     loaded = load_classifier(SPEC, image_size=SIZE)

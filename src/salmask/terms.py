@@ -266,9 +266,9 @@ def variation(masks: Masks, *, border: float = 0.3, power: float = 2.0) -> Value
     A sum over pixels (and over the masks of several inputs), not a mean; corner pixels lie on two borders and count
     twice.
     """
-    inner = sum(masks.diff(dim=axis).abs().pow(power).sum((1, 2, 3)) for axis in (3, 2))
+    across, down = (masks.diff(dim=axis).abs().pow(power).sum((1, 2, 3)) for axis in (3, 2))
     edges = (masks[:, :, 0], masks[:, :, -1], masks[:, :, :, 0], masks[:, :, :, -1])
-    return (inner + border * sum(edge.abs().pow(power).sum((1, 2)) for edge in edges)) / 2
+    return (across + down + border * sum(edge.abs().pow(power).sum((1, 2)) for edge in edges)) / 2
 
 
 ClassScore = Callable[[Logits, Targets], Values]
