@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import hf_hub_download
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -323,6 +322,8 @@ class Masker(nn.Module):
                 if not path.is_file():
                     raise FileNotFoundError(f"no masker in {folder}: expected {CONFIG} and {WEIGHTS} there")
         else:
+            from huggingface_hub import hf_hub_download  # not needed for a folder
+
             paths = [Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)]
         settings = _read_settings(cls, paths[0])
         _check_weights(cls, settings, *paths)
@@ -332,6 +333,8 @@ class Masker(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: Generator | None) -> None:
+        if self.final.weight.is_meta:  # built for its shapes alone
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter1d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -316,6 +315,8 @@ class WindowBlur:
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return the blurred pictures; the holes are not looked at."""
+        from scipy.ndimage import gaussian_filter1d  # slow to import, and only this infill needs it
+
         single = np.zeros(self.side)
         single[self.side // 2] = 1
         line = torch.from_numpy(gaussian_filter1d(single, self.sigma)).to(images)

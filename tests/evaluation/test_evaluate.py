@@ -15,7 +15,8 @@ from salmask.evaluation.evaluate import COLUMNS, Rules, evaluate_explainers
 from salmask.explain.base import Explainer, Explanation, Passes
 from salmask.masking import MeanColour
 from salmask.metrics.case import Metric
-from salmask.report import summarize, write_report
+from salmask.report.page import write_report
+from salmask.report.tables import summarize
 from salmask.rows.read import read_counts, read_meta, read_rows
 
 SIZE = 8

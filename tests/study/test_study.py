@@ -23,8 +23,8 @@ from salmask.data.synthetic import write_folder
 from salmask.evaluation.evaluate import compare
 from salmask.explain.learned import top_cells
 from salmask.outcome import Outcome
-from salmask.report import write_report
 from salmask.report.checks import Checks, checks_part
+from salmask.report.page import write_report
 from salmask.study import STUDIES, Axis, Claim, Local, Row, Scale, Slurm, Source, Study, Variant, run_study
 from salmask.study.engine import Task
 from salmask.study.run import _apart

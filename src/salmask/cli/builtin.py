@@ -23,7 +23,8 @@ from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
 from salmask.files import Facts, read_json, replace_file, writable_folder
 from salmask.metrics import METRICS
-from salmask.report import PHOTOGRAPHS, add_training
+from salmask.report.page import PHOTOGRAPHS
+from salmask.report.training import add_training
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES
 from salmask.training.run import RUN, Loaded, Sight, load_classifier, load_run, save_classifier, train_run

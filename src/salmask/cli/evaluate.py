@@ -57,7 +57,7 @@ class EvaluateCommand(DataOptions, ProcessOptions):
         from salmask.evaluation.explained import Rules, decided_label
         from salmask.explain.controls import BASELINES
         from salmask.files import writable_folder
-        from salmask.report import add_training
+        from salmask.report.training import add_training
         from salmask.specs import load_explainers, load_metrics, named
         from salmask.training.processes import move_to
         from salmask.training.released import metric_as_released

@@ -8,6 +8,7 @@ import tyro
 
 from salmask.cli.console import progress_bar, say
 from salmask.cli.options import Normalize, PictureOptions, ProcessOptions
+from salmask.cli.quick import import_networks
 from salmask.files import JSON
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class ExplainCommand(PictureOptions, ProcessOptions):
 
     def __call__(self) -> None:
         """Run the command."""
+        import_networks()
         from salmask.audio.hearing import Hearing
         from salmask.cli.explain_files import Shown, explain_files
         from salmask.cli.explain_sounds import explain_sounds

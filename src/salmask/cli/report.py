@@ -23,7 +23,7 @@ class ReportCommand:
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.report import write_report
+        from salmask.report.page import write_report
         from salmask.rows.archive import pack
 
         write_report(self.folder, out=self.out)

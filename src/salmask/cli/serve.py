@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from salmask.cli.console import say
 from salmask.cli.options import SightOptions
+from salmask.cli.quick import import_networks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ class ServeCommand(SightOptions):
 
     def __call__(self) -> None:
         """Run the command."""
+        import_networks()
         from salmask.serve import Limits, Looks, build_page, serve
         from salmask.specs import SHIPPED, load_explainers
         from salmask.training.run import load_classifier

@@ -28,8 +28,8 @@ from salmask.explain.controls import BASELINES
 from salmask.files import JSON, replace_file, writable_folder
 from salmask.metrics.case import Metric
 from salmask.outcome import KEPT, REMOVED
-from salmask.report import write_report
 from salmask.report.grid import SOUNDS
+from salmask.report.page import write_report
 from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
 from salmask.rows.write import Failures, Writer

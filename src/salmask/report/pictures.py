@@ -1,32 +1,31 @@
 """Figures of one image: the mask over it, the kept and the removed picture, and what the classifier says of each.
 
-Arrays in, pictures out; nothing is shown, and no state of matplotlib's is touched. Small images are enlarged,
-so that a 64-pixel one can be read.
+Arrays in, pictures out. Small images are enlarged, so that a 64-pixel one can be read. Drawn without matplotlib, whose
+start takes longer than an explanation.
 """
 
+import importlib.util
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["overlay", "picture", "spread_ids", "strip", "to_uint8"]
 
 Probabilities = Sequence[tuple[str, float]]
 
-_COLOURS = matplotlib.colormaps["magma"]  # perceptually uniform: equal steps of the mask look equal
-_SHOWN = {"whole": "#5b6770", "kept": "#2a7f62", "removed": "#b3462f"}
+# magma, from 0 to 1, as red, green and blue (256, 3): perceptually uniform, equal steps of the mask look equal
+_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_MAGMA)[0, :, ::-1]
+_SHOWN = {"whole": "#b5babf", "kept": "#a3c8bb", "removed": "#dcb0a6"}  # of bars with black letters over them
 _SIDE = 256  # pixels of a panel's longer side, at least
-_TITLE = 125  # characters of a line of the title
+_GAP, _LINE, _BAR = 12, 20, 26  # pixels between panels, of a line of text, of a bar
 
 
 def to_uint8(image: ArrayLike) -> UInt8[ndarray, "height width 3"]:
@@ -69,7 +68,7 @@ def overlay(
     if side is not None:
         picture, values = _enlarge(picture, side), np.clip(_enlarge(values, side), 0, 1)
     grey = picture.astype(np.float32).mean(2, keepdims=True)
-    colours = 255 * _COLOURS(values)[..., :3].astype(np.float32)
+    colours = _COLOURS[(values * 256).astype(int).clip(0, 255)].astype(np.float32)
     low, high = opacity
     share = (low + (high - low) * values)[..., None]
     blend = np.rint((1 - share) * grey + share * colours).clip(0, 255).astype(np.uint8)
@@ -120,8 +119,8 @@ def picture(
     """Return one figure: image, mask overlay, kept and removed picture, and class probabilities of all three.
 
     image, kept, removed: (3, H, W) in [0, 1]. mask: (1, H, W) in [0, 1]. probabilities: "whole", "kept",
-    "removed" -> [(class, probability), ...], best first, already softmax. title: above, on two lines where it is long.
-    threshold: of the outline, see `overlay`.
+    "removed" -> [(class, probability), ...], best first, already softmax. title: above, on several lines where it is
+    long. threshold: of the outline, see `overlay`.
 
     Errors: ValueError for shapes that do not fit, or probabilities of other pictures.
     """
@@ -129,76 +128,72 @@ def picture(
         raise ValueError(f"expected probabilities of {sorted(_SHOWN)}, got {sorted(probabilities)}")
     panels = {
         "image": _enlarge(to_uint8(image), _SIDE),
-        "mask": overlay(image, mask, threshold=threshold, side=_SIDE),
+        f"mask, mean {_plane(mask).mean():.2f}": overlay(image, mask, threshold=threshold, side=_SIDE),
         "kept": _enlarge(to_uint8(kept), _SIDE),
         "removed": _enlarge(to_uint8(removed), _SIDE),
     }
+    height, width = next(iter(panels.values())).shape[:2]
+    width = max(width, _SIDE)
     lines = max(1, *(len(pairs) for pairs in probabilities.values()))
-    figure, grid = _layout(panels["image"].shape, lines, title)
+    heading = wrapped(title, 4 * width + 3 * _GAP) if title else []
+    top = _GAP + len(heading) * _LINE + (_GAP if heading else 0) + _LINE
+    canvas = Image.new("RGB", (4 * width + 5 * _GAP, top + height + _GAP + lines * _BAR + _GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    for line, text in enumerate(heading):
+        draw.text((_GAP, _GAP + line * _LINE), text, font=_font(15), fill="black")
     for column, (name, panel) in enumerate(panels.items()):
-        heading = f"{name}, mean {_plane(mask).mean():.2f}" if name == "mask" else name
-        _show(figure.add_subplot(grid[0, column]), panel, heading)
+        left = _GAP + column * (width + _GAP)
+        draw.text((left, top - _LINE), name, font=_font(13), fill="#222222")
+        canvas.paste(Image.fromarray(panel), (left, top))
+    below = top + height + _GAP
     for column, name in ((0, "whole"), (2, "kept"), (3, "removed")):
-        _bars(figure.add_subplot(grid[1, column]), probabilities[name], lines, _SHOWN[name])
-    _scale(figure.add_subplot(grid[1, 1]))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        _bars(draw, (_GAP + column * (width + _GAP), below), width, probabilities[name], _SHOWN[name])
+    _scale(canvas, (2 * _GAP + width, below), width)
+    return canvas
 
 
-def _layout(shape: Sequence[int], lines: int, title: str) -> tuple[Figure, GridSpec]:
-    """Return a figure whose panels have their own proportions, and its grid: pictures above, bars below."""
-    wide = 2.56  # inches of a panel
-    tall, bars = wide * shape[0] / shape[1], 0.28 * lines + 0.1
-    height = tall + bars + (0.95 if title else 0.62)
-    figure = Figure(figsize=(4 * wide + 0.55, height), dpi=110)
-    grid = figure.add_gridspec(
-        2,
-        4,
-        height_ratios=(tall, bars),
-        left=0.012,
-        right=0.988,
-        top=1 - (0.62 if title else 0.32) / height,
-        bottom=0.06 / height,
-        wspace=0.045,
-        hspace=0.4 / (tall + bars),
-    )
-    if title:
-        title = textwrap.fill(title, _TITLE)
-        figure.suptitle(title, x=0.012, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, parse_math=False)
-    return figure, grid
+def wrapped(text: str, width: int) -> list[str]:
+    """Return a title in lines of at most so many pixels, cut between words, or within one that is longer."""
+    most = max(8, int(width / _font(15).getlength("n")))
+    return textwrap.wrap(text, most)
 
 
-def _show(axes: Axes, panel: ndarray, name: str) -> None:
-    axes.imshow(panel, interpolation="nearest")
-    axes.set_title(name, fontsize=9.5, loc="left", pad=3, color="#222222")
-    axes.set_axis_off()
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return DejaVu Sans, which comes with matplotlib and has letters of many scripts; matplotlib is not loaded."""
+    home = importlib.util.find_spec("matplotlib")
+    for folder in (home.submodule_search_locations or []) if home is not None else []:
+        file = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(str(file), size)
+    return ImageFont.load_default(size)
 
 
-def _bars(axes: Axes, pairs: Probabilities, lines: int, colour: str) -> None:
+def _bars(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, pairs: Probabilities, colour: str) -> None:
     """Draw one bar per class with its name and probability written over it: names of any length fit."""
-    axes.set(xlim=(0, 1), ylim=(lines - 0.5, -0.5))
-    axes.set_axis_off()
+    font = _font(12)
     for line, (name, probability) in enumerate(pairs):
-        axes.barh(line, 1, height=0.8, color="#eef0f1", lw=0)
-        axes.barh(line, min(max(probability, 0.0), 1.0), height=0.8, color=colour, alpha=0.42, lw=0)
-        short = name if len(name) <= 30 else name[:28] + "…"
-        axes.text(0.02, line, short, va="center", ha="left", fontsize=8, color="#111111", parse_math=False)
-        axes.text(0.98, line, f"{probability:.2f}", va="center", ha="right", fontsize=8, color="#111111")
+        left, top = at[0], at[1] + line * _BAR
+        right, bottom, middle = left + width - 1, top + _BAR - 5, top + (_BAR - 4) // 2
+        draw.rectangle((left, top, right, bottom), fill="#eef0f1")
+        share = min(max(probability, 0.0), 1.0)
+        if share > 0:
+            draw.rectangle((left, top, left + round(share * (width - 1)), bottom), fill=colour)
+        number = f"{probability:.2f}"
+        room = width - 18 - font.getlength(number)
+        short = name
+        while font.getlength(short) > room:
+            short = f"{short.rstrip('…')[:-1]}…"
+        draw.text((left + 5, middle), short, font=font, fill="#111111", anchor="lm")
+        draw.text((right - 5, middle), number, font=font, fill="#111111", anchor="rm")
 
 
-def _scale(panel: Axes) -> None:
+def _scale(canvas: Image.Image, at: tuple[int, int], width: int) -> None:
     """Draw the colour scale of the overlay where the mask has no probabilities."""
-    panel.set_axis_off()
-    axes = panel.inset_axes((0.03, 0.62, 0.94, 0.22))
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=_COLOURS, aspect="auto", extent=(0, 1, 0, 1))
-    axes.set_yticks([])
-    axes.set_xticks([0, 0.5, 1], ["0 hidden", "0.5", "1 evidence"], fontsize=7.5)
-    axes.tick_params(length=2, pad=1.5)
-    left, centre, right = axes.get_xticklabels()
-    left.set_horizontalalignment("left")
-    centre.set_horizontalalignment("center")
-    right.set_horizontalalignment("right")
+    draw, (left, top) = ImageDraw.Draw(canvas), at
+    canvas.paste(Image.fromarray(np.ascontiguousarray(_COLOURS[None])).resize((width, 12)), at)
+    for share, text, anchor in ((0, "0 hidden", "la"), (0.5, "0.5", "ma"), (1, "1 evidence", "ra")):
+        draw.text((left + share * (width - 1), top + 15), text, font=_font(11), fill="#222222", anchor=anchor)
 
 
 def _array(values: ArrayLike) -> ndarray:

@@ -11,7 +11,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from salmask.files import JSON, Facts, replace_file, writable_folder
-from salmask.report import add_training, write_report
+from salmask.report.page import write_report
+from salmask.report.training import add_training
 from salmask.rows.read import COUNTS, ROWS, file_name, read_lines, read_meta, write_json
 from salmask.study.checking import Checked, gather
 from salmask.study.engine import Done, Task

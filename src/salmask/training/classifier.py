@@ -6,10 +6,9 @@ SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smooth
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,9 @@ from salmask.classifier.inputs import checked
 from salmask.data import Batch, Labelled, SampleTransform, evaluation_batches, training_batches
 from salmask.training.precision import chosen_precision
 from salmask.training.settings import Precision
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 __all__ = ["FitSettings", "accuracy", "descend", "fit_classifier"]
 
@@ -53,7 +55,7 @@ def fit_classifier(
     settings: FitSettings,
     augment: SampleTransform | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    fabric: Fabric | None = None,
+    fabric: "Fabric | None" = None,
 ) -> Classifier:
     """Train the network of a classifier on labelled pictures, in place, and return it in eval mode.
 
@@ -64,6 +66,8 @@ def fit_classifier(
             f"the data has {max(dataset.targets) + 1} classes, the network tells {classifier.num_classes} apart"
         )
     if fabric is None:
+        from lightning.fabric import Fabric  # slow to import, and only training needs it
+
         # Any: Fabric asks for one of its literals
         precision: Any = chosen_precision(settings.precision, classifier)
         fabric = Fabric(accelerator="auto", devices=1, precision=precision)
@@ -98,7 +102,7 @@ def descend(
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     *,
-    fabric: Fabric,
+    fabric: "Fabric",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> None:
     """Lower a loss by one step an item. Errors: ValueError for a loss that is not a number at the end."""

@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,6 +39,9 @@ from salmask.training.classifier import descend
 from salmask.training.run import CLASSIFIER, POOLING, Loaded, load_classifier, save_classifier
 from salmask.training.schemas import read_run
 from salmask.types import Logits, Targets
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 __all__ = [
     "STREAM_RECIPES",
@@ -247,7 +249,7 @@ def fit_stream(
     *,
     settings: PoolingSettings,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    fabric: Fabric | None = None,
+    fabric: "Fabric | None" = None,
 ) -> Pooled:
     """Train the stream of a pooled classifier, in place; the network, its statistics and its head stay as they are.
 
@@ -255,7 +257,10 @@ def fit_stream(
     """
     pooled.check_exclusive("training a pooling by cross-entropy")
     recipe, stream = STREAM_RECIPES[settings.recipe], pooled.stream
-    fabric = Fabric(accelerator="auto", devices=1, precision="32-true") if fabric is None else fabric
+    if fabric is None:
+        from lightning.fabric import Fabric  # slow to import, and only training needs it
+
+        fabric = Fabric(accelerator="auto", devices=1, precision="32-true")
     pooled.to(fabric.device)
     pooled.average.to(fabric.device)
     steps = settings.steps(len(lessons))
