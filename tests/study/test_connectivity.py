@@ -18,8 +18,8 @@ from salmask.cli.main import main
 from salmask.data.cues import CuePictures
 from salmask.files import JSON
 from salmask.masking import MeanColour, remove
-from salmask.report import write_report
 from salmask.report.connectivity import connectivity_part, read_connectivity
+from salmask.report.page import write_report
 from salmask.rows.archive import pack
 from salmask.rows.read import read_rows
 from salmask.study.connect import Connection, Extent, Pictures

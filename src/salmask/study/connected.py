@@ -12,7 +12,7 @@ from numpy import ndarray
 from salmask.files import JSON, Facts, replace_file
 from salmask.masking import MeanColour, keep, remove
 from salmask.outcome import whole_logits
-from salmask.report import write_report
+from salmask.report.page import write_report
 from salmask.report.pictures import spread_ids, strip
 from salmask.report.sheet import MAP_ALONE, picture_sheet
 from salmask.rows.read import META, ROWS, file_name, write_json
