@@ -133,7 +133,7 @@ def test_one_s_own_network_is_explained_in_python_and_by_command(tmp_path, monke
 
     monkeypatch.chdir(tmp_path)
     *python, own, labels = _blocks("docs/own-network.md")
-    names = _run([*python, labels], {}, smaller={"steps=4": "steps=2"})
+    names = _run([*python, labels], {}, smaller={"torch.rand(24,": "torch.rand(6,", "steps=4": "steps=2"})
     assert names["explanation"].masks.shape == (2, 1, 64, 64)
     assert names["classifier"].layers[-1].startswith("layer4")
     assert names["several"].multilabel and names["of_label"].masks.shape == (2, 1, 64, 64)
