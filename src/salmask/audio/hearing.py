@@ -194,7 +194,9 @@ class Hearing:
 
         What is below silence, as in pictures that SmoothGrad has added noise to, is silence.
         """
-        return DOMAINS[self.domain].back(pictures.flip(-2).clamp_min(0), self.loudest)
+        turned = pictures.flip(-2)
+        heard = torch.where(turned < 0, torch.zeros_like(turned), turned)  # a clamp would stop gradients at silence
+        return DOMAINS[self.domain].back(heard, self.loudest)
 
     def _stft(self, wave: Tensor) -> Tensor:
         return torch.stft(
