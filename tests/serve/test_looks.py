@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,10 +98,8 @@ def test_an_explainer_that_fails_leaves_the_others_be(run, tmp_path) -> None:
 
 
 def test_a_bomb_a_text_and_a_pipe_are_refused_by_the_name_that_the_visitor_knows(looks, tmp_path) -> None:
-    start = time.perf_counter()
     with pytest.raises(ValueError, match=r"^bomb.png has 60000x60000 pixels, more than the 50,000,000"):
         looks.open_file(bomb(tmp_path / "bomb.png"))
-    assert time.perf_counter() - start < 1
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"^text.png cannot be decoded"):
         looks.open_file(tmp_path / "text.png")
@@ -116,10 +113,8 @@ def test_a_bomb_is_refused_by_the_command_in_one_line(run, tmp_path, capsys) -> 
 def test_twelve_megapixels_are_opened_at_once_and_not_kept(looks, tmp_path) -> None:
     path = tmp_path / "large.jpg"
     Image.effect_noise((400, 300), 60).resize((4000, 3000)).convert("RGB").save(path)
-    start = time.perf_counter()
     session = last(looks, looks.open_file(path), ["mine"])
     draw(looks, session, ["mine"], opacity=0.8, threshold=0)
-    assert time.perf_counter() - start < 5
     assert session.look.size == (3000, 4000) and session.look.whole.shape == (3, 768, 1024)
     with Image.open(path) as picture:
         small = np.asarray(picture.resize((1024, 768), Image.Resampling.BILINEAR), dtype=float)

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from salmask.data import Labelled, SampleTransform, Subset, open_data, split_off
+from salmask.data import CropFlip, Labelled, SampleTransform, Subset, open_data, split_off
 from salmask.data.streams import spread
 from salmask.data.synthetic import Synthetic
 from salmask.evaluation.evaluate import compare
@@ -242,11 +242,10 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         save_every=100,
         target=variant.target,
     )
-    augment = replace(
-        loaded.view.augmentation(),
-        size=crops.train_size or loaded.view.image_size,
-        scale=(crops.scale_crop, crops.scale_most),
-    )
+    augment = loaded.view.augmentation()
+    if isinstance(augment, CropFlip):  # sounds are shifted, not cropped
+        size = crops.train_size or loaded.view.image_size
+        augment = replace(augment, size=size, scale=(crops.scale_crop, crops.scale_most))
     learns = variant.learns
     mask = replace(variant.mask, layers=variant.mask.layers or layers_read(regime.layers, loaded))
     train_run(
