@@ -197,7 +197,8 @@ def outcome(rows: slice = slice(None)) -> Outcome:
     g = seeded(4)
     logits = torch.randn(3, 6, 4, generator=g)
     masks, targets = torch.rand(6, 1, 8, 8, generator=g), torch.tensor([0, 1, 2, 3, 0, 1])
-    return Outcome(masks[rows], targets[rows], *(side[rows] for side in logits))
+    images = torch.rand(6, 3, 8, 8, generator=g)
+    return Outcome(masks[rows], targets[rows], *(side[rows] for side in logits), images=images[rows])
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))

@@ -247,7 +247,7 @@ class Masker(nn.Module):
             read = [torch.cat([x, conditions.to(x.dtype).expand(-1, -1, *x.shape[-2:])], 1) for x in read]
         return self._decode(read, grid)
 
-    def _decode(self, maps: Sequence[Tensor], grid: tuple[int, int]) -> Float[Tensor, "batch 1 rows columns"]:
+    def _decode(self, maps: Sequence[Tensor], grid: tuple[int, int]) -> Float[Tensor, "batch masks rows columns"]:
         """Return the logits z on a grid, from the maps that are read."""
         joined = []
         for layer, x in zip(self.layers, maps, strict=True):
@@ -255,7 +255,7 @@ class Masker(nn.Module):
             joined.append(_resized(own, grid, "bilinear"))
         return self.final(torch.cat(joined, 1))
 
-    def enlarge(self, small: Float[Tensor, "batch 1 rows columns"], size: tuple[int, int]) -> Masks:
+    def enlarge(self, small: Float[Tensor, "batch masks rows columns"], size: tuple[int, int]) -> Masks:
         """Bring masks from the grid to the picture, by the masker's `upsample`; in float32."""
         return _resized(small.float(), size, self.upsample_mode)
 

@@ -170,7 +170,7 @@ def play_at_rest(
     kept, removed = (
         classifier.question(answers[side], targets)[0] if side in sides else None for side in (KEPT, REMOVED)
     )
-    return Outcome(masks, about, whole, kept, removed, answers=answers)
+    return Outcome(masks, about, whole, kept, removed, answers=answers, images=images)
 
 
 def whole_logits(classifier: Classifier, images: Images, *, images_per_pass: int = IMAGES_PER_PASS) -> Logits:

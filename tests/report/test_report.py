@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salmask import report
+from salmask.report.charts import line_chart, png, scatter_chart, svg
+from salmask.report.page import write_markdown_table, write_report
+from salmask.report.sentences import describe
 from salmask.report.study import _within
-from salmask.report.tables import Column, number
+from salmask.report.tables import Column, Summary, markdown, number, summarize
+from salmask.report.training import add_training
 from salmask.rows.archive import pack
 from salmask.rows.read import agree_on_meta, file_name, read_counts, read_rows
 from salmask.rows.statistics import Interval
@@ -72,14 +75,14 @@ def with_pictures(folder: Path) -> Path:
     Failures(folder, ["bad"]).add("bad", IDS[0], RuntimeError("no <memory> left"))
     metrics = folder / "metrics.jsonl"
     metrics.write_text("".join(json.dumps({"step": i, "loss": 1 / (i + 1), "lr": 0.1}) + "\n" for i in range(700)))
-    report.add_training(folder, "good", metrics)
+    add_training(folder, "good", metrics)
     return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = with_pictures(fill(tmp_path_factory.mktemp("report")))
-    report.write_report(made)
+    write_report(made)
     return made
 
 
@@ -89,8 +92,8 @@ def page(folder) -> str:
 
 
 @pytest.fixture(scope="module")
-def summary(folder) -> report.Summary:
-    return report.summarize(read_rows(folder), read_counts(folder), META)
+def summary(folder) -> Summary:
+    return summarize(read_rows(folder), read_counts(folder), META)
 
 
 def test_summary_has_the_contract_of_four_numbers(folder):
@@ -124,7 +127,7 @@ def test_set_level_scores_are_compared_on_shared_resamples(summary):
 def test_set_level_scores_of_other_images_are_not_tested(tmp_path):
     fill(tmp_path, explainers=("good",))
     fill(tmp_path, explainers=("bad",), ids=tuple(IDS[:30]))
-    summary = report.summarize(read_rows(tmp_path), read_counts(tmp_path), META)
+    summary = summarize(read_rows(tmp_path), read_counts(tmp_path), META)
     assert np.isnan(summary.differences["hits"][0].p)
     assert summary.differences["le"][0].interval.n == 30  # rows are paired over the images that both have
 
@@ -134,7 +137,7 @@ def test_rebuilding_from_rows_alone_gives_the_same_bytes(folder, tmp_path):
     before = {name: (folder / name).read_bytes() for name in names}
     for name in names:
         (folder / name).unlink()
-    report.write_report(folder)
+    write_report(folder)
     assert {name: (folder / name).read_bytes() for name in names} == before
 
 
@@ -143,14 +146,14 @@ def test_an_archive_gives_the_same_report_and_no_rows_are_added_to_it(tmp_path):
     for one in (folder, again):
         one.mkdir()
         with_pictures(fill(one))
-    before = report.write_report(folder)
+    before = write_report(folder)
     page = (folder / "index.html").read_bytes()
     archive = pack(folder)
     assert {path.name for path in folder.iterdir()} >= {"rows.tar.xz", "table.md", "pictures"}
     assert not any((folder / name).exists() for name in ("rows.jsonl", "counts", "training", "meta.json"))
     assert archive.read_bytes() == pack(again).read_bytes()
-    assert report.write_report(folder) == before and (folder / "index.html").read_bytes() == page
-    assert report.write_report(folder, out=out) == before and (out / "index.html").read_bytes() == page
+    assert write_report(folder) == before and (folder / "index.html").read_bytes() == page
+    assert write_report(folder, out=out) == before and (out / "index.html").read_bytes() == page
     assert not (folder / "rows.jsonl").exists()
     with pytest.raises(ValueError, match=r"holds packed rows: unpack them to add some, `tar -xf rows\.tar\.xz`"):
         fill(folder, explainers=("same",))
@@ -158,7 +161,7 @@ def test_an_archive_gives_the_same_report_and_no_rows_are_added_to_it(tmp_path):
     for broken in (archive.read_bytes()[: archive.stat().st_size // 2], b"no archive"):
         archive.write_bytes(broken)
         with pytest.raises(ValueError, match=r"rows\.tar\.xz: cannot be unpacked"):
-            report.write_report(folder)
+            write_report(folder)
 
 
 def test_what_is_not_whole_is_not_packed(tmp_path):
@@ -184,7 +187,7 @@ def test_the_order_of_rows_changes_no_number(folder, tmp_path):
     lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
     agree_on_meta(tmp_path, META)
     (tmp_path / "rows.jsonl").write_text("".join(reversed(lines)))
-    report.write_report(tmp_path)
+    write_report(tmp_path)
     ours, theirs = (json.loads((place / "summary.json").read_text()) for place in (tmp_path, folder))
     for name in SECONDS:
         for metric in ("le", "gain"):
@@ -250,7 +253,7 @@ def test_heads_sort_by_numbers(page):
 
 
 def test_sentences_carry_the_numbers(summary):
-    texts = report.describe(summary, failures=[{"explainer": "bad"}])
+    texts = describe(summary, failures=[{"explainer": "bad"}])
     lead = next(text for text in texts if text.startswith("le ("))
     best = summary.best["le"]
     assert "less is better" in lead and f"{best} leads with {number(summary.mean(best, 'le'))}" in lead
@@ -262,36 +265,36 @@ def test_sentences_carry_the_numbers(summary):
 
 def test_sentences_say_that_nothing_is_told_apart(tmp_path):
     few = fill(tmp_path, explainers=("good", "same"), ids=IDS[:3])
-    texts = report.describe(report.summarize(read_rows(few), read_counts(few), META))
+    texts = describe(summarize(read_rows(few), read_counts(few), META))
     assert texts[0] == "On 3 images none of 3 ranked metrics tells the explainers apart at 5 %."
 
 
 def test_sentences_say_where_a_control_is_not_beaten(summary):
     control = summary.best["le"]
-    texts = report.describe(summary, controls=[control])
+    texts = describe(summary, controls=[control])
     assert any(text.startswith("Maps that look at no classifier are best") and control in text for text in texts)
     assert not any(f"{control} is the cheapest" in text for text in texts)
-    assert not any(text.startswith("Maps that look") for text in report.describe(summary))
+    assert not any(text.startswith("Maps that look") for text in describe(summary))
 
 
 def test_sentences_name_metrics_that_disagree(summary):
     matrix = np.array([[1.0, -0.6], [-0.6, 1.0]])
-    assert any("tau −0.600" in text for text in report.describe(summary, agreement=(["le", "gain"], matrix)))
-    assert not any("unlike" in text for text in report.describe(summary, agreement=(["a", "b"], abs(matrix))))
+    assert any("tau −0.600" in text for text in describe(summary, agreement=(["le", "gain"], matrix)))
+    assert not any("unlike" in text for text in describe(summary, agreement=(["a", "b"], abs(matrix))))
 
 
 def test_a_table_marks_the_best_and_what_is_tied_with_it():
     made = {"FIX": {"le": Interval(0.42, 0.166, 0.674, 2)}, "CA": {"le": Interval(0.41, math.nan, math.nan, 1)}}
-    text = report.markdown(made, [Column("le", "down")], best={"le": "FIX"}, tied={"le": ["CA"]}, corner="variant")
+    text = markdown(made, [Column("le", "down")], best={"le": "FIX"}, tied={"le": ["CA"]}, corner="variant")
     assert text.splitlines()[0] == "| variant | le ↓ |"
     assert "| FIX | **0.420** [0.166, 0.674] |" in text and "| CA | 0.410° |" in text
 
 
 def test_markdown_table_of_chosen_metrics(folder):
-    text = report.write_markdown_table(folder, metrics=["gain", "le"]).read_text()
+    text = write_markdown_table(folder, metrics=["gain", "le"]).read_text()
     assert text.startswith("| explainer | gain ↑ | le ↓ |")
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
-    report.write_markdown_table(folder)
+    write_markdown_table(folder)
 
 
 @pytest.mark.parametrize(
@@ -309,11 +312,11 @@ def test_numbers_have_sensible_digits(value, cost, text):
 def test_figures_are_reproducible_and_self_contained():
     interval = Interval(0.5, 0.4, 0.6, 10)
     series = {"fix": [(1.0, interval), (10.0, interval)], "one seed": [(1.0, Interval(0.3, np.nan, np.nan, 1))]}
-    draw = lambda: report.line_chart(series, x="n", y="le", log_x=True, reference={"all": 0.4})  # noqa: E731
-    assert report.svg(draw()) == report.svg(draw())
-    assert report.svg(draw()).startswith("<svg")
-    assert report.png(draw()) == report.png(draw())
-    assert report.png(draw())[:4] == b"\x89PNG"
+    draw = lambda: line_chart(series, x="n", y="le", log_x=True, reference={"all": 0.4})  # noqa: E731
+    assert svg(draw()) == svg(draw())
+    assert svg(draw()).startswith("<svg")
+    assert png(draw()) == png(draw())
+    assert png(draw())[:4] == b"\x89PNG"
 
 
 def test_lines_with_bars_side_by_side_lie_within_the_axes():
@@ -322,14 +325,14 @@ def test_lines_with_bars_side_by_side_lie_within_the_axes():
         "b": [(1.0, Interval(0.5, np.nan, np.nan, 9))],
     }
     for log_x in (False, True):
-        axes = report.line_chart(series, x="n", y="le", log_x=log_x).axes[0]
+        axes = line_chart(series, x="n", y="le", log_x=log_x).axes[0]
         assert axes.get_xlim()[0] <= 1 and axes.get_xlim()[1] >= 10
         assert axes.get_ylim()[0] <= 0.2 and axes.get_ylim()[1] >= 0.9
 
 
 def test_points_that_coincide_are_named_in_a_legend():
     points = {f"row {i}": (1.0, Interval(0.5, 0.4, 0.6, 9)) for i in range(20)}
-    figure = report.scatter_chart(points, x="area", y="le", legend=True)
+    figure = scatter_chart(points, x="area", y="le", legend=True)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(points)
     looks = {(line.get_marker(), line.get_color()) for line in figure.axes[0].lines if line.get_marker() in "o^sDvP"}
     assert len(looks) == 20 and not figure.axes[0].texts
@@ -343,7 +346,7 @@ def test_an_interval_over_trainings_ends_where_its_metric_does():
 
 def test_crowded_labels_do_not_overlap():
     points = {f"explainer_{i}": (0.01, Interval(0.5 + i / 1000, np.nan, np.nan, 9)) for i in range(6)}
-    figure = report.scatter_chart(points, x="seconds", y="score", log_x=True)
+    figure = scatter_chart(points, x="seconds", y="score", log_x=True)
     canvas = figure.canvas
     canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
@@ -353,7 +356,7 @@ def test_crowded_labels_do_not_overlap():
 
 def test_one_explainer_and_one_image_make_a_page(tmp_path):
     fill(tmp_path, explainers=("good",), ids=tuple(IDS[:1]))
-    found = report.write_report(tmp_path)
+    found = write_report(tmp_path)
     assert found["good"]["le"]["low"] is None and found["good"]["le"]["n"] == 1
     assert "Differences from the best" not in (tmp_path / "index.html").read_text()
 
@@ -369,7 +372,7 @@ def test_the_grid_is_a_file_with_maps_kept_and_removed(tmp_path):
             for panel, colour in enumerate(colours.values()):
                 strip.paste(colour, (64 * panel, 0, 64 * panel + 64, 64))
             strip.save(place / f"{file_name(image)}.png")
-    report.write_report(tmp_path)
+    write_report(tmp_path)
     with Image.open(tmp_path / "grid.jpg") as sheet:
         assert sheet.size == (3 * 100, 22 + 4 * 3 * 100)  # a line of heads; panels of 96 and gaps of 4
         seen = {
@@ -384,7 +387,7 @@ def test_the_grid_is_a_file_with_maps_kept_and_removed(tmp_path):
 
 def test_rows_without_meta_are_shown_unranked(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"image": "a", "explainer": "x", "metric": "m", "value": 0.5}\n')
-    assert report.write_report(tmp_path)["x"]["m"]["mean"] == 0.5
+    assert write_report(tmp_path)["x"]["m"]["mean"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -401,7 +404,7 @@ def test_a_broken_line_is_named(tmp_path, line, message):
     good = '{"image": "a", "explainer": "x", "metric": "m", "value": 0.5}\n'
     (tmp_path / "rows.jsonl").write_text(2 * good + line)
     with pytest.raises(ValueError, match=f"rows.jsonl, {message}"):
-        report.write_report(tmp_path)
+        write_report(tmp_path)
 
 
 def test_an_incomplete_block_is_cut_at_the_end_and_refused_elsewhere(tmp_path):
@@ -426,10 +429,10 @@ def test_counts_that_are_fewer_than_rows_are_refused(tmp_path):
 
 def test_missing_and_empty_rows_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected rows\.jsonl in"):
-        report.write_report(tmp_path)
+        write_report(tmp_path)
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(ValueError, match="empty file"):
-        report.write_report(tmp_path)
+        write_report(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["meta.json", "counts/good/hits.npz", "pictures/good/val__cat__000.jpg.png"])
@@ -437,12 +440,12 @@ def test_a_broken_file_is_named(tmp_path, name):
     with_pictures(fill(tmp_path))
     (tmp_path / name).write_bytes(b"{ broken")
     with pytest.raises(ValueError, match=re.escape(name.split("/")[-1])):
-        report.write_report(tmp_path)
+        write_report(tmp_path)
 
 
 def test_absent_training_metrics_are_named(tmp_path):
     with pytest.raises(ValueError, match="training metrics of run"):
-        report.add_training(tmp_path, "run", tmp_path / "none.jsonl")
+        add_training(tmp_path, "run", tmp_path / "none.jsonl")
 
 
 def test_reports_need_no_torch():
@@ -456,7 +459,7 @@ def test_a_picture_that_is_no_strip_is_named(tmp_path, size):
     place = folder / "pictures" / "good" / f"{file_name(IDS[0])}.png"
     Image.new("RGB", size).save(place)
     with pytest.raises(ValueError, match=r"cat__000\.jpg\.png: expected four panels of equal width"):
-        report.write_report(folder)
+        write_report(folder)
 
 
 def test_curves_pass_over_what_is_no_number(tmp_path):
@@ -464,7 +467,7 @@ def test_curves_pass_over_what_is_no_number(tmp_path):
     lines = [{"step": "one", "loss": 1}, {"loss": float("nan")}, {"step": 3, "loss": True}, {"step": 4, "loss": [2]}]
     (folder / "training").mkdir()
     (folder / "training" / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report.write_report(folder)
+    write_report(folder)
     assert "<h2>Training</h2>" not in (folder / "index.html").read_text()
 
 
@@ -492,7 +495,7 @@ def test_a_study_of_another_shape_names_its_field(tmp_path, study, field):
     folder = fill(tmp_path)
     (folder / "study.json").write_text(json.dumps(study))
     with pytest.raises(ValueError, match=field):
-        report.write_report(folder)
+        write_report(folder)
 
 
 def test_every_output_is_written_whole(tmp_path, monkeypatch):
@@ -509,5 +512,5 @@ def test_every_output_is_written_whole(tmp_path, monkeypatch):
 
     for name in ("write_text", "write_bytes"):
         monkeypatch.setattr(Path, name, noted(getattr(Path, name)))
-    report.write_report(folder)
+    write_report(folder)
     assert opened and all(path.name.startswith(".") for path in opened)

@@ -35,9 +35,9 @@ Skip = Callable[[str, str], bool]
 """(explainer, image) -> whether its rows are there already."""
 Failed = Callable[[str, str, Exception], None]
 """Told of (explainer, image, error) where an explainer failed."""
-Picture = Float[Tensor, "channels height width"]
-StripParts = tuple[Picture, Float[Tensor, "1 height width"], Picture, Picture]
-"""One image, its mask, its kept and its removed picture."""
+Picture = Float[Tensor, "3 rows columns"]
+StripParts = tuple[Picture, Float[Tensor, "1 rows columns"], Picture, Picture]
+"""One image, its mask, its kept and its removed picture, in colour; several inputs lie side by side."""
 
 DEGENERATE: JSON = {
     "direction": "none",

@@ -117,7 +117,7 @@ def _write_sounds(folder: Path, scored: Scored, drawn: Callable[[str], bool], li
         if scored.panels is not None and drawn(image):
             own.mkdir(parents=True, exist_ok=True)
             _, _, kept, removed = scored.panels(i)
-            sounds = listening.heard(image, [kept, removed])
+            sounds = listening.heard(image, [kept[:1], removed[:1]])  # grey in colour: one channel, three times
             write_sound(folder / f"{file_name(image)}.wav", listening.recording(image), rate)
             for side, sound in zip((KEPT, REMOVED), sounds, strict=True):
                 write_sound(own / f"{file_name(image)}.{side}.wav", sound, rate)
