@@ -1,6 +1,7 @@
 """Networks that are called as others are, and are not built as others are."""
 
 import warnings
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -285,3 +286,26 @@ def test_tokens_that_cannot_be_read_after_the_deepest_layer_are_told_of() -> Non
         assert around(Opaque(), None).layers == ("embed",)
     given = Classifier(Opaque(), mean=MEAN, std=STD, layers=None, image_size=SIZE, prefix=2, grid=(8, 8))
     assert given.layers[-1] == "blocks.3" and given.strides[-1] == 8
+
+
+class Part(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, 8, 8) -> (B, windows, cells, C), the values doubled."""
+        return 2 * x.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+
+
+class Join(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Undo it, but for the doubling."""
+        return x.unflatten(2, (4, 4)).unflatten(1, (2, 2)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def test_values_in_windows_are_no_map() -> None:
+    torch.manual_seed(0)
+    stem, late = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 8, 2, 2)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    shown = torch.rand(2, 16, 8, 8)
+    assert torch.equal(Join()(Part()(shown)), 2 * shown) and Part()(shown).shape == (2, 4, 16, 16)
+    network = nn.Sequential(OrderedDict(stem=stem, part=Part(), join=Join(), late=late, head=head))
+    classifier = Classifier(network, mean=MEAN, std=STD, layers=None, image_size=32)
+    assert classifier.layers == ("stem", "join", "late")  # `part` has the shape of 4 channels of 16 x 16: 4 windows

@@ -269,7 +269,8 @@ def pick_layers(probe: Probe) -> list[str]:
     """Choose at most five layers, shallow to deep.
 
     Modules that are used several times are passed over, for only their last call could be read; so are pooling to a
-    fixed size, attention (rows that sum to 1) and what the logits do not hang on. A network of one or two resolutions
+    fixed size, attention (rows that sum to 1), values that the next module puts on another grid (windows), and what
+    the logits do not hang on. A network of one or two resolutions
     (a plain transformer) gives five of its repeated blocks. Errors: ValueError where there is no spatial output.
     """
     logits, calls = probe.trace()
@@ -277,9 +278,10 @@ def pick_layers(probe: Probe) -> list[str]:
     counts = Counter(call.name for call in calls)
     spatial: dict[str, Grid] = {}
     seen: list[Grid] = []
-    for call, leads in zip(calls, reached, strict=True):
+    handed_on = [*calls[1:], None][: len(calls)]
+    for call, leads, following in zip(calls, reached, handed_on, strict=True):
         grid = _grid(probe, call, seen) if leads and counts[call.name] == 1 else None
-        if grid is not None:
+        if grid is not None and not _only_rearranged(call, grid, following):
             spatial[call.name] = grid
             probe.before[call.name] = list(seen)
             seen += [grid] if call.output.ndim == 4 else []
@@ -373,6 +375,17 @@ def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
         shape = tokens(output.detach(), probe.size).shape
         return int(shape[2]), int(shape[3])
     return tokens.grid if isinstance(tokens, Tokens) and max(tokens.grid) > 1 else None
+
+
+def _only_rearranged(call: Seen, grid: Grid, following: Seen | None) -> bool:
+    """Return whether the next call hands on the same values, and not on the same grid: then they lie in windows."""
+    if following is None or following.output.ndim != 4 or following.output.numel() != call.output.numel():
+        return False
+    lies = grid_of(following.output.shape, last=False)
+    if lies is not None and lies[1] == grid:
+        return False
+    own, handed_on = (one.output.detach().flatten().sort().values for one in (call, following))
+    return torch.equal(own, handed_on)
 
 
 def _repeated(network: nn.Module, spatial: Mapping[str, Grid]) -> list[str]:
