@@ -11,7 +11,6 @@ A head turns logits into masks: `Sigmoid`, or `Concrete` for binary masks (Gumbe
 constant channels to every layer that is read: a target area, or an embedding of a class.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,19 +21,18 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.branches import deepest_of_branches
-from salmask.classifier.weights import fingerprint
-from salmask.files import JSON, Facts, Maybe, Several, Within, Word, read_json, replace_file, writable_folder
+from salmask.classifier.weights import CONFIG, WEIGHTS, fingerprint, save_module
+from salmask.files import JSON, Facts, Maybe, Several, Within, Word, read_json
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CLASS_CHANNELS = 64
 
 
@@ -303,11 +301,7 @@ class Masker(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; each file appears whole or not at all."""
-        folder = writable_folder(folder)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        content = json.dumps(self.settings(), indent=2) + "\n"
-        replace_file(folder / WEIGHTS, lambda at: save_file(weights, at, metadata={"format": "pt"}))
-        replace_file(folder / CONFIG, lambda at: at.write_text(content))
+        save_module(self, self.settings(), folder)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "Masker":

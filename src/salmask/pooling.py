@@ -12,7 +12,6 @@ names of parameters; 2, the backbone's statistics stay as they are. Source: Torr
 (2024).
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,17 +21,17 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from salmask.classifier import Classifier
 from salmask.classifier.neck import Neck, Reheaded, find_neck, options_of, rebuilt
-from salmask.files import JSON, Maybe, Several, Within, Word, read_json, replace_file, writable_folder
+from salmask.classifier.weights import CONFIG, WEIGHTS, save_module
+from salmask.files import JSON, Maybe, Several, Within, Word, read_json
 from salmask.types import FeatureMap, Images, Logits
 
 __all__ = ["Attended", "Pooled", "QueryStream", "read_stream"]
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LEAST_STRIDE = 4  # of the stages that are read unless some are named: the source's first map is that after the stem
 
 
@@ -146,11 +145,7 @@ class QueryStream(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; each file appears whole or not at all."""
-        folder = writable_folder(folder)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        content = json.dumps(self.settings(), indent=2) + "\n"
-        replace_file(folder / WEIGHTS, lambda at: save_file(weights, at, metadata={"format": "pt"}))
-        replace_file(folder / CONFIG, lambda at: at.write_text(content))
+        save_module(self, self.settings(), folder)
 
 
 class Pooled(Classifier):

@@ -9,6 +9,7 @@ modules of a network that was pickled whole, whose weights are then collected fr
 
 import hashlib
 import io
+import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -18,10 +19,14 @@ from types import SimpleNamespace
 from typing import BinaryIO
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "fit_weights", "load_weights"]
+from salmask.files import JSON, replace_file, writable_folder
+
+__all__ = ["CONFIG", "WEIGHTS", "fingerprint", "fit_weights", "load_weights", "save_module"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _CONTAINERS = (
     "state_dict",
@@ -227,3 +232,12 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def save_module(module: nn.Module, settings: JSON, folder: str | Path) -> None:
+    """Write settings as config.json and weights as model.safetensors; each file appears whole or not at all."""
+    folder = writable_folder(folder)
+    weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    content = json.dumps(settings, indent=2) + "\n"
+    replace_file(folder / WEIGHTS, lambda at: save_file(weights, at, metadata={"format": "pt"}))
+    replace_file(folder / CONFIG, lambda at: at.write_text(content))

@@ -6,8 +6,9 @@ from types import MappingProxyType
 
 from salmask.audio.decoder import TransposedMasker
 from salmask.classifier import Classifier
+from salmask.classifier.weights import CONFIG
 from salmask.files import ANYTHING, read_json
-from salmask.masker import CONFIG, Masker
+from salmask.masker import Masker
 
 __all__ = ["MASKERS", "load_masker", "new_masker"]
 
