@@ -1,6 +1,7 @@
 """From what a user types to objects: classifiers, run folders, data, explainers by name.
 
-SPEC of a classifier: `timm:NAME` (pretrained weights), `timm:NAME@FILE` (weights from a file), or a run's folder.
+SPEC of a classifier: `timm:NAME`, `torchvision:NAME`, `hf:NAME_OR_FOLDER` (pretrained weights), each with `@FILE`
+(weights from a file), `module.py:function` or `package.module:function` (one's own), or a run's folder.
 A run's folder holds the masker (config.json, model.safetensors), its classifier (classifier.safetensors) and
 run.json, which says how pictures get from the disk to the classifier.
 """

@@ -33,7 +33,8 @@ class ExplainCommand(PictureOptions, ProcessOptions):
     list: bool = False
     """List all explainers by name with their settings, and do nothing else."""
     classifier: str | None = None
-    """timm:NAME, timm:NAME@FILE or a run's folder, for explainers by name."""
+    """timm:NAME, torchvision:NAME, hf:NAME or one's own module.py:function, each with @FILE for weights of a file; or a
+    run's folder, for explainers by name."""
     target: str | None = None
     """Class to explain, by name or index; the predicted one where not given."""
     normalize: Normalize | None = None

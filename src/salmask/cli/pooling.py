@@ -15,7 +15,8 @@ class PoolingCommand(DataOptions):
     """Train a query stream that takes the place of a frozen classifier's average pooling (CA-Stream)."""
 
     classifier: str
-    """timm:NAME, timm:NAME@FILE, or the folder of a run."""
+    """timm:NAME, torchvision:NAME, hf:NAME or one's own module.py:function, each with @FILE for weights of a file; or a
+    run's folder."""
     out: Path
     """Folder of the run: the stream and its classifier. Named as --classifier it is the classifier with the stream, as
     --explainer its raw attention."""

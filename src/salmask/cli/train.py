@@ -31,7 +31,8 @@ class TrainCommand(DataOptions, ProcessOptions):
     """Train a masker beside a classifier."""
 
     classifier: str
-    """timm:NAME, timm:NAME@FILE, or the folder of a run."""
+    """timm:NAME, torchvision:NAME, hf:NAME or one's own module.py:function, each with @FILE for weights of a file; or a
+    run's folder."""
     out: Path
     """Folder of the run: masker, classifier, metrics, checkpoint."""
     learns: tyro.conf.OmitArgPrefixes[_LearnsOptions] = field(default_factory=_LearnsOptions)
