@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-import salmask.masker
+import salmask.classifier.weights
 from salmask.classifier import Classifier
 from salmask.masker import HEADS, Concrete, Masker, Sigmoid
 from salmask.outcome import Outcome
@@ -412,7 +412,7 @@ def test_an_interrupted_write_leaves_the_old_files(tmp_path, monkeypatch) -> Non
         path.write_bytes(b"half of")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(salmask.masker, "save_file", dies)
+    monkeypatch.setattr(salmask.classifier.weights, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
         tiny(generator=seeded(5)).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
