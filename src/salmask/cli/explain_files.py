@@ -21,8 +21,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from salmask.data.depth import settled
+from salmask.data.endings import ignored_files, list_pictures
 from salmask.data.listed import ReadImage
-from salmask.data.pictures import ignored_files, list_pictures
 from salmask.data.streams import Bar
 from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
 from salmask.explain.base import Explainer, Explanation

@@ -60,8 +60,8 @@ class ServeCommand(SightOptions):
 
     def _examples(self, base: "Loaded") -> "Sequence[Example]":
         from salmask.classifier.imagenet import class_names
+        from salmask.data.endings import list_pictures
         from salmask.data.photographs import photographs
-        from salmask.data.pictures import list_pictures
         from salmask.serve import Example
 
         if self.examples is not None:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from salmask.data.endings import list_pictures
 from salmask.data.labels import has_labels
 from salmask.data.listed import ListedPictures, ReadImage, warn_of_ignored
-from salmask.data.pictures import list_pictures, read_image
+from salmask.data.pictures import read_image
 from salmask.data.sample import Sample, SampleTransform, no_boxes
 
 __all__ = ["UNLABELLED", "FlatFolder", "is_flat"]

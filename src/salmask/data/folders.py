@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 
 from salmask.boxes import boxes_of
+from salmask.data.endings import list_pictures
 from salmask.data.listed import ListedPictures, ReadImage, warn_of_ignored
-from salmask.data.pictures import list_pictures, read_image, read_pixels, upright_size
+from salmask.data.pictures import read_image, read_pixels, upright_size
 from salmask.data.sample import Sample, SampleTransform
 from salmask.files import regular_file
 from salmask.types import Boxes, Pixels

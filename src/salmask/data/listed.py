@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from salmask.data.depth import settled
-from salmask.data.pictures import ignored_files
+from salmask.data.endings import ignored_files
 from salmask.data.rasters import PictureFile
 from salmask.data.sample import Sample, SampleTransform
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from salmask.classifier.fusion import JET
 from salmask.classifier.inputs import Inputs
+from salmask.data.endings import list_pictures
 from salmask.data.folders import ImageFolder
-from salmask.data.pictures import Reader, list_pictures
+from salmask.data.pictures import Reader
 from salmask.data.sample import SampleTransform
 
 __all__ = ["PairedFolder", "in_jet", "is_paired"]

@@ -23,10 +23,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from salmask.data.endings import is_picture
 from salmask.data.flat import UNLABELLED
 from salmask.data.listed import ReadImage
 from salmask.data.numbered import Numbered
-from salmask.data.pictures import is_picture, read_image
+from salmask.data.pictures import read_image
 from salmask.data.rasters import Held
 from salmask.data.sample import SampleTransform
 
