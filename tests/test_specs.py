@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Generator
 from torchvision.transforms import InterpolationMode
 
-from salmask import terms
-from salmask.classifier import Classifier
+from salmask.classifier import Classifier, scores
 from salmask.cli.main import main
 from salmask.data import ShortSide, Squash
 from salmask.explain import EXPLAINERS
@@ -357,8 +356,8 @@ def test_explainers_that_do_not_exist_or_do_not_take_a_setting_are_refused(loade
 @pytest.mark.parametrize(
     ("spec", "changed"),
     [
-        ("occlusion:score=logit", {"score": terms.logit}),
-        ("rise:masks=50,score=log_odds", {"masks": 50, "score": terms.log_odds}),
+        ("occlusion:score=logit", {"score": scores.logit}),
+        ("rise:masks=50,score=log_odds", {"masks": 50, "score": scores.log_odds}),
         ("gradient:channels=sum", {"channels": TOTAL}),
         ("gradient_x_input:channels=sum_abs", {"channels": SUM_OF_MAGNITUDES}),
         ("attribution_mask:attribution=gradient_x_input,per_channel=false", {"per_channel": False}),
@@ -400,7 +399,7 @@ def test_explain_lists_what_can_be_set(capsys) -> None:
     assert main(["explain", "--list"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{name}\n" in shown for name in EXPLAINERS)
-    assert f"    score: {', '.join(terms.SCORES)} [probability]" in shown
+    assert f"    score: {', '.join(scores.SCORES)} [probability]" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a mask is asked for: class scores and terms, each once.
+"""What a mask is asked for: terms, each once.
 
 A term is a pure function Outcome -> (B,), lower is better; the trainer takes the mean over the batch. With
 l the logits of a side, p = softmax(l), H = -sum p log p in nats and c = 1[argmax f(x) = y]:
@@ -17,12 +17,8 @@ l the logits of a side, p = softmax(l), H = -sum p log p in nats and c = 1[argma
 Source: Phang, Park & Geras (2020); the conditional areas are of Zolna, Geras & Cho (2018), total variation
 with its border of Dabkowski & Gal (2017). Indicators carry no gradient.
 
-A class score is (logits, targets) -> one value an image, higher for more evidence; the per-image methods build their
-terms of them, and the faithfulness metrics read them.
+Terms of a class score, `score_kept` and its like, take one of `classifier.scores`.
 """
-
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -30,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.scores import ClassScore, log_probability, margin, probability
 from salmask.outcome import (
     BOTH_SIDES,
     IMAGES_PER_PASS,
@@ -46,8 +43,6 @@ from salmask.types import Images, Infill, Logits, Masks, Targets, Values
 __all__ = [
     "KEPT_CONFIDENCE",
     "REMOVED_CONFIDENCE",
-    "SCORES",
-    "ClassScore",
     "area",
     "area_if_kept_right",
     "area_if_removed_wrong",
@@ -61,23 +56,16 @@ __all__ = [
     "energy_guidance",
     "input_effects",
     "kept_confidence",
-    "log_odds",
-    "log_probability",
-    "logit",
-    "margin",
     "max_class_kept",
     "max_entropy_removed",
     "min_class_removed",
     "min_entropy_kept",
-    "probability",
     "removed_confidence",
     "roughness",
     "score_kept",
     "score_removed",
     "shares_of",
-    "sigmoid",
     "softmax_twice",
-    "top1",
     "total_variation",
     "total_variation_bordered",
     "variation",
@@ -271,46 +259,6 @@ def variation(masks: Masks, *, border: float = 0.3, power: float = 2.0) -> Value
     return (across + down + border * sum(edge.abs().pow(power).sum((1, 2)) for edge in edges)) / 2
 
 
-ClassScore = Callable[[Logits, Targets], Values]
-
-
-def logit(logits: Logits, targets: Targets) -> Values:
-    """f_y."""
-    return logits.gather(1, targets[:, None])[:, 0]
-
-
-def log_probability(logits: Logits, targets: Targets) -> Values:
-    """Log p_y, the negative cross entropy."""
-    return -F.cross_entropy(logits, targets, reduction="none")
-
-
-def probability(logits: Logits, targets: Targets) -> Values:
-    """p_y."""
-    return logit(logits.softmax(1), targets)
-
-
-def margin(logits: Logits, targets: Targets) -> Values:
-    """f_y - max of the other logits."""
-    others = logits.scatter(1, targets[:, None], -torch.inf)
-    return logit(logits, targets) - others.amax(1)
-
-
-def log_odds(logits: Logits, targets: Targets) -> Values:
-    """Log p_y - log(1 - p_y), from the logits, so that a sure classifier does not overflow."""
-    others = logits.scatter(1, targets[:, None], -torch.inf)
-    return logit(logits, targets) - others.logsumexp(1)
-
-
-def sigmoid(logits: Logits, targets: Targets) -> Values:
-    """1 / (1 + exp(-f_y)), for classifiers of several labels at once."""
-    return logit(logits, targets).sigmoid()
-
-
-def top1(logits: Logits, targets: Targets) -> Values:
-    """1[argmax f = y], which carries no gradient: its mean over images is an accuracy."""
-    return (logits.argmax(1) == targets).to(logits.dtype)
-
-
 def input_effects(
     classifier: Classifier,
     images: Images,
@@ -363,19 +311,6 @@ def shares_of(effects: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch in
     positive = effects.relu()
     total = positive.sum(1, keepdim=True)
     return torch.where(total > 0, positive / total.clamp_min(1e-12), torch.full_like(positive, 1 / effects.shape[1]))
-
-
-SCORES: Mapping[str, ClassScore] = MappingProxyType(
-    {
-        "logit": logit,
-        "probability": probability,
-        "log_probability": log_probability,
-        "margin": margin,
-        "log_odds": log_odds,
-        "sigmoid": sigmoid,
-    }
-)
-"""Scores (logits, targets) -> one value an image, higher for more evidence."""
 
 
 def score_kept(score: ClassScore) -> Term:

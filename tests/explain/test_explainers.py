@@ -14,12 +14,12 @@ from torch import nn
 
 from conftest import SmallNet
 from salmask.classifier import Classifier
+from salmask.classifier.scores import logit
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explanation, Passes
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import OPTIMISED, refined
 from salmask.masker import Masker
-from salmask.terms import logit
 from salmask.types import constant
 
 SIZE = 32

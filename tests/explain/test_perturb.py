@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.scores import logit
 from salmask.explain.perturb import Occlusion, RandomMasks, Rise
 from salmask.masking import Bank, Blur, MeanColour, keep
-from salmask.terms import logit
 
 SIZE = 24
 BLACK = MeanColour((0.0, 0.0, 0.0))

@@ -11,12 +11,12 @@ from skimage.metrics import structural_similarity
 
 from pixel_sums import case_of
 from salmask.classifier import Classifier
+from salmask.classifier.scores import logit, probability
 from salmask.metrics import Case
 from salmask.metrics.curves import Curve, Perturbation
 from salmask.metrics.faithfulness import FAITHFULNESS, average_drop, average_increase
 from salmask.metrics.maps import complexity, sparseness
 from salmask.metrics.similarity import ssim
-from salmask.terms import logit, probability
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

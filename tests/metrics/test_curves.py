@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from pixel_sums import Counting, Share, Sum, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
+from salmask.classifier.scores import logit, probability, top1
 from salmask.masking import MeanColour, WindowBlur
 from salmask.metrics.curves import (
     Aopc,
@@ -24,7 +25,6 @@ from salmask.metrics.faithfulness import FAITHFULNESS
 from salmask.metrics.fills import BLACK, MEAN, Fill, window_blur
 from salmask.metrics.reading import read
 from salmask.metrics.soundness import SOUNDNESS
-from salmask.terms import logit, probability, top1
 
 
 @pytest.fixture

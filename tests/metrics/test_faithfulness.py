@@ -5,6 +5,7 @@ import torch
 
 from pixel_sums import Counting, Share, case_of, classifier_of, half_picture
 from salmask.classifier import Classifier
+from salmask.classifier.scores import logit, sigmoid
 from salmask.metrics import Case
 from salmask.metrics.faithfulness import (
     FAITHFULNESS,
@@ -18,7 +19,6 @@ from salmask.metrics.faithfulness import (
 from salmask.metrics.fills import BLACK, MEAN
 from salmask.metrics.maps import complexity, sparseness
 from salmask.metrics.soundness import SOUNDNESS
-from salmask.terms import logit, sigmoid
 
 TABLE = FAITHFULNESS | SOUNDNESS
 SHOWN = sorted(name for name, metric in TABLE.items() if "classifier" in metric.needs)

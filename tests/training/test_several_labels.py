@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 import salmask
 from salmask.classifier import Classifier
+from salmask.classifier.scores import SCORES
 from salmask.cli.main import main
 from salmask.data import LabelledPictures
 from salmask.explain import EXPLAINERS
@@ -18,7 +19,6 @@ from salmask.metrics.case import Case
 from salmask.objective import OBJECTIVES
 from salmask.outcome import play, play_at_rest
 from salmask.rows.read import ROWS, read_lines
-from salmask.terms import SCORES
 from salmask.training.lessons import drawn_label, lesson, mistakes
 from salmask.training.run import load_run
 

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
 from salmask.classifier.network import Classifier
+from salmask.classifier.scores import logit
 from salmask.classifier.taps import (
     Tap,
     channel_axis,
@@ -48,7 +49,6 @@ from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes,
 from salmask.explain.batching import backdrop, by_pieces, check_gradients
 from salmask.explain.knobs import BatchSize
 from salmask.masking import keep
-from salmask.terms import logit
 from salmask.types import Images, Infill, Logits, Masks, size_of
 
 __all__ = [

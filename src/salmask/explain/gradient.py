@@ -28,10 +28,10 @@ from torchvision.transforms.v2 import functional as vision
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest, check_limit, pieces
+from salmask.classifier.scores import logit
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces, check_gradients, check_reached
 from salmask.explain.knobs import BatchSize, Between, Count, OneOf, Seed, Share
-from salmask.terms import logit
 from salmask.types import Images, Logits, Masks
 
 __all__ = [

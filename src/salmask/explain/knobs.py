@@ -15,7 +15,7 @@ from inspect import Parameter, signature
 from types import NoneType, UnionType
 from typing import Annotated, Union, get_args, get_origin
 
-from salmask.terms import SCORES, ClassScore
+from salmask.classifier.scores import SCORES, ClassScore
 from salmask.types import Infill
 
 __all__ = [

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
 from salmask.classifier.network import Classifier
+from salmask.classifier.scores import SCORES, ClassScore, probability
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import backdrop, by_pieces, check_batch
 from salmask.explain.knobs import BatchSize, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
-from salmask.terms import SCORES, ClassScore, probability
 from salmask.types import Images, Infill, Masks, size_of
 
 __all__ = ["Occlusion", "Rise"]

@@ -21,10 +21,10 @@ from torch import Generator, Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_rest
+from salmask.classifier.scores import logit
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces, check_gradients, check_reached
 from salmask.explain.knobs import BatchSize, Between, OneOf
-from salmask.terms import logit
 from salmask.types import Images, Targets, Values
 
 __all__ = [

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.scores import ClassScore, probability, top1
 from salmask.draws import generator_for
 from salmask.metrics.case import Case
 from salmask.metrics.fills import MEAN, Fill
 from salmask.metrics.reading import READ, Reading, colours, hidden, read, to_read
 from salmask.outcome import IMAGES_PER_PASS
-from salmask.terms import ClassScore, probability, top1
 from salmask.types import Images, Masks, Targets, Values
 
 __all__ = [

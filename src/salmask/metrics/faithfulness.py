@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from salmask.classifier.scores import ClassScore, probability
 from salmask.draws import generator_for
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.curves import Aopc, Curve, Perturbation, mean_of_points
@@ -36,7 +37,6 @@ from salmask.metrics.fills import BLACK, MEAN, Fill, window_blur
 from salmask.metrics.maps import CONCENTRATION
 from salmask.metrics.reading import colours, read
 from salmask.outcome import IMAGES_PER_PASS, KEPT, REMOVED
-from salmask.terms import ClassScore, probability
 from salmask.types import Values
 
 __all__ = [

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import at_once, at_rest, pieces
+from salmask.classifier.scores import ClassScore, logit, probability, sigmoid, top1
 from salmask.metrics.case import Case
 from salmask.metrics.fills import Fill
 from salmask.outcome import IMAGES_PER_PASS, whole_logits
-from salmask.terms import ClassScore, logit, probability, sigmoid, top1
 from salmask.types import Images, Logits, Targets
 
 __all__ = ["READ", "Reading", "colours", "hidden", "read", "to_read"]

@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from salmask.classifier import Classifier
+from salmask.classifier.scores import probability
 from salmask.metrics.case import Case, Metric, check_maps
 from salmask.metrics.curves import Showing, ranks, read_ranked
 from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import IMAGES_PER_PASS, whole_logits
-from salmask.terms import probability
 from salmask.types import Images, Logits, Targets, Values
 
 __all__ = ["FUNCTION", "SCRIPT", "SOUNDNESS", "Bounds", "Certificates", "certificates", "completeness", "soundness"]

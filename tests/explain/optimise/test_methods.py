@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.scores import SCORES
 from salmask.explain.base import Explainer, Explanation, Passes
 from salmask.explain.optimise.loop import mean_probability
 from salmask.explain.optimise.masks import CLAMPED, MAP_NORMALISERS, Grid, Scene
@@ -25,7 +26,7 @@ from salmask.explain.optimise.schedule import Adam, Momentum, Schedule, Shift
 from salmask.masking import Bank, Blur, MeanColour, RandomColour
 from salmask.objective import Objective
 from salmask.outcome import Outcome
-from salmask.terms import SCORES, area, max_class_kept, softmax_twice
+from salmask.terms import area, max_class_kept, softmax_twice
 from salmask.types import Features
 
 BLACK = MeanColour((0.0, 0.0, 0.0))

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.scores import SCORES, ClassScore
 from salmask.explain.base import Explainer, Explanation, Passes, explainer_of
 from salmask.explain.knobs import AMOUNT, BatchSize, Between, Cells, Count, OneOf, Rate, Score, Seed
 from salmask.explain.optimise.extremal import FixedArea
@@ -42,8 +43,6 @@ from salmask.masking import Blur, BlurPyramid, MeanColour, Noise
 from salmask.objective import OBJECTIVES, Objective, two_sided
 from salmask.outcome import Term
 from salmask.terms import (
-    SCORES,
-    ClassScore,
     area,
     cells_sum,
     change_kept,
@@ -134,7 +133,7 @@ def opticam(
     s(u) = n(up(h(sum_k softmax(u)_k A_k))), A_k = rectify(map k of the layer), taken once and held constant.
     layer: index or name among the classifier's layers. normaliser: "range", "max", "sigmoid".
     objective: "mask" -f(kept), "diff" abs(f - f(kept)), "iomask" f(removed) - f(kept),
-        "iodiff" abs(f - f(kept)) - abs(f - f(removed)). score f: a name in `terms.SCORES`.
+        "iodiff" abs(f - f(kept)) - abs(f - f(removed)). score f: a name in `classifier.scores.SCORES`.
     An image stops once its value changes by less than `tolerance`. Raises ValueError for unknown names.
     Source: Zhang, Torres, Sicre, Avrithis & Ayache, Opti-CAM (2024).
     """
