@@ -42,8 +42,9 @@ from salmask.rows.trainings import collapsed, compare_rows
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.released import as_released
-from salmask.training.run import RUN, Loaded, load_classifier, load_run, save_classifier, train_run
+from salmask.training.run import RUN, Loaded, load_classifier, load_run, save_classifier
 from salmask.training.settings import Settings
+from salmask.training.train_run import train_run
 from salmask.training.variant import stream_of
 
 HEARING = Hearing(8000, 0.7, n_fft=256, window=256, hop=128, taper="hann")

@@ -27,8 +27,9 @@ from salmask.metrics import METRICS, Case
 from salmask.objective import OBJECTIVES
 from salmask.outcome import Outcome, play
 from salmask.training.recipes import RECIPES
-from salmask.training.run import Loaded, Sight, load_run, train_run
+from salmask.training.run import Loaded, Sight, load_run
 from salmask.training.settings import Settings
+from salmask.training.train_run import train_run
 from salmask.training.variant import stream_of
 
 SIZE = 32

@@ -17,7 +17,8 @@ from salmask.training.checkpoint import CHECKPOINT
 from salmask.training.log import LOG
 from salmask.training.recipes import RECIPES
 from salmask.training.resume import agree_on_training, described_infill
-from salmask.training.run import Loaded, train_run
+from salmask.training.run import Loaded
+from salmask.training.train_run import train_run
 
 
 def noise(seed: int = 0) -> Noise:

@@ -18,8 +18,9 @@ from salmask.explain.learned import Learned
 from salmask.masker import Masker
 from salmask.specs import load_explainer
 from salmask.training.recipes import RECIPES
-from salmask.training.run import Loaded, load_run, load_shipped, save_classifier, save_run, train_run
+from salmask.training.run import Loaded, load_run, load_shipped, save_classifier, save_run
 from salmask.training.settings import Settings
+from salmask.training.train_run import train_run
 
 SETTINGS = Settings(epochs=0.5, batch_size=10, precision="32-true", classifier_lr=0.3)
 NETWORK = "test_resnet"

@@ -60,7 +60,8 @@ class TrainCommand(DataOptions, ProcessOptions):
         from salmask.training.precision import chosen_precision
         from salmask.training.processes import share_of
         from salmask.training.released import as_released
-        from salmask.training.run import load_classifier, load_run, train_run, with_depth
+        from salmask.training.run import load_classifier, load_run, with_depth
+        from salmask.training.train_run import train_run
         from salmask.training.variant import build_recipe, chosen_data, decoded_once, masker_options
 
         variant, settings = self._variant(), self.settings

@@ -40,9 +40,10 @@ from salmask.study.checking import Bounded
 from salmask.study.connectivity import check_line, places, walk
 from salmask.study.evidence import Conflict, cue_scores
 from salmask.training.recipes import RECIPES
-from salmask.training.run import RUN, Loaded, load_run, train_run
+from salmask.training.run import RUN, Loaded, load_run
 from salmask.training.settings import Settings
 from salmask.training.train import train_masker
+from salmask.training.train_run import train_run
 from salmask.training.variant import stream_of
 from salmask.types import Images
 

@@ -38,8 +38,9 @@ from salmask.metrics import METRICS
 from salmask.specs import load_infills
 from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
 from salmask.study.settings import Regime, Scale
-from salmask.training.run import Loaded, load_classifier, load_run, train_run
+from salmask.training.run import Loaded, load_classifier, load_run
 from salmask.training.settings import ORIGINAL, ReadAs, Settings
+from salmask.training.train_run import train_run
 from salmask.training.variant import Variant, chosen_data, decoded_once, masker_options
 
 __all__ = ["METRICS_OF", "Source", "StudyJob", "finished", "layers_read", "results", "work"]
