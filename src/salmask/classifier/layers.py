@@ -8,9 +8,8 @@ stages (timm's `feature_info`).
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.fusion import LateFusion
 from salmask.classifier.grids import Corners, Grid, LaysOut, Rolled, Tokens, ToMap, grid_of
+from salmask.classifier.tensors import tensor_of, with_tensor
 from salmask.classifier.wrappers import bare, named_layers, passed_through
 from salmask.types import Logits
 
@@ -28,17 +28,13 @@ __all__ = [
     "Probe",
     "described_layers",
     "pick_layers",
-    "tensor_of",
-    "tensors_in",
     "to_map_of",
     "watched",
-    "with_tensor",
 ]
 
 _FIXED_SIZE = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4")
 _MOST = 5
-_HIDDEN = "last_hidden_state"
 
 
 class Layer(NamedTuple):
@@ -47,50 +43,6 @@ class Layer(NamedTuple):
     name: str
     shape: tuple[int, int, int]
     stride: tuple[float, float]
-
-
-def tensor_of(output: object) -> Tensor | None:
-    """Return the tensor that an output is, or holds: the last hidden state, else the first one; None without any."""
-    if isinstance(output, Tensor):
-        return output
-    key = _key_of(output)
-    return None if key is None else tensors_in(output)[key]
-
-
-def with_tensor(output: object, tensor: Tensor) -> object:
-    """Return an output whose tensor (`tensor_of`) is another one, wherever it stands in it."""
-    if isinstance(output, Tensor):
-        return tensor
-    entries, former = tensors_in(output), tensor_of(output)
-    places = [key for key, entry in entries.items() if entry is former]
-    if isinstance(output, tuple):
-        parts = [tensor if place in places else part for place, part in enumerate(output)]
-        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-    changed = copy(output)
-    for key in places:
-        if isinstance(output, list | Mapping):
-            changed[key] = tensor  # type: ignore[index]
-        else:
-            object.__setattr__(changed, str(key), tensor)
-    return changed
-
-
-def _key_of(output: object) -> str | int | None:
-    entries = tensors_in(output)
-    if _HIDDEN in entries:
-        return _HIDDEN
-    return next(iter(entries), None)
-
-
-def tensors_in(output: object) -> dict[str | int, Tensor]:
-    """Return the tensors that a mapping, a tuple, a list or an object holds, by key, index or name."""
-    if isinstance(output, Mapping):
-        pairs: Iterable[tuple[str | int, object]] = output.items()
-    elif isinstance(output, tuple | list):
-        pairs = enumerate(output)
-    else:
-        pairs = getattr(output, "__dict__", {}).items()
-    return {key: value for key, value in pairs if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)

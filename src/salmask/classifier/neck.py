@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from salmask.classifier.hold import held
-from salmask.classifier.layers import tensor_of, with_tensor
 from salmask.classifier.network import Classifier
+from salmask.classifier.tensors import tensor_of, with_tensor
 from salmask.classifier.wrappers import named_layers, passed_through
 from salmask.files import JSON
 from salmask.types import Logits, size_of

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from salmask.classifier.layers import tensors_in
+from salmask.classifier.tensors import tensors_in
 from salmask.classifier.wrappers import Called, is_compiled
 from salmask.types import Logits, Targets
 

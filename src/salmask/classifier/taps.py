@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from salmask.classifier.grids import Rolled, Tokens, channels_last
 from salmask.classifier.hold import held
-from salmask.classifier.layers import tensor_of, with_tensor
 from salmask.classifier.network import Classifier
+from salmask.classifier.tensors import tensor_of, with_tensor
 from salmask.classifier.wrappers import passed_through
 from salmask.types import FeatureMap, Images, Logits, size_of
 
