@@ -20,15 +20,21 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.branches import deepest_of_branches
-from salmask.classifier.weights import CONFIG, WEIGHTS, fingerprint, save_module
-from salmask.files import JSON, Facts, Maybe, Several, Within, Word, read_json
+from salmask.classifier.weights import (
+    CONFIG,
+    WEIGHTS,
+    fingerprint,
+    load_module,
+    read_config,
+    save_module,
+    saved_in,
+)
+from salmask.files import JSON, Facts, Maybe, Several, Within, Word
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
@@ -99,6 +105,7 @@ HEADS: Mapping[str, type[nn.Module]] = MappingProxyType({"sigmoid": Sigmoid, "co
 
 
 _SIZE = Within(1, 1_000_000)
+_OPTIONS = ("temperature", "hard", "learnable")  # of a head
 _CONFIG = {
     "channels": Several(_SIZE, 1, 64),
     "strides": Several(_SIZE, 1, 64),
@@ -309,21 +316,17 @@ class Masker(nn.Module):
 
         Raises FileNotFoundError for a folder without its two files, ValueError for files of something else.
         """
-        folder = Path(source)
-        if folder.is_dir() or not _is_hub_id(str(source)):
-            paths = [folder / CONFIG, folder / WEIGHTS]
-            for path in paths:
-                if not path.is_file():
-                    raise FileNotFoundError(f"no masker in {folder}: expected {CONFIG} and {WEIGHTS} there")
+        if Path(source).is_dir() or not _is_hub_id(str(source)):
+            config, weights = saved_in(source, "masker")
         else:
             from huggingface_hub import hf_hub_download  # not needed for a folder
 
-            paths = [Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)]
-        settings = _read_settings(cls, paths[0])
-        _check_weights(cls, settings, *paths)
-        masker = cls(**settings)
-        masker.load_state_dict(load_file(paths[1]))
-        return masker.eval()
+            config, weights = (
+                Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS)
+            )
+        shape = {"format": Word(cls.FORMAT), **cls.SHAPE}
+        settings = _with_head(read_config(config, shape, "masker"), config)
+        return load_module(lambda: cls(**{**settings, "head": settings["head"]()}), config, weights)
 
     @torch.no_grad()
     def _initialise(self, generator: Generator | None) -> None:
@@ -387,33 +390,10 @@ def _is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
-def _read_settings(build: type[Masker], path: Path) -> JSON:
-    shape = {"format": Word(build.FORMAT), **build.SHAPE}
-    settings = read_json(path, shape, remedy="it is not the configuration of a salmask masker; save the masker again")
-    if unknown := sorted(settings.keys() - {key.rstrip("?") for key in shape}):
-        raise ValueError(f"{path} is not the configuration of a salmask masker: got the entry {unknown[0]!r}")
-    head = HEADS[settings.pop("head")]
-    options = {key: settings.pop(key) for key in ("temperature", "hard", "learnable") if key in settings}
+def _with_head(settings: JSON, path: Path) -> JSON:
+    """Return settings with the head that they name in place of its own, as what builds it."""
+    head = HEADS[settings["head"]]
+    options = {key: settings[key] for key in _OPTIONS if key in settings}
     if options and head is Sigmoid:
         raise ValueError(f"{path}, {next(iter(options))}: expected it with the head 'concrete' alone")
-    settings.pop("format")
-    return {**settings, "head": partial(head, **options)}
-
-
-def _check_weights(build: type[Masker], settings: JSON, config: Path, weights: Path) -> None:
-    """Raise ValueError where weights are not of the shapes that a configuration means; nothing is allocated."""
-    head = settings["head"]
-    try:
-        with torch.device("meta"):
-            shapes = {name: tuple(v.shape) for name, v in build(**{**settings, "head": head()}).state_dict().items()}
-        with safe_open(weights, framework="pt") as file:
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # of settings that contradict each other, of a file that is cut short
-        raise ValueError(f"{weights} does not hold the weights that {config} describes: {error}") from error
-    for name in shapes.keys() | there.keys():
-        if shapes.get(name) != there.get(name):
-            raise ValueError(
-                f"{weights} does not hold the weights that {config} describes: {name} is {there.get(name, 'missing')}, "
-                f"expected {shapes.get(name, 'nothing of that name')}"
-            )
-    settings["head"] = head()
+    return {key: value for key, value in settings.items() if key not in _OPTIONS} | {"head": partial(head, **options)}

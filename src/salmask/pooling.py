@@ -20,14 +20,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from salmask.classifier import Classifier
 from salmask.classifier.neck import Neck, Reheaded, find_neck, options_of, rebuilt
-from salmask.classifier.weights import CONFIG, WEIGHTS, save_module
-from salmask.files import JSON, Maybe, Several, Within, Word, read_json
+from salmask.classifier.weights import load_module, read_config, save_module, saved_in
+from salmask.files import JSON, Maybe, Several, Within, Word
 from salmask.types import FeatureMap, Images, Logits
 
 __all__ = ["Attended", "Pooled", "QueryStream", "read_stream"]
@@ -230,32 +228,6 @@ def read_stream(folder: str | Path) -> QueryStream:
 
     Errors: FileNotFoundError for a folder without its two files, ValueError for files of something else.
     """
-    config, weights = (Path(folder) / name for name in (CONFIG, WEIGHTS))
-    for path in (config, weights):
-        if not path.is_file():
-            raise FileNotFoundError(f"no stream in {folder}: expected {CONFIG} and {WEIGHTS} there")
-    settings = read_json(config, _CONFIG, remedy="it is not the configuration of a salmask pooling; save it again")
-    settings.pop("format")
-    if unknown := sorted(settings.keys() - _CONFIG.keys()):
-        raise ValueError(f"{config} is not the configuration of a salmask pooling: got the entry {unknown[0]!r}")
-    _check_weights(settings, config, weights)
-    stream = QueryStream(**settings)
-    stream.load_state_dict(load_file(weights))
-    return stream.eval()
-
-
-def _check_weights(settings: JSON, config: Path, weights: Path) -> None:
-    """Raise ValueError where weights are not of the shapes that a configuration means; nothing is allocated."""
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in QueryStream(**settings).state_dict().items()}
-    try:
-        with safe_open(weights, framework="pt") as file:
-            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # whatever the reader says of a file that is cut short
-        raise ValueError(f"{weights} cannot be read as weights: {error}") from error
-    for name in shapes.keys() | there.keys():
-        if shapes.get(name) != there.get(name):
-            raise ValueError(
-                f"{weights} does not hold the weights that {config} describes: {name} is {there.get(name, 'missing')}, "
-                f"expected {shapes.get(name, 'nothing of that name')}"
-            )
+    config, weights = saved_in(folder, "stream")
+    settings = read_config(config, _CONFIG, "pooling")
+    return load_module(lambda: QueryStream(**settings), config, weights)

@@ -13,18 +13,29 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from salmask.files import JSON, replace_file, writable_folder
+from salmask.files import JSON, Facts, read_json, replace_file, writable_folder
 
-__all__ = ["CONFIG", "WEIGHTS", "fingerprint", "fit_weights", "load_weights", "save_module"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "fingerprint",
+    "fit_weights",
+    "load_module",
+    "load_weights",
+    "read_config",
+    "save_module",
+    "saved_in",
+]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -44,6 +55,7 @@ _CONTAINERS = (
     "ema_state_dict",
 )
 _PASSED_ON = ("_orig_mod.", "module.")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -241,3 +253,43 @@ def save_module(module: nn.Module, settings: JSON, folder: str | Path) -> None:
     content = json.dumps(settings, indent=2) + "\n"
     replace_file(folder / WEIGHTS, lambda at: save_file(weights, at, metadata={"format": "pt"}))
     replace_file(folder / CONFIG, lambda at: at.write_text(content))
+
+
+def saved_in(folder: str | Path, what: str) -> tuple[Path, Path]:
+    """Return the two files that `save_module` writes. Errors: FileNotFoundError naming what is not there."""
+    config, weights = (Path(folder) / name for name in (CONFIG, WEIGHTS))
+    if not (config.is_file() and weights.is_file()):
+        raise FileNotFoundError(f"no {what} in {folder}: expected {CONFIG} and {WEIGHTS} there")
+    return config, weights
+
+
+def read_config(path: Path, shape: Facts, what: str) -> JSON:
+    """Return the settings in a config.json, without its format. Errors: ValueError for others than `shape` has."""
+    settings = read_json(path, shape, remedy=f"it is not the configuration of a salmask {what}; save it again")
+    if unknown := sorted(settings.keys() - {key.rstrip("?") for key in shape}):
+        raise ValueError(f"{path} is not the configuration of a salmask {what}: got the entry {unknown[0]!r}")
+    settings.pop("format")
+    return settings
+
+
+def load_module(build: Callable[[], Module], config: Path, weights: Path) -> Module:
+    """Return a module as its configuration has it, with its weights, in eval mode.
+
+    Errors: ValueError where the weights are not of the shapes that the configuration means; nothing is allocated then.
+    """
+    try:
+        with torch.device("meta"):
+            shapes = {name: tuple(value.shape) for name, value in build().state_dict().items()}
+        with safe_open(weights, framework="pt") as file:
+            there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # of settings that contradict each other, of a file that is cut short
+        raise ValueError(f"{weights} does not hold the weights that {config} describes: {error}") from error
+    for name in shapes.keys() | there.keys():
+        if shapes.get(name) != there.get(name):
+            raise ValueError(
+                f"{weights} does not hold the weights that {config} describes: {name} is {there.get(name, 'missing')}, "
+                f"expected {shapes.get(name, 'nothing of that name')}"
+            )
+    module = build()
+    module.load_state_dict(load_file(weights))
+    return module.eval()
