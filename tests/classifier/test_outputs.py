@@ -9,6 +9,7 @@ from test_matrix import MEAN, SIZE, STD, Squares, scene
 from torch import Generator, Tensor, nn
 
 from salmask.classifier import Classifier
+from salmask.classifier.wrappers import as_module
 from salmask.explain import EXPLAINERS
 from salmask.masker import Masker
 
@@ -195,4 +196,4 @@ def test_a_network_of_more_inputs_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"missing 1 required positional argument.*wrap it in a module whose forward"):
         Classifier(Pair(), mean=MEAN, std=STD, layers=[], image_size=SIZE)
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module or a function"):
-        Classifier(3, mean=MEAN, std=STD, layers=[], image_size=SIZE)
+        as_module(3)

@@ -133,8 +133,8 @@ class Classifier(nn.Module):
         check_pass(stacked, self.channels_in)
         return self.unbounded(stacked)
 
-    def stacked(self, images: Tensor | Mapping[str, Tensor]) -> Images:
-        """Return images as one tensor: of a dictionary by input, its images along the channels."""
+    def stacked(self, images: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return images as one tensor, unchecked: of a dictionary by input, its images along the channels."""
         if isinstance(images, Tensor):
             return images
         if self.inputs is None:

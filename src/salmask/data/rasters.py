@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -56,7 +56,7 @@ class Held:
         png16 = self.content[:4] == b"\x89PNG" and self.content[24:25] == b"\x10"
         return self.content.startswith(_COMMON) and not png16
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: str = "rb") -> io.BytesIO:
         """Return its bytes as a file."""
         return io.BytesIO(self.content)
 

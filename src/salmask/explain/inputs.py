@@ -7,6 +7,7 @@ per_input:of=SPEC      another explainer's map of each input, the others held as
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.branches import alone, deepest_of_branches
@@ -18,7 +19,7 @@ from salmask.explain.cam import AblationCAM, EigenCAM, GradientCAM, ScoreCAM
 from salmask.explain.knobs import BatchSize
 from salmask.masking import MeanColour
 from salmask.terms import input_effects, shares_of
-from salmask.types import Images, Infill, Targets
+from salmask.types import Images, Infill
 
 __all__ = ["InputShares", "PerInput"]
 
@@ -42,11 +43,11 @@ class InputShares(Explainer):
     infill: Infill | None = None
     max_batch: BatchSize = 64
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones. Errors: ValueError for a classifier of one input."""
         count = len(_inputs_of(classifier))
 
-        def explain(classifier: Classifier, images: Images, targets: Targets | None) -> Explanation:
+        def explain(classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:
             logits = classifier.logits(images)
             chosen = check_targets(targets, logits)
             infill = self.infill or MeanColour.of(classifier)
@@ -68,7 +69,7 @@ class PerInput(Explainer):
 
     explainer: Explainer
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: K times the passes of the explainer."""
         inputs = _inputs_of(classifier)
         if isinstance(self.explainer, GradientCAM | ScoreCAM | AblationCAM | EigenCAM):

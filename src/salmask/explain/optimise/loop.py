@@ -35,7 +35,6 @@ from salmask.types import Images, Infill, Logits, Masks, Prepared, Targets, Valu
 __all__ = ["Optimised", "Solution", "mean_probability"]
 
 Pool = Callable[[Tensor], Tensor]
-Given = Int[Tensor, " given"]  # Targets once their number has been checked
 
 
 def _repeat(values: Tensor, times: int) -> Tensor:
@@ -110,7 +109,7 @@ class Optimised(Explainer):
         if not self.objective.sides:
             raise ValueError("the objective reads neither the kept nor the removed picture: add a term that does")
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Given | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         result = self.solve(classifier, images, targets)
         return Explanation(result.masks, result.targets, result.logits, result.passes)
@@ -133,7 +132,7 @@ class Optimised(Explainer):
         self,
         classifier: Classifier,
         images: Images,
-        targets: Given | None = None,
+        targets: Tensor | None = None,
         *,
         start: Tensor | None = None,
     ) -> Solution:

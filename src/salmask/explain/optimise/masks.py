@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -42,8 +41,6 @@ __all__ = [
     "enlarge",
     "identity",
 ]
-
-SmallMasks = Float[Tensor, "items 1 rows columns"]
 
 
 @dataclass(frozen=True)
