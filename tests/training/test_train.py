@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-import salmask.training.train
+import salmask.training.steps
 from conftest import SmallNet
 from salmask.classifier import Classifier
 from salmask.classifier.hold import still_statistics
@@ -200,14 +200,14 @@ def test_a_classifier_that_is_wholly_frozen_cannot_be_trained_alongside(tmp_path
 
 def test_averaged_weights_are_the_running_mean_of_those_of_all_steps(tmp_path, monkeypatch) -> None:
     seen: list[dict[str, Tensor]] = []
-    step = salmask.training.train._Run.step
+    step = salmask.training.steps.Steps.step
 
     def spy(self, *rest):
         numbers = step(self, *rest)
         seen.append({name: value.clone() for name, value in self.masker.state_dict().items()})
         return numbers
 
-    monkeypatch.setattr(salmask.training.train._Run, "step", spy)
+    monkeypatch.setattr(salmask.training.steps.Steps, "step", spy)
     masker, classifier = run(tmp_path, settings=replace(SETTINGS, averaging=0.3))
     mean = new_masker(classifier).final.weight.detach().double()
     for k, state in enumerate(seen):
@@ -314,8 +314,8 @@ def test_the_reference_tells_learning_from_not_learning_and_the_order_of_steps(t
 
 def test_one_batch_of_both_sides_equals_two_batches_in_fix(tmp_path, monkeypatch) -> None:
     together, _ = run(tmp_path / "one")
-    play = salmask.training.train.play
-    monkeypatch.setattr(salmask.training.train, "play", lambda *a, **k: play(*a, **{**k, "together": False}))
+    play = salmask.training.steps.play
+    monkeypatch.setattr(salmask.training.steps, "play", lambda *a, **k: play(*a, **{**k, "together": False}))
     apart, _ = run(tmp_path / "two")
     for a, b in zip(together.state_dict().values(), apart.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
@@ -377,14 +377,14 @@ def test_settings_must_be_positive(name) -> None:
 def spied(monkeypatch) -> list[tuple[Classifier, bool, dict[str, Tensor]]]:
     """Note who meets the masked pictures, in which mode, with which weights."""
     met = []
-    play = salmask.training.train.play
+    play = salmask.training.steps.play
 
     def spy(classifier: Classifier, *rest, **options):
         state = {k: v.clone() for k, v in classifier.network.state_dict().items()}
         met.append((classifier, classifier.network.training, state))
         return play(classifier, *rest, **options)
 
-    monkeypatch.setattr(salmask.training.train, "play", spy)
+    monkeypatch.setattr(salmask.training.steps, "play", spy)
     return met
 
 
@@ -647,7 +647,7 @@ def test_processes_share_their_opponents_and_differ_in_noise(monkeypatch) -> Non
         monkeypatch.setattr(Fabric, "global_rank", property(lambda self, rank=rank: rank))
         classifier = new_classifier()
         fabric = Fabric(accelerator="cpu", devices=1)
-        made = salmask.training.train._Run(
+        made = salmask.training.steps.Steps(
             new_masker(classifier), classifier, ALONGSIDE, SETTINGS, MeanColour(), 5, fabric
         )
         seeds.append({name: generator.initial_seed() for name, generator in made.generators.items()})

@@ -29,6 +29,7 @@ __all__ = [
     "fresh_statistics",
     "held",
     "layers_to_randomise",
+    "learning",
     "out_of_memory",
     "pieces",
     "randomised",
@@ -294,7 +295,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def _learning(network: nn.Module, *, hold_statistics: bool) -> Iterator[None]:
+def learning(network: nn.Module, *, hold_statistics: bool) -> Iterator[None]:
     """Hold a network in train mode, without gradients of an earlier owner; restore modes and gradients after.
 
     hold_statistics: its normalisation stays in eval mode, so that it uses the statistics that it has.

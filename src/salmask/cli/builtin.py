@@ -26,10 +26,10 @@ from salmask.metrics import METRICS
 from salmask.report.page import PHOTOGRAPHS
 from salmask.report.training import add_training
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
+from salmask.training.log import LOG
 from salmask.training.recipes import RECIPES
 from salmask.training.run import RUN, Loaded, Sight, load_classifier, load_run, save_classifier
 from salmask.training.settings import RECIPE, Settings
-from salmask.training.train import LOG
 from salmask.training.train_run import train_run
 
 __all__ = ["Sizes", "builtin_classifier", "run_demo", "show_photographs"]
