@@ -152,7 +152,7 @@ class Hearing:
     def _taper(self, dtype: torch.dtype) -> Tensor:
         return _WINDOWS[self.taper](self.window, periodic=True, dtype=dtype)
 
-    def hear(self, wave: Wave) -> Heard:
+    def hear(self, wave: Tensor) -> Heard:
         """Return a sound as a picture. Errors: ValueError for no sample, NaN, and values that may not be scaled."""
         if wave.ndim != 1 or not wave.is_floating_point() or not len(wave):
             raise ValueError(f"expected a sound as float samples (N,), N >= 1, got {tuple(wave.shape)} {wave.dtype}")

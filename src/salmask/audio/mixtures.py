@@ -52,7 +52,7 @@ class Mixture:
     other_target: int = UNLABELLED
 
 
-def mix(sound: Wave, other: Wave, ratio: float) -> Mixture:
+def mix(sound: Wave, other: Float[Tensor, " others"], ratio: float) -> Mixture:
     """Return sound and other together, the sound `ratio` decibels above the other, as long as the sound.
 
     The other is repeated where it is shorter, and cut where it is longer. A silent part stays silent.

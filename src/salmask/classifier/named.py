@@ -332,7 +332,8 @@ def own_network(spec: str) -> Named:
     if unknown := sorted(facts.keys() - _FACTS):
         expected = ", ".join(("mean", "std", *_FACTS, *_MORE))
         raise ValueError(f"{spec} returns {unknown[0]!r} beside its network: expected any of {expected}")
-    return Named(network, colours, more=more, **facts)
+    classes = facts.pop("classes", None)
+    return Named(network, colours, classes=None if classes is None else tuple(classes), more=more, **facts)
 
 
 def _module(where: str) -> ModuleType:

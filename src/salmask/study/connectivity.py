@@ -13,7 +13,7 @@ Sources: Frankle et al. (2020) for the barrier; Juneja et al. (2022) for the gap
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -128,7 +128,7 @@ def in_between(first: State, second: State, place: float) -> dict[str, Tensor]:
 def walk(
     first: Classifier,
     second: Classifier,
-    along: Sequence[float],
+    along: Iterable[float],
     measure: Callable[[Classifier], _Found],
     *,
     statistics: Sequence[Images] = (),

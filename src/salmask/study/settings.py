@@ -186,7 +186,7 @@ class Study:
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     axis: Axis | None = None
     claims: tuple[Claim, ...] = ()
     checks: tuple[str, ...] = ()

@@ -248,7 +248,9 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
         size = crops.train_size or loaded.view.image_size
         augment = replace(augment, size=size, scale=(crops.scale_crop, crops.scale_most))
     learns = variant.learns
-    mask = replace(variant.mask, layers=variant.mask.layers or layers_read(regime.layers, loaded))
+    mask = replace(
+        variant.mask, layers=variant.mask.layers or layers_read(regime.layers, len(loaded.classifier.layers))
+    )
     train_run(
         dataset,
         replace(loaded, classes=loaded.classes or tuple(train_set.classes)),
@@ -263,10 +265,10 @@ def _train(folder: Path, variant: Variant, seed: int, loaded: Loaded, scale: Sca
     )
 
 
-def layers_read(layers: tuple[int, ...], loaded: Loaded) -> tuple[int, ...] | None:
+def layers_read(layers: tuple[int, ...], maps: int) -> tuple[int, ...] | None:
     """Return the layers of a study, which are the paper's where it does not say; of fewer maps the two deepest."""
     usual = layers == Regime().layers
-    return None if usual and len(loaded.classifier.layers) <= max(layers) else layers
+    return None if usual and maps <= max(layers) else layers
 
 
 @cache

@@ -12,7 +12,7 @@ Sources: gated convolutions, Yu et al., 2019; the loss's weights, Liu et al., 20
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -49,7 +49,7 @@ class Inpainter(nn.Module):
     width: channels of the finest level; doubled at each of `depth` levels. colour: of a picture without known pixels.
     """
 
-    def __init__(self, *, width: int = 24, depth: int = 4, colour: tuple[float, float, float] = IMAGENET_MEAN) -> None:
+    def __init__(self, *, width: int = 24, depth: int = 4, colour: Sequence[float] = IMAGENET_MEAN) -> None:
         super().__init__()
         self.width, self.depth, self.colour = width, depth, tuple(colour)
         widths = [width * 2 ** min(level, 2) for level in range(depth + 1)]

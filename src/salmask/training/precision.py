@@ -10,10 +10,10 @@ from salmask.training.settings import Precision
 
 __all__ = ["PRECISIONS", "chosen_precision"]
 
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-def chosen_precision(precision: Precision, classifier: Classifier, *, device: torch.device | None = None) -> Precision:
+def chosen_precision(precision: str, classifier: Classifier, *, device: torch.device | None = None) -> Precision:
     """Return the precision itself, or what "auto" stands for.
 
     On a GPU bf16-mixed where it computes bfloat16. On a CPU bf16-mixed where it has AMX or AVX-512 BF16 (without them
@@ -22,10 +22,11 @@ def chosen_precision(precision: Precision, classifier: Classifier, *, device: to
 
     device: the one that a training would choose where not given. Errors: ValueError for an unknown precision.
     """
-    if precision not in PRECISIONS:
+    named = next((one for one in PRECISIONS if one == precision), None)
+    if named is None:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision != "auto":
-        return precision
+    if named != "auto":
+        return named
     if device is None:
         from lightning.fabric import Fabric  # slow to import, and only training needs it
 

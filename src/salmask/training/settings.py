@@ -5,7 +5,7 @@ it gives, and together make a `variant.Variant`. The fields are the options of `
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from types import MappingProxyType, NoneType, UnionType
@@ -52,7 +52,7 @@ class Settings:
     """Learning rate of a classifier that is trained too."""
     momentum: float = 0.9
     """Of the classifier's descent."""
-    decay_at: tuple[float, ...] = (1 / 3, 2 / 3)
+    decay_at: Sequence[float] = (1 / 3, 2 / 3)
     """Shares of the training after which both learning rates are divided by 10."""
     clip: float = 10.0
     """Largest norm of the masker's gradient."""
