@@ -1,11 +1,11 @@
-# make demo: set up, then the main job on built-in data.  make test: set up, then the tests.
+# make demo: set up, then the main job on built-in data.  make test: set up, then the tests.  make docs: the site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 
 demo: $(READY)
 	rm -rf demo
@@ -19,6 +19,11 @@ check: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# The documentation as a site, site/index.html; warnings are errors.
+docs: $(TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(TOOLS)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
@@ -38,4 +43,4 @@ $(TOOLS): $(READY) requirements-peers.txt
 	touch $(TOOLS)
 
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) demo runs site

@@ -1,6 +1,5 @@
 """The calls of Captum and pytorch-grad-cam, and the examples of docs/migrating.md."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -91,29 +90,6 @@ def test_targets_that_are_computed_are_refused(classifier, inputs):
 def test_the_context_swallows_no_error(classifier, inputs):
     with pytest.raises(IndexError), CamLike(EXPLAINERS["gradcam"](), classifier):
         raise IndexError("mine")
-
-
-def test_the_examples_of_the_page_run():
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "migrating.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 5
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "docs/migrating.md", "exec"), names)
-    assert names["explanation"].masks.shape == names["attributions"].shape == (2, 1, 64, 64)
-    assert names["grayscale"].shape == (2, 64, 64)
-    assert names["maps"].shape == (2, 1, 64, 64)
-    raw = names["explanation"].normalized("minmax").masks[:, 0].numpy()
-    np.testing.assert_allclose(names["grayscale"], raw, atol=1e-4)
-
-
-def test_the_example_of_masked_input_accuracy_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "explainers.md").read_text(), re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(block, "docs/explainers.md", "exec"), names)
-    assert capsys.readouterr().out.count("tensor(") == 6
-    assert names["found"].keys() == {"true", "predicted", "wrong"}
-    assert names["found"]["true"].agrees.shape == (4, 4)
-    assert names["bias"].shape == (4,)
 
 
 @pytest.mark.parametrize("name", sorted(EXPLAINERS))
