@@ -2,13 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from salmask import __version__
 from salmask.cli.console import print_table, progress_bar, say, typed_command
 from salmask.cli.options import DataOptions, Normalize, ProcessOptions
+from salmask.files import JSON, writable_folder
+
+if TYPE_CHECKING:
+    from salmask.audio.listening import Listening
+    from salmask.data import Labelled
+    from salmask.metrics import Metric
+    from salmask.specs import Chosen
+    from salmask.training.run import Loaded
 
 __all__ = ["EvaluateCommand"]
 
@@ -48,19 +56,48 @@ class EvaluateCommand(DataOptions, ProcessOptions):
 
     def __call__(self) -> None:
         """Run the command."""
-        from salmask.audio.listening import Listening
-        from salmask.audio.mixtures import Mixed
-        from salmask.audio.readers import Sounds
-        from salmask.data.streams import Subset, spread
-        from salmask.evaluation.decisions import decided
+        from salmask.data.streams import Subset
         from salmask.evaluation.evaluate import compare
         from salmask.evaluation.explained import Rules, decided_label
-        from salmask.explain.controls import BASELINES
-        from salmask.files import writable_folder
         from salmask.report.training import add_training
-        from salmask.specs import load_explainers, load_metrics, named
         from salmask.training.processes import move_to
-        from salmask.training.released import metric_as_released
+
+        chosen, judge = self._chosen()
+        every = self.target == "predicted" and chosen.base.classifier.multilabel
+        dataset, heard = self._data(chosen.base, every=every)
+        rules = Rules(
+            target=decided_label if every else self.target,
+            normalize={} if self.normalize is None else self.normalize,
+            scoring=judge.classifier if judge else None,
+            seed=self.seed,
+        )
+        metrics = self._metrics()
+        fabric = self.launch()
+        move_to(fabric, chosen.explainers.values(), judge)
+        writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
+        for name, log in chosen.logs.items() if fabric.is_global_zero else ():
+            add_training(self.out, name, log)
+        summary = compare(
+            chosen.explainers,
+            metrics,
+            Subset(dataset, transform=chosen.base.view.transform()),
+            rules=rules,
+            batch_size=self.batch_size,
+            out=self.out,
+            about=self._about(heard),
+            listening=heard,
+            workers=self.workers,
+            progress=progress_bar("measuring") if fabric.is_global_zero else iter,
+            fabric=fabric,
+        )
+        if fabric.is_global_zero:
+            say(f"report: {self.out / 'index.html'}")
+            print_table(summary, tuple(metrics))
+
+    def _chosen(self) -> "tuple[Chosen, Loaded | None]":
+        """Return the explainers, and the classifier that scores where it is one for all."""
+        from salmask.explain.controls import BASELINES
+        from salmask.specs import load_explainers
         from salmask.training.run import load_classifier
 
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
@@ -72,47 +109,37 @@ class EvaluateCommand(DataOptions, ProcessOptions):
             seed=self.seed,
             bank=self.bank,
         )
-        judge = load_classifier(self.scoring, **self.pictures()) if self.scoring else base
-        base = chosen.base
+        return chosen, load_classifier(self.scoring, **self.pictures()) if self.scoring else base
+
+    def _data(self, base: "Loaded", *, every: bool) -> "tuple[Labelled, Listening | None]":
+        """Return what is measured on, a sample for each label that is `decided` if asked, and what plays its sounds."""
+        from salmask.audio.listening import Listening
+        from salmask.audio.mixtures import Mixed
+        from salmask.audio.readers import Sounds
+        from salmask.data.streams import spread
+        from salmask.evaluation.decisions import decided
+
         whole = self.mixed(self.read(self.split, base, classes=base.classes))
         dataset = spread(whole, self.limit)
-        every = self.target == "predicted" and base.classifier.multilabel
         if every:
             dataset = decided(base.classifier, dataset, base.view, classes=dataset.classes)
-        rules = Rules(
-            target=decided_label if every else self.target,
-            normalize={} if self.normalize is None else self.normalize,
-            scoring=judge.classifier if judge else None,
-            seed=self.seed,
-        )
+        return dataset, Listening(whole) if isinstance(whole, Sounds | Mixed) else None
+
+    def _metrics(self) -> "dict[str, Metric]":
+        from salmask.specs import load_metrics
+        from salmask.training.released import metric_as_released
+
         metrics = load_metrics(self.metric)
-        if self.as_released:
-            metrics = load_metrics([metric_as_released(name) for name in metrics])
-        heard = Listening(whole) if isinstance(whole, Sounds | Mixed) else None
-        fabric = self.launch()
-        move_to(fabric, chosen.explainers.values(), judge)
-        writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
-        for name, log in chosen.logs.items() if fabric.is_global_zero else ():
-            add_training(self.out, name, log)
-        summary = compare(
-            chosen.explainers,
-            metrics,
-            Subset(dataset, transform=base.view.transform()),
-            rules=rules,
-            batch_size=self.batch_size,
-            out=self.out,
-            about={
-                "data": f"{self.data_name()}, {self.split}",
-                "classifier": self.classifier or named(self.explainer[0])[1],
-                "command": typed_command(),
-                "version": __version__,
-                **({} if heard is None else {"heard": str(heard.sounds.hearing), "mixed with": self.mix}),
-            },
-            listening=heard,
-            workers=self.workers,
-            progress=progress_bar("measuring") if fabric.is_global_zero else iter,
-            fabric=fabric,
-        )
-        if fabric.is_global_zero:
-            say(f"report: {self.out / 'index.html'}")
-            print_table(summary, tuple(metrics))
+        return load_metrics([metric_as_released(name) for name in metrics]) if self.as_released else metrics
+
+    def _about(self, heard: "Listening | None") -> JSON:
+        """Return what the page's header says."""
+        from salmask.specs import named
+
+        return {
+            "data": f"{self.data_name()}, {self.split}",
+            "classifier": self.classifier or named(self.explainer[0])[1],
+            "command": typed_command(),
+            "version": __version__,
+            **({} if heard is None else {"heard": str(heard.sounds.hearing), "mixed with": self.mix}),
+        }
