@@ -540,7 +540,7 @@ def test_a_report_of_nothing_is_refused(tmp_path, capsys) -> None:
 
 
 def test_an_unfinished_run_says_how_to_go_on(data, spec, tmp_path, capsys, monkeypatch) -> None:
-    import salmask.training.run
+    import salmask.training.train_run
 
     def dies(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -548,7 +548,7 @@ def test_an_unfinished_run_says_how_to_go_on(data, spec, tmp_path, capsys, monke
     run = tmp_path / "run"
     arguments = ["train", "--data", data, *spec, "--epochs", "0.2", "--batch-size", "4", "--out", run]
     with monkeypatch.context() as patch:
-        patch.setattr(salmask.training.run, "save_run", dies)
+        patch.setattr(salmask.training.train_run, "save_run", dies)
         assert main([str(part) for part in arguments]) == 130
     assert capsys.readouterr().err == (
         "salmask: interrupted; what was finished is kept: go on with the same command and --resume\n"

@@ -1,6 +1,7 @@
 """Explaining files: which pictures, under which names, and maps that lie over the whole file."""
 
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -161,10 +162,9 @@ def test_a_map_by_name_of_a_grey_classifier_is_shown(tmp_path) -> None:
 
 def test_the_title_names_the_layers_that_the_map_was_made_from(small_net, tmp_path, monkeypatch) -> None:
     titles: list[str] = []
-    drawn = explain_files.__globals__["picture"]
-    monkeypatch.setitem(
-        explain_files.__globals__, "picture", lambda *a, title: (titles.append(title), drawn(*a, title=title))[1]
-    )
+    module = sys.modules[explain_files.__module__]
+    drawn = module.picture
+    monkeypatch.setattr(module, "picture", lambda *a, title: (titles.append(title), drawn(*a, title=title))[1])
     layers = ["stem", "middle", "deep"]
     classifier = Classifier(small_net, mean=[0.5] * 3, std=[0.25] * 3, layers=layers, image_size=32)
     loaded = Loaded(classifier, "own", Sight(32, "squash"))

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from salmask.types import Images, in_colour, size_of
@@ -92,7 +93,7 @@ class Inputs:
         counts = torch.tensor(self.channels, device=masks.device)
         return masks.repeat_interleave(counts, 1, output_size=self.total)
 
-    def beside(self, images: Images) -> Images:
+    def beside(self, images: Images) -> Float[Tensor, "batch 3 height widths"]:
         """Return the inputs side by side in colour, (B, 3, H, K * W), to look at."""
         return torch.cat([in_colour(own) for own in self.split(images).values()], 3)
 

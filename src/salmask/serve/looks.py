@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,7 +48,7 @@ class Look:
     name: str
     whole: UInt8[Tensor, "3 height width"]
     size: tuple[int, int]
-    images: Mapping[str, Images]
+    images: Mapping[str, Float[Tensor, "1 _ _ _"]]
 
 
 @dataclass(frozen=True)
