@@ -6,12 +6,12 @@ DIR holds <digit>_<speaker>_<n>.wav (Free Spoken Digit Dataset). The last speake
 Trains a classifier and, for each seed, one masker a recipe; measures them and the per-image methods on recordings of
 the held-out speaker, alone, in white noise and over another digit; then listens: of two digits mixed at a known ratio,
 how much nearer does what is kept come to the recording of the digit that is explained? What is there already is not
-computed again. Everything lies in OUT: runs/, rows of each condition with a page, mixtures.csv, table.md, results.json.
+computed again. Everything lies in OUT: runs/, rows of each condition with a page, table.md, results.json.
 """
 
 import argparse
-import csv
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,8 +37,10 @@ from salmask.explain.learned import Learned
 from salmask.files import writable_folder
 from salmask.masking import MeanColour, keep
 from salmask.metrics import METRICS
-from salmask.rows.read import read_rows
+from salmask.report.page import write_report
+from salmask.rows.read import META, read_rows, write_json
 from salmask.rows.trainings import collapsed, compare_rows
+from salmask.rows.write import Writer
 from salmask.training.classifier import FitSettings, accuracy, fit_classifier
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.released import as_released
@@ -236,12 +238,15 @@ def measure(
 
 
 def listen(
-    table: Mapping[str, tuple[Explainer, Loaded]], sounds: Sounds, ratio: float, writer: "csv.writer"
+    table: Mapping[str, tuple[Explainer, Loaded]], sounds: Sounds, ratio: float, out: Path
 ) -> tuple[dict[str, dict[str, dict[str, float]]], int, int]:
     """Return, of two digits mixed at a ratio, what is kept against both recordings: row -> score -> cell.
 
-    Mixtures count whose decision is one of the two digits: that one is explained, its recording the reference.
+    Mixtures count whose decision is one of the two digits: that one is explained, its recording the reference. Rows and
+    a page go into `out`.
     """
+    shutil.rmtree(out, ignore_errors=True)
+    writer = Writer(out, SCORES)
     mixed = Mixed(sounds, Another(sounds), ratio, seed=1)
     gains: dict[str, dict[str, list[float]]] = {name: {} for name in table}
     used = 0
@@ -264,7 +269,15 @@ def listen(
             scores = scored(kept, mixture.wave, own, other)
             for score, value in scores.items():
                 gains[name].setdefault(score, []).append(value)
-            writer.writerow([ratio, mixed.ids[index], name, *(f"{value:.4f}" for value in scores.values())])
+            writer.add(name, mixed.ids[index], scores)
+    writer.finish()
+    meta = {
+        "explainers": {name: {"kind": type(explainer).__name__} for name, (explainer, _) in table.items()},
+        "metrics": {score: {**ABOUT, "range": RANGES[score]} for score in SCORES},
+        "data": f"two spoken digits mixed at {ratio:g} dB; only mixtures that are decided as one of the two",
+    }
+    write_json(out / META, meta)
+    write_report(out)
     cells: dict[str, dict[str, dict[str, float]]] = {}
     for score in SCORES:
         values = {name: np.array(found[score]) for name, found in gains.items()}
@@ -273,7 +286,14 @@ def listen(
     return cells, used, len(mixed)
 
 
-SCORES = ("snr_gain", "si_snr_gain", "own_minus_other", "nearer_to_own")
+RANGES = {
+    "snr_gain": [None, None],
+    "si_snr_gain": [None, None],
+    "own_minus_other": [-2, 2],
+    "nearer_to_own": [0, 1],
+}
+SCORES = tuple(RANGES)
+ABOUT = {"direction": "up", "protocol": {}, "source": "this benchmark", "needs": [], "set_level": False}
 
 
 def scored(kept: torch.Tensor, mixture: torch.Tensor, own: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
@@ -329,14 +349,12 @@ def main() -> None:
     table = methods(out, loaded, options.seeds)
     results: dict[str, object] = {"accuracy": right, "measured": {}, "mixtures": {}}
     text = ""
-    with (out / "mixtures.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["ratio", "recording", "row", *SCORES])
-        for ratio in (0.0, 6.0):
-            cells, used, whole = listen(table, some(held_out, options.count), ratio, writer)
-            results["mixtures"][f"{ratio:g} dB"] = {"used": used, "of": whole, "rows": cells}  # type: ignore[index]
-            text += f"## two digits at {ratio:g} dB: {used} of {whole} mixtures decided as one of the two\n\n"
-            text += table_of(cells, SCORES) + "\n"
+    for ratio in (0.0, 6.0):
+        folder = out / f"two-digits-{ratio:g}-dB"
+        cells, used, whole = listen(table, some(held_out, options.count), ratio, folder)
+        results["mixtures"][f"{ratio:g} dB"] = {"used": used, "of": whole, "rows": cells}  # type: ignore[index]
+        text += f"## two digits at {ratio:g} dB: {used} of {whole} mixtures decided as one of the two\n\n"
+        text += table_of(cells, SCORES) + "\n"
     for title, data in conditions(held_out, options.count).items():
         if time.monotonic() > until:
             raise SystemExit(UNFINISHED)

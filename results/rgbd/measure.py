@@ -1,6 +1,8 @@
 """Colour, depth, coloured depth, late and early fusion on the built-in scenes, with what each input carries.
 
-python results/rgbd/measure.py OUT [SEED]
+    python results/rgbd/measure.py OUT [SEED]
+
+Writes rows of each variant as it is done, and a page: a row a training, values an image.
 """
 
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.utils import save_image
 
 import salmask
 from salmask import METRICS, Classifier
@@ -19,16 +22,29 @@ from salmask.data.streams import Cached, cached
 from salmask.explain import EXPLAINERS
 from salmask.explain.inputs import InputShares
 from salmask.metrics import Case
+from salmask.report.page import write_report
+from salmask.rows.read import META, write_json
+from salmask.rows.write import Writer
 from salmask.training.classifier import FitSettings, fit_classifier
 
 SIZE, SHAPES = 32, ("cross", "disc", "ring", "triangle")
+CARRIERS = ("rgb", "depth", "both")
 VARIANTS = {
     "late": {"rgb": 3, "depth": 1},
+    "late, whole scenes": {"rgb": 3, "depth": 1},
     "early": {"rgb": 3, "depth": 1},
     "RGB": {"rgb": 3},
     "depth": {"depth": 1},
     "coloured depth": {"depth_jet": 3},
     "late, coloured": {"rgb": 3, "depth_jet": 3},
+}
+COLUMNS = {
+    "accuracy": "of the classifier",
+    **{f"accuracy_{carrier}": f"of the scenes whose class shows in {carrier}" for carrier in CARRIERS},
+    "le": "of Grad-CAM",
+    "shares_right": "1 where the largest share is that of the only input that shows the class",
+    "shares_right_if_right": "the same, of the scenes that are decided rightly",
+    "smaller_share_both": "the smaller share, where both inputs show the class",
 }
 
 
@@ -68,62 +84,74 @@ def trained(name: str, train: Cached, seed: int) -> Classifier:
     options = {"mean": (0.5,) * total, "std": (0.25,) * total, "image_size": SIZE, "inputs": inputs}
     classifier = Classifier(network or body(total, classes), layers=layers, **options)
     settings = FitSettings(epochs=12, batch_size=64, precision="32-true", seed=seed)
-    return fit_classifier(classifier, train, settings=settings, augment=Missing([*inputs.values()]))
+    augment = None if name.endswith("whole scenes") else Missing([*inputs.values()])
+    return fit_classifier(classifier, train, settings=settings, augment=augment)
 
 
-def line(name: str, classifier: Classifier, val: Scenes) -> dict[str, object]:
-    """Return accuracy, localization of Grad-CAM and how often the shares name the carrier."""
-    samples = [val[k] for k in range(len(val))]
-    images = torch.stack([sample.image for sample in samples]) / 255
+def of(values: Tensor, which: Tensor) -> Tensor:
+    """Return values, NaN where they are not asked for."""
+    return torch.where(which, values.float(), torch.nan)
+
+
+def columns(classifier: Classifier, images: Tensor, val: Scenes, shares: Tensor | None) -> dict[str, Tensor]:
+    """Return a value an image of each column: accuracy, LE of Grad-CAM, and how often the shares name the carrier."""
     targets = torch.tensor(val.targets)
     explanation = EXPLAINERS["gradcam"]()(classifier, images, targets)
     right = explanation.logits.argmax(1) == targets
+    boxes = [val[k].boxes for k in range(len(val))]
+    masks = explanation.normalized("minmax").masks
     case = Case(
-        masks=explanation.normalized("minmax").masks, targets=targets, ids=val.ids, boxes=[s.boxes for s in samples],
-        correct=right, images=images, classifier=classifier,
-    )  # fmt: skip
-    row: dict[str, object] = {"variant": name, "accuracy": float(right.float().mean())}
-    carriers = torch.tensor([("rgb", "depth", "both").index(one) for one in val.carriers])
-    for k, carrier in enumerate(("rgb", "depth", "both")):
-        row[f"accuracy, {carrier}"] = float(right[carriers == k].float().mean())
-    row["le"] = float(METRICS["le"](case).mean())
-    if len(VARIANTS[name]) == 2:
-        shares = InputShares()(classifier, images, targets).masks.mean((2, 3))
-        row |= shares_right(shares, carriers, right)
-    return row
+        masks=masks, targets=targets, ids=val.ids, boxes=boxes, correct=right, images=images, classifier=classifier
+    )
+    carriers = torch.tensor([CARRIERS.index(one) for one in val.carriers])
+    values = {f"accuracy_{name}": of(right, carriers == k) for k, name in enumerate(CARRIERS)}
+    values |= {"accuracy": right.float(), "le": METRICS["le"](case).float()}
+    if shares is not None:
+        hit, single = shares.argmax(1) == carriers, carriers < 2
+        values["shares_right"] = of(hit, single)
+        values["shares_right_if_right"] = of(hit, single & right)
+        values["smaller_share_both"] = of(shares.amin(1), carriers == 2)
+    nothing = torch.full((len(val),), torch.nan)
+    return {name: values.get(name, nothing) for name in COLUMNS}
 
 
-def shares_right(shares: Tensor, carriers: Tensor, right: Tensor) -> dict[str, object]:
-    """Return how often the largest share is the carrier's, of scenes of one carrier: all, and those decided rightly."""
-    single = carriers < 2
-    hit = shares.argmax(1) == carriers
-    return {
-        "shares right": float(hit[single].float().mean()),
-        "shares right, decided rightly": float(hit[single & right].float().mean()),
-        "n, decided rightly": int((single & right).sum()),
-        "smaller share, both": float(shares[carriers == 2].amin(1).mean()),
-    }
+def drawn(classifier: Classifier, images: Tensor, path: Path) -> None:
+    """Draw scenes, colour and depth side by side, over the Grad-CAM maps of both."""
+    maps = salmask.explain(classifier, images, explainer="per_input:of=gradcam").normalized("minmax").masks
+    seen = classifier.inputs.beside(images)
+    below = torch.cat(list(maps.split(1, 1)), 3).expand(-1, 3, -1, -1)
+    save_image(torch.cat([seen, below], 2).repeat_interleave(2, 2).repeat_interleave(2, 3), path, nrow=6, padding=4)
 
 
 def main(out: Path, seed: int = 0) -> None:
-    """Measure all variants, a line each as it is done."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Measure all variants, each into rows as it is done."""
+    writer = Writer(out, tuple(COLUMNS))
+    about = {"direction": "up", "range": [0, 1], "source": "this study", "needs": [], "set_level": False}
+    metrics = {name: {**about, "protocol": {"what": what}} for name, what in COLUMNS.items()}
+    metrics["le"]["direction"] = "down"
+    meta = {"explainers": {}, "metrics": metrics, "data": "240 built-in scenes", "seed": seed}
     for name, inputs in VARIANTS.items():
         options = {"size": SIZE, "shapes": SHAPES, "inputs": inputs}
         train, val = cached(Scenes(1600, seed=2 * seed, **options)), Scenes(240, seed=2 * seed + 1, **options)
         classifier = trained(name, train, seed)
-        with (out / "rows.txt").open("a") as file:
-            file.write(f"{seed} {line(name, classifier, val)}\n")
+        images = torch.stack([val[k].image for k in range(len(val))]) / 255
+        two = len(inputs) == 2
+        targets = torch.tensor(val.targets)
+        found = {name: InputShares()(classifier, images, targets).masks.mean((2, 3)) if two else None}
         if name in ("late", "early"):
             masker = salmask.train(classifier, train, per_input=True, steps=150, batch_size=32, recipe="fix")
-            samples = [val[k] for k in range(len(val))]
-            images = torch.stack([sample.image for sample in samples]) / 255
-            masks = salmask.explain(classifier, images, explainer=masker).masks.mean((2, 3))
-            carriers = torch.tensor([("rgb", "depth", "both").index(one) for one in val.carriers])
-            with torch.no_grad():
-                right = classifier.logits(images).argmax(1) == torch.tensor(val.targets)
-            with (out / "rows.txt").open("a") as file:
-                file.write(f"{seed} masker, {name}: {shares_right(masks, carriers, right)}\n")
+            found[f"{name}, masker"] = salmask.explain(classifier, images, explainer=masker).masks.mean((2, 3))
+        if name == "late":
+            drawn(classifier, images[:12], out / "scenes.png")
+        for title, shares in found.items():
+            values = columns(classifier, images, val, shares)
+            for k, image in enumerate(val.ids):
+                writer.add(title, image, {column: float(values[column][k]) for column in COLUMNS})
+            writer.flush()
+            meta["explainers"][title] = {"kind": "shares of the inputs" if title == name else "masks of the inputs"}
+        write_json(out / META, meta)
+    writer.finish()
+    write_report(out)
 
 
 if __name__ == "__main__":
