@@ -175,10 +175,9 @@ def load_explainer(
     spec = parse(name)
     if spec.run or spec.name == SHIPPED:
         return _of_run(spec)
-    if spec.name == REFINED:
-        return _refined(spec, loaded=loaded, seed=seed, bank=bank)
-    if spec.name == PER_INPUT:
-        return _per_input(spec, loaded=loaded, seed=seed, bank=bank)
+    if spec.name in (REFINED, PER_INPUT):
+        make = _refined if spec.name == REFINED else _per_input
+        return make(spec, loaded=loaded, seed=seed, bank=bank)
     table = {**EXPLAINERS, SHARES: InputShares}
     if spec.name not in table:
         raise ValueError(
@@ -300,10 +299,8 @@ def _built(
                 f"{name}:infill=bank fills holes with training pictures, and this command has none: use evaluate"
             )
         pictures = bank(loaded) if values["infill"] == "bank" and bank is not None else None
-        generator = Generator().manual_seed(seed)
-        values["infill"] = load_infill(
-            values["infill"], classifier=loaded.classifier, generator=generator, bank=pictures
-        )
+        options: JSON = {"classifier": loaded.classifier, "generator": Generator().manual_seed(seed), "bank": pictures}
+        values["infill"] = load_infill(values["infill"], **options)
     return build(**values)
 
 
@@ -332,7 +329,13 @@ def load_recipe(name: str, *, area_in: float | None = None, area_out: float | No
     return RECIPES[name].weighted(**weights) if weights else RECIPES[name]
 
 
-INFILLS = ("mean", "blur", "noise", "colour", "bank")
+INFILLS: Mapping[str, Callable[[tuple[float, ...], Generator], Infill]] = {
+    "mean": lambda colour, generator: MeanColour(colour),
+    "blur": lambda colour, generator: Blur(border=colour),
+    "noise": lambda colour, generator: Noise(generator),
+    "colour": lambda colour, generator: RandomColour(generator),
+}
+"""Infills by name: (mean colour of the classifier, generator) -> infill."""
 
 
 def load_infill(
@@ -350,15 +353,9 @@ def load_infill(
             raise ValueError("the infill `bank` needs images to fill with")
         infill = Bank(bank, generator)
     elif name in INFILLS:
-        simple: dict[str, Infill] = {
-            "mean": MeanColour(colour),
-            "blur": Blur(border=colour),
-            "noise": Noise(generator),
-            "colour": RandomColour(generator),
-        }
-        infill = simple[name]
+        infill = INFILLS[name](colour, generator)
     else:
-        raise ValueError(f"no infill {name!r}: expected {', '.join(INFILLS)}, or the file of an inpainter")
+        raise ValueError(f"no infill {name!r}: expected {', '.join(INFILLS)}, bank, or the file of an inpainter")
     return Remasked(infill, colour) if remask else infill
 
 
@@ -394,9 +391,7 @@ def load_infills(
     """
     if set(names.values()) == {"mean"} and not remask:
         return None
-    bank = None
-    if "bank" in names.values():
-        bank = load_bank(dataset, loaded.view)
+    bank = load_bank(dataset, loaded.view) if "bank" in names.values() else None
     generator = torch.Generator().manual_seed(7_000_003 + seed)
     made = {
         name: load_infill(name, classifier=loaded.classifier, generator=generator, bank=bank, remask=remask)

@@ -9,7 +9,9 @@
 `open_data` reads any of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -34,11 +36,14 @@ from salmask.data.pictures import TRIMAP, Reader, read_image, read_pixels
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
 from salmask.data.shards import Shards, shard_files
 from salmask.data.tables import Table, open_table
+from salmask.files import JSON
 from salmask.types import Boxes
 
 __all__ = [
     "ILSVRC",
     "LARGE",
+    "LAYOUTS",
+    "Layout",
     "OxfordPets",
     "XMLBoxes",
     "absolute",
@@ -49,8 +54,8 @@ __all__ = [
 ]
 
 PETS = "oxford-iiit-pet"
-LARGE: Mapping[str, type[Shards] | type[Table]] = {"wds": Shards, "hf-dataset": Table}
-"""Readers of data that lies in few large files, by the prefix of a spec."""
+LARGE = ("wds", "hf-dataset")
+"""Layouts of data that lie in few large files."""
 PETS_SPLITS = {"train": "trainval", "val": "test"}
 
 
@@ -75,47 +80,17 @@ def open_data(
     Errors: as the readers; ValueError for another download.
     """
     layout, root = layout_of(spec)
-    if layout == "pairs" and not download:
-        return PairedFolder(
-            root,
-            split,
-            inputs=inputs,
-            transform=transform,
-            skip_broken=skip_broken,
-            classes=classes,
-            read=read if isinstance(read, Reader) else None,
-        )
-    if layout == "pets":
-        own = PETS_SPLITS.get(split, split)
-        return OxfordPets(
-            root, own, transform=transform, skip_broken=skip_broken, classes=classes, download=download, read=read
-        )
-    if download:
+    if download and layout != "pets":
         raise ValueError(f"only pets:DIR can be downloaded, got {spec}: leave --download out")
-    if layout in LARGE:
-        return LARGE[layout](str(root), split, transform=transform, skip_broken=skip_broken, classes=classes, read=read)
-    if layout == "ilsvrc":
-        return ILSVRC(
-            _pictures(root),
-            split,
-            boxes=_boxes(root, split),
-            transform=transform,
-            skip_broken=skip_broken,
-            classes=classes,
-            read=read,
-        )
-    reader = LabelledPictures if has_labels(root, split) else ImageFolder
-    return reader(root, split, transform=transform, skip_broken=skip_broken, classes=classes, read=read)
+    given: JSON = {"transform": transform, "skip_broken": skip_broken, "classes": classes, "read": read}
+    own: dict[str, JSON] = {"pets": {"download": download}, "pairs": {"inputs": inputs}}
+    return LAYOUTS[layout].open(root, split, **given, **own.get(layout, {}))
 
 
 def has_split(spec: str, split: str) -> bool:
     """Return whether the data that `spec` names has a split."""
     layout, root = layout_of(spec)
-    if layout in LARGE:
-        return _has_large(layout, str(root), split)
-    if layout == "pairs":
-        return any((folder / split).is_dir() for folder in root.glob("*"))
-    return layout == "pets" or (_pictures(root) / split).is_dir() or has_labels(root, split)
+    return LAYOUTS[layout].has(root, split)
 
 
 def absolute(spec: str) -> str:
@@ -124,18 +99,10 @@ def absolute(spec: str) -> str:
     return spec if layout == "hf-dataset" and not root.exists() else f"{layout}:{root.resolve()}"
 
 
-def _has_large(layout: str, path: str, split: str) -> bool:
-    try:
-        (shard_files if layout == "wds" else open_table)(path, split)
-    except ValueError:
-        return False
-    return True
-
-
 def layout_of(spec: str) -> tuple[str, Path]:
-    """Return the layout of the data that a spec names, folder, ilsvrc, pets, pairs or of `LARGE`, and its folder."""
+    """Return the layout of the data that a spec names, a name of `LAYOUTS`, and its folder."""
     layout, colon, path = spec.partition(":")
-    if colon and layout in ("folder", "ilsvrc", "pets", "pairs", *LARGE):
+    if colon and layout in LAYOUTS:
         return layout, Path(path)
     root = Path(spec)
     if is_paired(root):
@@ -337,3 +304,58 @@ class OxfordPets(ListedPictures):
 
 _SIZE = ("width", "height")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which data lie on the disk.
+
+    open: (folder, split, transform=, skip_broken=, classes=, read=) -> the split. has: whether there is such a split.
+    """
+
+    open: Callable[..., Labelled]
+    has: Callable[[Path, str], bool]
+
+
+def _folder(root: Path, split: str, **given: object) -> Labelled:
+    return (LabelledPictures if has_labels(root, split) else ImageFolder)(root, split, **given)  # type: ignore[arg-type]
+
+
+def _ilsvrc(root: Path, split: str, **given: object) -> Labelled:
+    return ILSVRC(_pictures(root), split, boxes=_boxes(root, split), **given)  # type: ignore[arg-type]
+
+
+def _pets(root: Path, split: str, **given: object) -> Labelled:
+    return OxfordPets(root, PETS_SPLITS.get(split, split), **given)  # type: ignore[arg-type]
+
+
+def _pairs(root: Path, split: str, *, read: ReadImage, **given: object) -> Labelled:
+    return PairedFolder(root, split, read=read if isinstance(read, Reader) else None, **given)  # type: ignore[arg-type]
+
+
+def _large(kind: type[Shards] | type[Table], root: Path, split: str, **given: object) -> Labelled:
+    return kind(str(root), split, **given)  # type: ignore[arg-type]
+
+
+def _is_there(root: Path, split: str) -> bool:
+    return (_pictures(root) / split).is_dir() or has_labels(root, split)
+
+
+def _can(find: Callable[[str, str], object], root: Path, split: str) -> bool:
+    """Return whether a split is found, where what finds it raises an error for one that is not there."""
+    try:
+        find(str(root), split)
+    except ValueError:
+        return False
+    return True
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "folder": Layout(_folder, _is_there),
+    "ilsvrc": Layout(_ilsvrc, _is_there),
+    "pets": Layout(_pets, lambda root, split: True),
+    "pairs": Layout(_pairs, lambda root, split: any((folder / split).is_dir() for folder in root.glob("*"))),
+    "wds": Layout(partial(_large, Shards), partial(_can, shard_files)),
+    "hf-dataset": Layout(partial(_large, Table), partial(_can, open_table)),
+}
+"""Layouts by the prefix of a spec."""

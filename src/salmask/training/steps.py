@@ -113,7 +113,7 @@ class Steps:
         self.opponent_optimiser = torch.optim.SGD(
             self.weights, lr=settings.classifier_lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
-        self.opponent_wrapped: Any = self.fabric.setup_optimizers(self.opponent_optimiser)
+        self.opponent_wrapped: Any = self.fabric.setup_optimizers(self.opponent_optimiser)  # likewise
         if recipe.history == "sample":
             self.pool = ClassifierPool(
                 self.opponent, size=recipe.pool_size, every=recipe.pool_every, generator=self.generators["pool"]

@@ -341,7 +341,7 @@ class Refined(Explainer):
 
     def __call__(
         self, classifier: Classifier, images: Images, targets: Tensor | None = None, **given: Any
-    ) -> Explanation:
+    ) -> Explanation:  # Any: the ground truth that the first explainer wants
         """Explain, then improve the maps."""
         first = self.explainer(classifier, images, targets, **given)
         start = first.bounded().masks
