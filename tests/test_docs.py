@@ -16,6 +16,7 @@ from salmask.explain import EXPLAINERS
 from salmask.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
+KINDS = {".md", ".ipynb"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -42,10 +43,11 @@ def test_no_line_is_longer_than_120_characters_but_rows_of_tables(page) -> None:
 
 def test_the_index_and_the_navigation_name_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert all(page.name in index for page in PAGES if page.name != "README.md")
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*") if page.suffix in KINDS}
+    assert all(f"({page})" in index for page in pages - {"README.md"})
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     named = [page for part in site["nav"] for pages in part.values() for page in _pages(pages)]
-    assert sorted(named) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:])
+    assert sorted(named) == sorted(pages)
 
 
 def _pages(pages: str | list[dict[str, str]]) -> list[str]:
