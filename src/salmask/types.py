@@ -13,7 +13,7 @@
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 __all__ = [
     "IGNORED",
     "NORMALISERS",
+    "Asked",
     "Boxes",
     "Draws",
     "FeatureMap",
@@ -46,6 +47,7 @@ __all__ = [
 Images = Float[Tensor, "batch channels height width"]
 Masks = Float[Tensor, "batch masks height width"]
 Targets = Int[Tensor, " batch"]
+Asked: TypeAlias = Tensor | Sequence[object]  # classes as a caller gives them: indices, checked and refused by name
 Logits = Float[Tensor, "batch classes"]
 Values = Float[Tensor, " batch"]
 Boxes = Float[Tensor, "boxes 4"]

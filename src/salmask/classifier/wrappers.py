@@ -100,16 +100,13 @@ def as_module(network: object) -> nn.Module:
 
 
 def _passes_on(module: nn.Module) -> nn.Module | None:
-    for kind, name in _inner().items():
+    """Return what a wrapper holds; None for any other. torch.compile's is slow to import: who has used it has."""
+    compiler = sys.modules.get(_COMPILER)
+    wrappers = _INNER if compiler is None else {**_INNER, vars(compiler)["OptimizedModule"]: "_orig_mod"}
+    for kind, name in wrappers.items():
         if isinstance(module, kind):
             return module.__dict__["_modules"][name]
     return None
-
-
-def _inner() -> dict[type, str]:
-    """Return the wrappers with where each holds its network. torch.compile's is slow to import: who has used it has."""
-    compiler = sys.modules.get(_COMPILER)
-    return _INNER if compiler is None else {**_INNER, vars(compiler)["OptimizedModule"]: "_orig_mod"}
 
 
 def is_compiled(module: nn.Module) -> bool:

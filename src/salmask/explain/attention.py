@@ -20,7 +20,7 @@ from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes,
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import BatchSize, Between, OneOf
 from salmask.pooling import Attended, Pooled
-from salmask.types import Images, size_of
+from salmask.types import Asked, Images, size_of
 
 __all__ = ["RawAttention"]
 
@@ -47,7 +47,7 @@ class RawAttention(Explainer):
         if self.of not in READINGS:
             raise ValueError(f"attention is read as {' or '.join(READINGS)}, got {self.of!r}")
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain; the targets are checked and handed back, and change nothing."""
         if not isinstance(classifier, Pooled):
             raise ValueError(

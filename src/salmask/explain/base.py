@@ -6,7 +6,7 @@ The constructor takes hyper-parameters, the call takes data, and nothing is left
 back raw, with the range that they live in; putting them on another scale is an explicit step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from inspect import isfunction
 from typing import Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.masker import Masker
-from salmask.types import NORMALISERS, Images, Logits, Masks, Targets, constant, normalise
+from salmask.types import NORMALISERS, Asked, Images, Logits, Masks, Targets, constant, normalise
 
 __all__ = [
     "CLASS_AGNOSTIC",
@@ -121,7 +121,7 @@ class Explainer(Protocol):
         """Whether nothing of a map is the classifier's, so that its mistakes are not held against the map."""
         return False
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones where none are given."""
         ...
 
@@ -142,7 +142,7 @@ class FromFunction(Explainer):
         """Return none: what a function has bound is not for others to see."""
         return {}
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Return what the function returns."""
         return self.function(classifier, images, targets)
 
@@ -152,7 +152,7 @@ def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer
     return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
 
 
-def as_targets(targets: Tensor | Sequence[int]) -> Tensor:  # any, to refuse it with a remedy
+def as_targets(targets: Asked) -> Tensor:
     """Return classes as a tensor. Errors: ValueError for what is no row of numbers."""
     try:
         return torch.as_tensor(targets)

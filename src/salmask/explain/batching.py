@@ -4,7 +4,7 @@
 A piece that does not fit into memory is tried again at half the size, with one warning.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import torch
 from torch import Generator, Tensor
@@ -14,7 +14,7 @@ from salmask.classifier.hold import pieces
 from salmask.classifier.inputs import check_tensor, checked
 from salmask.explain.base import Explanation, Passes, as_targets
 from salmask.masking import MeanColour, prepare
-from salmask.types import Images, Infill, Targets
+from salmask.types import Asked, Images, Infill, Targets
 
 __all__ = [
     "backdrop",
@@ -32,7 +32,7 @@ def by_pieces(
     explain: Callable[[Classifier, Images, Targets | None], Explanation],
     classifier: Classifier,
     images: Images,
-    targets: Tensor | None,
+    targets: Asked | None,
     *,
     max_batch: int,
 ) -> Explanation:
@@ -54,7 +54,7 @@ def by_pieces(
         return joined(list(pieces(part, len(images), max_batch=max_batch)))
 
 
-def check_batch(images: Images) -> None:
+def check_batch(images: Sized) -> None:
     """Raise ValueError for what is no tensor, and for a batch of none."""
     check_tensor(images)
     if not len(images):

@@ -49,7 +49,7 @@ from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes,
 from salmask.explain.batching import backdrop, by_pieces, check_gradients
 from salmask.explain.knobs import BatchSize
 from salmask.masking import keep
-from salmask.types import Images, Infill, Logits, Masks, size_of
+from salmask.types import Asked, Images, Infill, Logits, Masks, size_of
 
 __all__ = [
     "AblationCAM",
@@ -112,7 +112,7 @@ class GradientCAM(Explainer):
     layer: int | str | None = None
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
@@ -156,7 +156,7 @@ class ScoreCAM(Explainer):
     infill: Infill | None = None
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=False):
@@ -203,7 +203,7 @@ class AblationCAM(Explainer):
     layer: int | str = -1
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones; as many passes as the layer has channels."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=False):
@@ -238,7 +238,7 @@ class LinearCAM(Explainer):
 
     max_batch: BatchSize = 64
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         with at_rest(classifier, gradients=False):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
@@ -269,7 +269,7 @@ class EigenCAM(Explainer):
     layer: int | str = -1
     max_batch: BatchSize = 64
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain; the targets are checked and handed back, and change nothing."""
         with at_rest(classifier, gradients=False):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)

@@ -30,7 +30,7 @@ from salmask.draws import generator_for
 from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import BatchSize, Cells, Seed
-from salmask.types import Boxes, Images, Masks, Pixels, Size, size_of
+from salmask.types import Asked, Boxes, Images, Masks, Pixels, Size, size_of
 
 __all__ = [
     "BASELINES",
@@ -85,7 +85,7 @@ class Fixed(_Naive):
     draw: Draw
     max_batch: BatchSize = 64
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Return the map for each image; the classifier gives the logits."""
         one = self.draw(*size_of(images)).to(classifier.device)
         return _shown(classifier, images, targets, one.expand(len(images), 1, *one.shape).clone(), self.max_batch)
@@ -112,7 +112,7 @@ class Random(_Naive):
         self,
         classifier: Classifier,
         images: Images,
-        targets: Tensor | None = None,
+        targets: Asked | None = None,
         *,
         ids: Sequence[str] | None = None,
     ) -> Explanation:
@@ -147,7 +147,7 @@ class GroundTruth(_Naive):
         self,
         classifier: Classifier,
         images: Images,
-        targets: Tensor | None = None,
+        targets: Asked | None = None,
         *,
         boxes: Sequence[Boxes] | None = None,
         pixels: Sequence[Pixels | None] | None = None,
@@ -172,7 +172,7 @@ def _truth(pixels: Pixels | None, boxes: Boxes | None, size: tuple[int, int]) ->
     return torch.zeros(size) if boxes is None else paint(boxes, size).float()
 
 
-def _shown(classifier: Classifier, images: Images, targets: Tensor | None, maps: Masks, max_batch: int) -> Explanation:
+def _shown(classifier: Classifier, images: Images, targets: Asked | None, maps: Masks, max_batch: int) -> Explanation:
     """Put maps that are known already beside what the classifier says."""
 
     def explain(classifier: Classifier, images: Images, targets: Tensor | None) -> Explanation:

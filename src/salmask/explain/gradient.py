@@ -32,7 +32,7 @@ from salmask.classifier.scores import logit
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces, check_gradients, check_reached
 from salmask.explain.knobs import BatchSize, Between, Count, OneOf, Seed, Share
-from salmask.types import Images, Logits, Masks
+from salmask.types import Asked, Images, Logits, Masks
 
 __all__ = [
     "CHANNELS",
@@ -69,7 +69,7 @@ class _OneBackward(Explainer):
 
     max_batch: int
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward and one backward pass."""
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
@@ -119,7 +119,7 @@ class SmoothGrad(Explainer):
     channels: Annotated[Channels, OneOf(CHANNELS)] = MAX_MAGNITUDE
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `samples` forward and backward passes."""
         check_limit(self.max_batch)
         if self.samples < 1:
@@ -161,7 +161,7 @@ class IntegratedGradients(Explainer):
     channels: Annotated[Channels, OneOf(CHANNELS)] = TOTAL
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: `steps` forward and backward passes."""
         check_limit(self.max_batch)
         with at_rest(classifier, gradients=True):

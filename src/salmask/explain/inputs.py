@@ -19,7 +19,7 @@ from salmask.explain.cam import AblationCAM, EigenCAM, GradientCAM, ScoreCAM
 from salmask.explain.knobs import BatchSize
 from salmask.masking import MeanColour
 from salmask.terms import input_effects, shares_of
-from salmask.types import Images, Infill
+from salmask.types import Asked, Images, Infill
 
 __all__ = ["InputShares", "PerInput"]
 
@@ -43,7 +43,7 @@ class InputShares(Explainer):
     infill: Infill | None = None
     max_batch: BatchSize = 64
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones. Errors: ValueError for a classifier of one input."""
         count = len(_inputs_of(classifier))
 
@@ -69,7 +69,7 @@ class PerInput(Explainer):
 
     explainer: Explainer
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: K times the passes of the explainer."""
         inputs = _inputs_of(classifier)
         if isinstance(self.explainer, GradientCAM | ScoreCAM | AblationCAM | EigenCAM):

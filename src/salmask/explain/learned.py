@@ -12,7 +12,7 @@ from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes,
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import BatchSize, Share
 from salmask.masker import Masker
-from salmask.types import Features, Images, size_of
+from salmask.types import Asked, Features, Images, size_of
 
 __all__ = ["Learned"]
 
@@ -73,7 +73,7 @@ class Learned(Explainer):
             settings["reader"] = self.reader.fingerprint()
         return settings if self.top is None else {**settings, "top": self.top}
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Return masks in [0, 1] at the images' size."""
         reader = classifier if self.reader is None else self.reader.to(classifier.device)
         self.masker.fits(reader)

@@ -25,7 +25,7 @@ from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import backdrop, by_pieces, check_batch
 from salmask.explain.knobs import BatchSize, Between, Cells, Count, OneOf, Seed
 from salmask.masking import keep
-from salmask.types import Images, Infill, Masks, size_of
+from salmask.types import Asked, Images, Infill, Masks, size_of
 
 __all__ = ["Occlusion", "Rise"]
 
@@ -55,7 +55,7 @@ class Rise(Explainer):
             )
         check_limit(self.max_batch)
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: N forward passes."""
         with at_rest(classifier, gradients=False):
             passes = self.masks * len(images)
@@ -137,7 +137,7 @@ class Occlusion(Explainer):
             raise ValueError(f"expected 1 <= stride <= window, got stride {self.stride}, window {self.window}")
         check_limit(self.max_batch)
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: one forward pass a window."""
         check_batch(images)
         with at_rest(classifier, gradients=False):

@@ -25,7 +25,7 @@ from salmask.classifier.scores import logit
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
 from salmask.explain.batching import by_pieces, check_gradients, check_reached
 from salmask.explain.knobs import BatchSize, Between, OneOf
-from salmask.types import Images, Targets, Values
+from salmask.types import Asked, Images, Targets, Values
 
 __all__ = [
     "SOURCES",
@@ -98,7 +98,7 @@ class AttributionMask(Explainer):
     per_channel: bool = True
     max_batch: BatchSize = 32
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: T forward and backward passes, and one for the logits."""
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)

@@ -30,7 +30,7 @@ from salmask.explain.optimise.schedule import Schedule, View
 from salmask.masking import MeanColour, prepare
 from salmask.objective import Objective
 from salmask.outcome import Outcome, play
-from salmask.types import Images, Infill, Logits, Masks, Prepared, Targets, Values, size_of
+from salmask.types import Asked, Images, Infill, Logits, Masks, Prepared, Targets, Values, size_of
 
 __all__ = ["Optimised", "Solution", "mean_probability"]
 
@@ -109,7 +109,7 @@ class Optimised(Explainer):
         if not self.objective.sides:
             raise ValueError("the objective reads neither the kept nor the removed picture: add a term that does")
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Tensor | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
         result = self.solve(classifier, images, targets)
         return Explanation(result.masks, result.targets, result.logits, result.passes)
@@ -132,7 +132,7 @@ class Optimised(Explainer):
         self,
         classifier: Classifier,
         images: Images,
-        targets: Tensor | None = None,
+        targets: Asked | None = None,
         *,
         start: Tensor | None = None,
     ) -> Solution:

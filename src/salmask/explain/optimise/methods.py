@@ -53,7 +53,7 @@ from salmask.terms import (
     score_removed,
     softmax_twice,
 )
-from salmask.types import Images, Infill
+from salmask.types import Asked, Images, Infill
 
 __all__ = [
     "EXTREMAL_VARIANTS",
@@ -340,7 +340,7 @@ class Refined(Explainer):
         return self.explainer.wants
 
     def __call__(
-        self, classifier: Classifier, images: Images, targets: Tensor | None = None, **given: Any
+        self, classifier: Classifier, images: Images, targets: Asked | None = None, **given: Any
     ) -> Explanation:  # Any: the ground truth that the first explainer wants
         """Explain, then improve the maps."""
         first = self.explainer(classifier, images, targets, **given)
