@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {".gz", ".jpg", ".json", ".jsonl", ".md", ".png", ".py", ".xz"}
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
+_FETCHED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*?(?:src|href)="(https?:[^"]*)\"""")
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
 
 
@@ -50,6 +51,13 @@ def _on_the_site(target: str, source: Path, uri: str) -> str:
         raise PluginError(f"{source}: {target} leads to no page of the site, which has docs/ and results/ alone")
     shown = inside.relative_to("docs") if inside.parts[0] == "docs" else inside
     return posixpath.relpath(shown.as_posix(), posixpath.dirname(uri) or ".")
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse what a reader's browser would fetch from elsewhere: scripts, styles, pictures."""
+    if (fetched := _FETCHED.search(output)) is not None:
+        raise PluginError(f"{page.file.src_uri} fetches {fetched[1]}: the site stands by itself")
+    return output
 
 
 class Docstrings(Extension):
@@ -89,7 +97,7 @@ def itemised(text: str, names: list[str]) -> str:
         return text
     known = "|".join(sorted((re.escape(name) for name in names), key=len, reverse=True))
     begins = re.compile(rf"((?:(?:{known})(?:, | and )?)+)((?: \([^)\n]*\))?(?:,[^:.\n]*)?): ")
-    text = re.sub(rf"(?:(?<=\.)|;) (?=(?:{known}): )", "\n", text)
+    text = re.sub(rf"(?:(?<=\.)|;) (?=(?:{known})(?:, (?:{known}))*: )", "\n", text)
     text = re.sub(r"(?<=\.) (?=Raises |Errors: )", "\n", text)
     lines: list[str] = []
     in_item = False

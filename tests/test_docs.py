@@ -116,5 +116,6 @@ def _table(text: str) -> dict[str, dict[str, str]]:
 def test_the_readme_names_every_explainer_and_the_plain_metrics() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in EXPLAINERS if f"`{name}`" not in readme]
+    assert not [name for name in METRICS if ":" not in name and f"`{name}`" not in readme]
     for named in re.findall(r"`([a-z0-9_]+(?::[a-z_]+)?)`", readme.partition("## Metrics")[2].partition("##")[0]):
         assert named in METRICS or named.startswith("name"), named

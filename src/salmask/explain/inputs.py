@@ -1,7 +1,9 @@
 """Explainers of classifiers with several inputs: which input, and where in each.
 
-input_shares           one number an input: its share in the decision, as a map that is the same at every pixel
-per_input:of=SPEC      another explainer's map of each input, the others held as they are
+| name | map |
+|---|---|
+| input_shares | one number an input, its share in the decision: the same at every pixel |
+| per_input:of=SPEC | another explainer's map of each input, the others held as they are |
 """
 
 from dataclasses import dataclass, replace

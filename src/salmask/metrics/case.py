@@ -83,17 +83,17 @@ def _look_at(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
 class Case:
     """Everything that a metric may read about one batch.
 
-    masks    (B, 1, H, W) in [0, 1], 1 = evidence; finite. Of a classifier with K inputs also (B, K, H, W): then `masks`
-             becomes the largest value over the inputs, which boxes, pixels and curves are read from, and `by_input`
-             what is kept and removed
-    targets  (B,) explained class; ids: one string per image; seed: for scores that draw
-    boxes    ground-truth boxes of each image, (n, 4), half-open, pixels of the masks; may lie partly outside
-    pixels   ground-truth pixels of each image (H, W): 0, 1, 255 = ignored; None where unknown
-    images   (B, 3, H, W) in [0, 1];  classifier: the *scoring* classifier
-    correct  (B,) bool: is the explained model's own top-1 the label (overall metric); all True for naive baselines
-    clean    (B, K) the scoring classifier's logits of the whole images, where they are known already
-    gaze     (B, 1, H, W) human attention, >= 0
-    centre   (1, 1, H, W) or (B, 1, H, W) its centre bias, the mean gaze of other images
+    masks: (B, 1, H, W) in [0, 1], 1 = evidence; finite. Of a classifier with K inputs also (B, K, H, W): then `masks`
+        becomes the largest value over the inputs, which boxes, pixels and curves are read from, and `by_input`
+        what is kept and removed.
+    targets: (B,), the explained class. ids: one string per image. seed: for scores that draw.
+    boxes: ground-truth boxes of each image, (n, 4), half-open, pixels of the masks; may lie partly outside.
+    pixels: ground-truth pixels of each image (H, W): 0, 1, 255 = ignored; None where unknown.
+    images: (B, 3, H, W) in [0, 1]. classifier: the *scoring* classifier.
+    correct: (B,) bool, is the explained model's own top-1 the label (overall metric); all True for naive baselines.
+    clean: (B, K), the scoring classifier's logits of the whole images, where they are known already.
+    gaze: (B, 1, H, W), human attention, at least 0.
+    centre: (1, 1, H, W) or (B, 1, H, W), its centre bias: the mean gaze of other images.
 
     Raises ValueError if lengths, sizes, ranges or class indices do not fit.
     """
@@ -231,11 +231,11 @@ class Case:
 class Metric:
     """A named protocol: the function, all that changes its numbers, and how to read them.
 
-    function   Case -> (B,) values, or (B, ...) integer counts when `compute` is set
-    protocol   every choice that is part of the name, printed with the number
-    direction  "up" (more is better), "down" or "none"; range: (low, high) of the reported number
-    source     where it is defined;  needs: the optional fields of Case that must be there
-    compute    set-level scores: per-image counts (N, ...) -> the score of the set; None: mean of the values
+    function: Case -> (B,) values, or (B, ...) integer counts when `compute` is set.
+    protocol: every choice that is part of the name, printed with the number.
+    direction: "up" (more is better), "down" or "none". range: (low, high) of the reported number.
+    source: where it is defined. needs: the optional fields of Case that must be there.
+    compute: of set-level scores, per-image counts (N, ...) -> the score of the set; None: mean of the values.
 
     A value is NaN where an image has no ground truth of the kind that the metric needs.
     """

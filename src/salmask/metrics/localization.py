@@ -94,8 +94,8 @@ def _reduce(values: Tensor, owner: Tensor, count: int, how: str) -> Values:
 class SaliencyTerms:
     """The saliency metric of each image is area - logprob, lower is better.
 
-    area     log(clamp(box area / image area, .05, 1)), (B,)
-    logprob  log softmax of the class on the crop, (B,);  right: is it the top-1 of the crop, (B,) 0 or 1
+    area: log(clamp(box area / image area, .05, 1)), (B,).
+    logprob: log softmax of the class on the crop, (B,). right: is it the top-1 of the crop, (B,) 0 or 1.
     """
 
     area: Values
