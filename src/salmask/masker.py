@@ -193,9 +193,7 @@ class Masker(nn.Module):
         self.final: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(joined, self.masks, 3, padding=1)
 
     @classmethod
-    def for_classifier(
-        cls, classifier: Classifier, layers: Sequence[int] | None = None, **options: Any
-    ) -> "Masker":  # Any: those of the constructor, which checks them
+    def for_classifier(cls, classifier: Classifier, layers: Sequence[int] | None = None, **options: Any) -> "Masker":
         """Build a masker sized from a classifier's channels and strides; `options` as in the constructor.
 
         layers: None: the two deepest, of each network where there is one an input.
