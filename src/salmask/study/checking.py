@@ -30,7 +30,7 @@ from salmask.metrics.sanity_figures import strip_figure
 from salmask.metrics.similarity import similarities_for
 from salmask.rows.read import file_name
 from salmask.training.run import Loaded
-from salmask.types import Images, Targets
+from salmask.types import Asked, Images
 
 __all__ = ["CHECKS", "MAPS", "Bounded", "Checked", "gather", "write_checks", "write_maps"]
 
@@ -128,7 +128,7 @@ class Bounded(Explainer):
         self.explainer = explainer
         self.masker = explainer.masker
 
-    def __call__(self, classifier: Classifier, images: Images, targets: Targets | None = None) -> Explanation:
+    def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Return maps in [0, 1], some pictures at a time."""
         parts = []
         for start in range(0, len(images), _AT_ONCE):
