@@ -86,14 +86,12 @@ def test_every_command_has_a_help_with_its_options(command, capsys) -> None:
     assert caught.value.code == 0
     told = capsys.readouterr().out
     assert f"usage: salmask {command}" in told
-    if command not in ("report", "layers"):
+    if command not in ("report", "layers", "doctor", "completion", "serve"):
         assert "--out" in told
 
 
 def test_the_help_names_the_commands_and_an_unknown_one_is_refused(capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
+    assert main(["--help"]) == 0
     told = capsys.readouterr().out
     assert {"demo", "classifier", "train", "explain", "evaluate", "score", "report"} <= set(re.findall(r"\w+", told))
     with pytest.raises(SystemExit) as caught:
@@ -550,9 +548,8 @@ def test_an_unfinished_run_says_how_to_go_on(data, spec, tmp_path, capsys, monke
     with monkeypatch.context() as patch:
         patch.setattr(salmask.training.train_run, "save_run", dies)
         assert main([str(part) for part in arguments]) == 130
-    assert capsys.readouterr().err == (
-        "salmask: interrupted; what was finished is kept: go on with the same command and --resume\n"
-    )
+    line = " ".join(str(part) for part in [*arguments, "--resume"])
+    assert capsys.readouterr().err == f"salmask: interrupted; what was finished is kept, go on with: salmask {line}\n"
     words = ["it is unfinished", "salmask train --resume"]
     refused(capsys, ["explain", first(data), "--explainer", run, "--out", tmp_path / "out"], *words)
     assert main([str(part) for part in [*arguments, "--resume"]]) == 0

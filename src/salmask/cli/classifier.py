@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from salmask.training.run import Loaded
 
-from salmask.cli.console import progress_bar, say
+from salmask.cli.console import Command, progress_bar, say
 from salmask.cli.options import DataOptions
-from salmask.files import JSON
+from salmask.files import JSON, Facts
 from salmask.training.settings import Precision
 
 __all__ = ["ClassifierCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierCommand(DataOptions):
+class ClassifierCommand(Command, DataOptions):
     """Train or fine-tune a classifier on a folder of pictures, for data that has none."""
 
     network: str | None = None
@@ -48,7 +48,7 @@ class ClassifierCommand(DataOptions):
     seed: int = 0
     """Of everything that is drawn."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.classifier.named import full_spec
         from salmask.data import has_split
@@ -77,10 +77,14 @@ class ClassifierCommand(DataOptions):
             progress=progress_bar("training"),
         )
         save_classifier(self.out, loaded)
-        say(f"classifier: {full_spec(loaded.network)}@{self.out}")
+        spec = f"{full_spec(loaded.network)}@{self.out}"
+        say(f"classifier: {spec}")
+        share = None
         if self.audio or has_split(self.data, "val"):
             val = self.read("val", loaded, transform=loaded.view.transform(), classes=pictures.classes)
-            say(f"accuracy on val: {accuracy(loaded.classifier, val):.3f}")
+            share = accuracy(loaded.classifier, val)
+            say(f"accuracy on val: {share:.3f}")
+        return {"file": self.out, "classifier": spec, "accuracy": share}
 
     def _pictures(self) -> "Loaded":
         """Return the untrained classifier of the data's classes of pictures."""

@@ -40,8 +40,8 @@ class ConnectivityOptions:
 
 def connect_checkpoints(
     options: ConnectivityOptions, specs: tuple[str, ...], *, data: str | None, out: Path, sight: JSON, extent: JSON
-) -> None:
-    """Run the study on checkpoints of one's own, or on built-in data with networks that are trained for it.
+) -> Path:
+    """Run the study on checkpoints of one's own, or on built-in data; return its page.
 
     specs: of the checkpoints. sight: keyword arguments of `load_classifier`. extent: fields of `Extent`, where given.
     """
@@ -66,6 +66,7 @@ def connect_checkpoints(
     connection = Connection(networks, pictures, settings, out, say)
     page = run_connectivity(connection, about={**named, "command": typed_command(), "version": __version__})
     say(f"report: {page}; tables: {out / 'study.md'}")
+    return page
 
 
 def _builtin(

@@ -6,13 +6,14 @@ from pathlib import Path
 import tyro
 
 from salmask import __version__
-from salmask.cli.console import say, typed_command
+from salmask.cli.console import Command, say, typed_command
+from salmask.files import Facts
 
 __all__ = ["ConvertCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertCommand:
+class ConvertCommand(Command):
     """Make a run of a checkpoint that the paper's released code (or CASM's) has written."""
 
     checkpoint: tyro.conf.Positional[Path]
@@ -20,7 +21,7 @@ class ConvertCommand:
     out: Path
     """Folder of the run, for `explain` and `evaluate`."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.files import writable_folder
         from salmask.training.run import load_checkpoint, save_run
@@ -29,3 +30,4 @@ class ConvertCommand:
         facts = {"converted": self.checkpoint.name, "command": typed_command(), "version": __version__}
         save_run(writable_folder(self.out), run.masker, run.loaded, facts)
         say(f"run: {self.out}")
+        return {"run": self.out}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from salmask import __version__
-from salmask.cli.console import print_table, progress_bar, say, typed_command
+from salmask.cli.console import Command, print_table, progress_bar, say, typed_command
 from salmask.cli.options import DataOptions, Normalize, ProcessOptions
-from salmask.files import JSON, writable_folder
+from salmask.files import JSON, Facts, writable_folder
 
 if TYPE_CHECKING:
     from salmask.audio.listening import Listening
@@ -22,7 +22,7 @@ __all__ = ["EvaluateCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(DataOptions, ProcessOptions):
+class EvaluateCommand(Command, DataOptions, ProcessOptions):
     """Measure explainers on a split: rows, a table with intervals, pictures, a page."""
 
     explainer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TITLE=]RUN|NAME ...")]
@@ -54,12 +54,13 @@ class EvaluateCommand(DataOptions, ProcessOptions):
     seed: int = 0
     """Of scores and explainers that draw."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts | None:
         """Run the command."""
         from salmask.data.streams import Subset
         from salmask.evaluation.evaluate import compare
         from salmask.evaluation.explained import Rules, decided_label
         from salmask.report.training import add_training
+        from salmask.rows.read import ROWS
         from salmask.training.processes import move_to
 
         chosen, judge = self._chosen()
@@ -90,9 +91,11 @@ class EvaluateCommand(DataOptions, ProcessOptions):
             progress=progress_bar("measuring") if fabric.is_global_zero else iter,
             fabric=fabric,
         )
-        if fabric.is_global_zero:
-            say(f"report: {self.out / 'index.html'}")
-            print_table(summary, tuple(metrics))
+        if not fabric.is_global_zero:
+            return None
+        say(f"report: {self.out / 'index.html'}")
+        print_table(summary, tuple(metrics))
+        return {"report": self.out / "index.html", "rows": self.out / ROWS, "summary": summary}
 
     def _chosen(self) -> "tuple[Chosen, Loaded | None]":
         """Return the explainers, and the classifier that scores where it is one for all."""

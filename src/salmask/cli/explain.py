@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from salmask.cli.console import progress_bar, say
+from salmask.cli.console import Command, progress_bar, say
 from salmask.cli.options import Normalize, PictureOptions, ProcessOptions
 from salmask.cli.quick import import_networks
-from salmask.files import JSON
+from salmask.files import JSON, Facts
 
 if TYPE_CHECKING:
     from salmask.explain.base import Explainer
@@ -19,7 +19,7 @@ __all__ = ["ExplainCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainCommand(PictureOptions, ProcessOptions):
+class ExplainCommand(Command, PictureOptions, ProcessOptions):
     """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each; of sounds
     the spectrogram, and what is kept and removed as .wav. With --data, the masks of a whole data set."""
 
@@ -51,18 +51,19 @@ class ExplainCommand(PictureOptions, ProcessOptions):
     batch_size: int = 64
     """Pictures of --data at once; halved where they do not fit into memory."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts | None:
         """Run the command."""
         import_networks()
         from salmask.audio.hearing import Hearing
         from salmask.cli.explain_files import Shown, explain_files
         from salmask.cli.explain_sounds import explain_sounds
+        from salmask.explain import EXPLAINERS
         from salmask.specs import SHIPPED, list_explainers, load_explainer
         from salmask.training.run import load_classifier
 
         if self.list:
             say(list_explainers())
-            return
+            return {"explainers": [*EXPLAINERS]}
         explainer = self.explainer or (None if self.classifier else SHIPPED)
         if explainer is None:
             raise ValueError("name an explainer with --explainer: a run's folder, or a name that --list shows")
@@ -70,8 +71,7 @@ class ExplainCommand(PictureOptions, ProcessOptions):
         name, method, own = load_explainer(explainer, loaded=loaded)
         own = own.seen(**self.pictures())
         if self.data is not None:
-            self._explain_data(self.data, method, own)
-            return
+            return self._explain_data(self.data, method, own)
         shown = Shown(self.target, self.normalize, self.top)
         options: JSON = {"out": self.out, "shown": shown, "skip_broken": self.skip_broken, "say": say}
         options["progress"] = progress_bar("explaining")
@@ -81,12 +81,13 @@ class ExplainCommand(PictureOptions, ProcessOptions):
             written = explain_files(self.images, name, method, own, max_pixels=self.max_pixels, **options)
         for path in written:
             say(str(path))
+        return {"explainer": name, "written": written}
 
-    def _explain_data(self, spec: str, explainer: "Explainer", loaded: "Loaded") -> None:
+    def _explain_data(self, spec: str, explainer: "Explainer", loaded: "Loaded") -> Facts | None:
         from salmask.cli.explain_files import class_index
         from salmask.data import open_data
         from salmask.data.flat import FlatFolder, is_flat
-        from salmask.evaluation.masks import explain_data
+        from salmask.evaluation.masks import INDEX, explain_data
         from salmask.training.processes import move_to
 
         if self.images:
@@ -112,5 +113,7 @@ class ExplainCommand(PictureOptions, ProcessOptions):
             about={"data": spec, "split": self.split, "view": asdict(loaded.view)},
             progress=progress_bar("explaining") if fabric.is_global_zero else iter,
         )
-        if fabric.is_global_zero:
-            say(f"{done}: {self.out}")
+        if not fabric.is_global_zero:
+            return None
+        say(f"{done}: {self.out}")
+        return {"explainer": explainer.kind, "index": self.out / INDEX, **asdict(done)}

@@ -1,15 +1,16 @@
 """`salmask export`: classifier and masker as one graph, for use without Python's training code."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from salmask.cli.console import say
+from salmask.cli.console import Command, say
+from salmask.files import Facts
 
 __all__ = ["ExportCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand:
+class ExportCommand(Command):
     """Write classifier and masker as one graph, images -> logits and masks, and compare it with the library
     (docs/export.md)."""
 
@@ -20,7 +21,7 @@ class ExportCommand:
     image_size: int | None = None
     """Side of the pictures with which it is tried out; the classifier's own where not given."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.explain.exported import export_pass
         from salmask.explain.learned import Learned
@@ -32,3 +33,4 @@ class ExportCommand:
         size = self.image_size or own.view.image_size
         agreement = export_pass(explainer, own.classifier, self.out, image_size=size)
         say(f"{self.out}: {agreement}")
+        return {"file": self.out, **asdict(agreement)}

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from salmask.cli.console import progress_bar, say
+from salmask.cli.console import Command, progress_bar, say
+from salmask.files import Facts
 from salmask.training.settings import Precision
 
 __all__ = ["InpainterCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpainterCommand:
+class InpainterCommand(Command):
     """Train an inpainter on a folder of pictures: a counterfactual infill for `train --infill FILE`."""
 
     data: str
@@ -34,7 +35,7 @@ class InpainterCommand:
     skip_broken: bool = False
     """Leave out pictures that cannot be decoded, instead of stopping."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.data import open_data
         from salmask.files import writable_folder
@@ -58,4 +59,6 @@ class InpainterCommand:
         )
         shares = ", ".join(f"{name} {value:.4f}" for name, value in errors.items())
         say(f"mean absolute error in the holes: {shares}")
-        say(f"inpainter: {self.out}; what it fills: {self.out.with_suffix('.png')}")
+        picture = self.out.with_suffix(".png")
+        say(f"inpainter: {self.out}; what it fills: {picture}")
+        return {"inpainter": self.out, "picture": picture, "errors": errors}

@@ -4,14 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from salmask.cli.console import progress_bar, say, typed_command
+from salmask.cli.console import Command, progress_bar, say, typed_command
 from salmask.cli.options import DataOptions
+from salmask.files import JSON, Facts
 
 __all__ = ["PoolingCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolingCommand(DataOptions):
+class PoolingCommand(Command, DataOptions):
     """Train a query stream that takes the place of a frozen classifier's average pooling (CA-Stream)."""
 
     classifier: str
@@ -43,7 +44,7 @@ class PoolingCommand(DataOptions):
     seed: int = 0
     """Of everything that is drawn."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         import torch
 
@@ -87,7 +88,10 @@ class PoolingCommand(DataOptions):
             about = {"data": self.data, "settings": vars(settings), "crops": self.crops, "command": typed_command()}
             save_pooling(self.out, pooled, loaded, about)
         say(f"run: {self.out}")
+        result: JSON = {"run": self.out}
         if has_split(self.data, "val"):
             val = self.read("val", loaded, transform=view.transform(), classes=loaded.classes)
             own, attended = (accuracy(one, val) for one in (loaded.classifier, pooled))
             say(f"accuracy on val: {own:.3f} as it was, {attended:.3f} with the stream")
+            result["accuracy"] = {"as it was": own, "with the stream": attended}
+        return result

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import tyro
 
-from salmask.cli.console import say
+from salmask.cli.console import Command, say
+from salmask.files import Facts
 
 __all__ = ["ReportCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand:
+class ReportCommand(Command):
     """Rebuild tables, pictures and index.html of an evaluation from its rows alone."""
 
     folder: tyro.conf.Positional[Path]
@@ -21,12 +22,16 @@ class ReportCommand:
     pack: bool = False
     """Then pack what the report is made from into one file, rows.tar.xz, from which it can be made again."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.report.page import write_report
         from salmask.rows.archive import pack
 
         write_report(self.folder, out=self.out)
-        say(f"report: {(self.out or self.folder) / 'index.html'}")
-        if self.pack:
-            say(f"packed: {pack(self.folder)}")
+        page = (self.out or self.folder) / "index.html"
+        say(f"report: {page}")
+        if not self.pack:
+            return {"report": page}
+        packed = pack(self.folder)
+        say(f"packed: {packed}")
+        return {"report": page, "packed": packed}

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from salmask.cli.console import progress_bar, say
+from salmask.cli.console import Command, progress_bar, say
 from salmask.cli.options import DataOptions
+from salmask.files import Facts
 
 __all__ = ["SanityCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SanityCommand(DataOptions):
+class SanityCommand(Command, DataOptions):
     """Do the maps change when the weights do? Randomise layer after layer: rows, a curve, picture strips."""
 
     explainer: str
@@ -30,7 +31,7 @@ class SanityCommand(DataOptions):
     seed: int = 0
     """Of the weights that are drawn."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.data.streams import spread
         from salmask.evaluation.checks import check_sanity
@@ -52,3 +53,4 @@ class SanityCommand(DataOptions):
         )
         for path in written:
             say(str(path))
+        return {"written": written}

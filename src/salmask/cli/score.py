@@ -7,14 +7,15 @@ from typing import Literal
 import tyro
 
 from salmask import __version__
-from salmask.cli.console import print_table, progress_bar, say, typed_command
+from salmask.cli.console import Command, print_table, progress_bar, say, typed_command
 from salmask.cli.options import Normalize, SightOptions
+from salmask.files import Facts
 
 __all__ = ["ScoreCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreCommand(SightOptions):
+class ScoreCommand(Command, SightOptions):
     """Score maps that any other tool made."""
 
     maps: tyro.conf.Positional[Path]
@@ -49,11 +50,12 @@ class ScoreCommand(SightOptions):
     seed: int = 0
     """Of scores and baselines that draw."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.evaluation.evaluate import Work, score
         from salmask.evaluation.saved import scoring_from
         from salmask.explain.controls import BASELINES
+        from salmask.rows.read import ROWS
         from salmask.training.run import load_classifier
 
         if (self.classifier is None) != (self.data is None):
@@ -82,3 +84,4 @@ class ScoreCommand(SightOptions):
         )
         say(f"report: {self.out / 'index.html'}")
         print_table(summary, tuple(dict.fromkeys(name for row in summary.values() for name in row))[:8])
+        return {"report": self.out / "index.html", "rows": self.out / ROWS, "summary": summary}

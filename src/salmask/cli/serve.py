@@ -1,12 +1,14 @@
 """`salmask serve`: a page in the browser."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salmask.cli.console import say
+from salmask.cli.console import Command
 from salmask.cli.options import SightOptions
 from salmask.cli.quick import import_networks
+from salmask.files import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +22,7 @@ _BESIDE = ("gradcam", "layercam", "center")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeCommand(SightOptions):
+class ServeCommand(Command, SightOptions):
     """A page in the browser: drop a picture, see mask, kept, removed and their probabilities, side by side."""
 
     explainer: tuple[str, ...] = ()
@@ -41,7 +43,7 @@ class ServeCommand(SightOptions):
     seed: int = 0
     """Of explainers that draw."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         import_networks()
         from salmask.serve import Limits, Looks, build_page, serve
@@ -55,8 +57,9 @@ class ServeCommand(SightOptions):
         looks = Looks(chosen.explainers, chosen.base, max_pixels=self.max_pixels)
         page = build_page(looks, self._examples(chosen.base), limits=limits)
         address = serve(page, host=self.host, port=self.port, limits=limits, block=False)
-        say(f"the page is at {address} (Ctrl-C ends it)")
+        sys.stderr.write(f"the page is at {address} (Ctrl-C ends it)\n")  # at once, also with --quiet
         page.block_thread()
+        return {"address": address}
 
     def _examples(self, base: "Loaded") -> "Sequence[Example]":
         from salmask.classifier.imagenet import class_names

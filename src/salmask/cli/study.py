@@ -9,9 +9,9 @@ import tyro
 
 from salmask import __version__
 from salmask.cli.connectivity import CONNECTIVITY, ConnectivityOptions, connect_checkpoints
-from salmask.cli.console import progress_bar, say, typed_command
+from salmask.cli.console import Command, progress_bar, say, typed_command
 from salmask.cli.options import OutputKind
-from salmask.files import JSON
+from salmask.files import JSON, Facts
 from salmask.training.settings import Precision
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["StudyCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyCommand(ConnectivityOptions):
+class StudyCommand(Command, ConnectivityOptions):
     """Run a study of the paper, or one of your own: train what is missing, measure on val, report."""
 
     name: tyro.conf.Positional[str]
@@ -81,18 +81,18 @@ class StudyCommand(ConnectivityOptions):
     threads: int | None = None
     """Threads of each job; the cores shared out where not given."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.study import chosen_studies, run_study
 
         if self.name == CONNECTIVITY:
-            self._connect()
-            return
+            return {"report": self._connect()}
         scale = self._scale()
         # before the source, which trains a classifier where none is given
         studies = chosen_studies(self.name, inpainter=self.inpainter, classes=lambda: self._source().classes())
         source = self._source()
         failed: dict[str, str] = {}
+        reports: dict[str, Path] = {}
         for name, study in studies.items():
             out = self.out / name if len(studies) > 1 else self.out
             result = run_study(
@@ -111,16 +111,18 @@ class StudyCommand(ConnectivityOptions):
                 },
             )
             failed |= result.failed
+            reports[name] = out / "index.html"
             say(f"report: {out / 'index.html'}; table: {out / 'study.md'}")
         if failed:
             name, reason = next(iter(failed.items()))
             raise ValueError(f"{len(failed)} jobs failed, first {name}: {reason}; the same command tries them again")
+        return {"reports": reports}
 
-    def _connect(self) -> None:
+    def _connect(self) -> Path:
         sight = {name: getattr(self, name) for name in ("image_size", "interpolation", "outputs", "output")}
         asked = {"measured": self.measured, "batch_size": self.batch_size}
         extent = {name: value for name, value in asked.items() if value is not None}
-        connect_checkpoints(self, self.classifier, data=self.data, out=self.out, sight=sight, extent=extent)
+        return connect_checkpoints(self, self.classifier, data=self.data, out=self.out, sight=sight, extent=extent)
 
     def _scale(self) -> "Scale":
         from salmask.study.settings import SCALE_SETTINGS, Scale

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from salmask import __version__
-from salmask.cli.console import progress_bar, say, typed_command
+from salmask.cli.console import Command, progress_bar, say, typed_command
 from salmask.cli.options import DataOptions, ProcessOptions
+from salmask.files import Facts
 from salmask.training.settings import Examples, Learns, Mask, Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class _LearnsOptions(Learns):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(DataOptions, ProcessOptions):
+class TrainCommand(Command, DataOptions, ProcessOptions):
     """Train a masker beside a classifier."""
 
     classifier: str
@@ -53,10 +54,10 @@ class TrainCommand(DataOptions, ProcessOptions):
     resume: bool = False
     """Go on from the checkpoint in --out."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts | None:
         """Run the command."""
         from salmask.specs import load_infills
-        from salmask.training.log import SPEED, in_words, speed
+        from salmask.training.log import LOG, SPEED, collapse, in_words, speed
         from salmask.training.precision import chosen_precision
         from salmask.training.processes import share_of
         from salmask.training.released import as_released
@@ -95,10 +96,13 @@ class TrainCommand(DataOptions, ProcessOptions):
             fabric=fabric,
             progress=progress_bar("training") if fabric.is_global_zero else iter,
         )
-        if fabric.is_global_zero:
-            if settings != self.settings:
-                say(f"{settings.batch_size} pictures a step (--batch-size): there are no more")
-            say(f"run: {self.out}{in_words(speed(self.out / SPEED))}")
+        if not fabric.is_global_zero:
+            return None
+        if settings != self.settings:
+            say(f"{settings.batch_size} pictures a step (--batch-size): there are no more")
+        pace = speed(self.out / SPEED)
+        say(f"run: {self.out}{in_words(pace)}")
+        return {"run": self.out, "speed": pace, "collapsed": collapse(self.out / LOG)}
 
     def _pictures(self, loaded: "Loaded") -> "Labelled":
         """Return the training pictures; those of a flat folder, or of folders of any name, need no labels."""

@@ -1,6 +1,6 @@
 """The precision of a training: "auto" is bfloat16 where it is faster, else float32."""
 
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from salmask.classifier import Classifier
 from salmask.training.settings import Precision
 
-__all__ = ["PRECISIONS", "chosen_precision"]
+__all__ = ["PRECISIONS", "Automatic", "automatic", "chosen_precision"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -31,10 +31,28 @@ def chosen_precision(precision: str, classifier: Classifier, *, device: torch.de
         from lightning.fabric import Fabric  # slow to import, and only training needs it
 
         device = Fabric(accelerator="auto", devices=1).device
+    precision = automatic(device).precision
+    return "32-true" if device.type == "cpu" and _depthwise(classifier.network) else precision
+
+
+class Automatic(NamedTuple):
+    """What "auto" stands for on a device, and why."""
+
+    precision: Precision
+    reason: str
+
+
+def automatic(device: torch.device) -> Automatic:
+    """Return the precision of a device, whatever the network: on a CPU, one with depthwise convolutions has 32-true."""
     if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    computes = device.type == "cpu" and _cpu_computes_bfloat16()
-    return "bf16-mixed" if computes and not _depthwise(classifier.network) else "32-true"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Automatic("bf16-mixed", "the GPU computes bfloat16")
+        return Automatic("32-true", "the GPU does not compute bfloat16")
+    if device.type != "cpu":
+        return Automatic("32-true", f"bfloat16 is not used on {device.type}")
+    if _cpu_computes_bfloat16():
+        return Automatic("bf16-mixed", "the CPU has AMX or AVX-512 BF16; 32-true for depthwise convolutions")
+    return Automatic("32-true", "the CPU has neither AMX nor AVX-512 BF16, and would emulate bfloat16")
 
 
 def _cpu_computes_bfloat16() -> bool:
