@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from metric_cases import random_case
+from salmask.classifier import Classifier
 from salmask.evaluation.evaluate import score as score_with_baselines
 from salmask.evaluation.maps import open_maps
 from salmask.evaluation.saved import Scoring, Work
@@ -17,6 +18,7 @@ from salmask.evaluation.truth import read_labels
 from salmask.explain.controls import BASELINES
 from salmask.metrics import METRICS, Case
 from salmask.rows.read import file_name
+from salmask.types import in_colour
 
 score = partial(score_with_baselines, baselines=())
 BOX_METRICS = ["le", "f1", "max_box_acc_v2", "pxap:boxes", "mask_mean"]
@@ -237,6 +239,23 @@ def test_boxes_of_the_pictures_are_placed_on_the_maps(saved, tmp_path: Path) -> 
     score(maps, tmp_path / "half.csv", out=tmp_path / "out", labels=labels, scoring=scoring, metrics=["f1"])
     found = rows_of(tmp_path / "out")
     assert [found[one, "f1"] for one in case.ids] == pytest.approx(METRICS["f1"](case).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_another_number_of_channels_are_drawn_in_colour(channels, tmp_path: Path) -> None:
+    layers = [torch.nn.Conv2d(channels, 4, 3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    options = {"mean": [0.5] * channels, "std": [0.25] * channels, "layers": ["0"], "image_size": 24}
+    classifier = Classifier(torch.nn.Sequential(*layers, torch.nn.Linear(4, 2)), **options)
+    ids, pictures = ["a", "b", "c"], torch.rand(3, channels, 24, 24)
+    np.savez(tmp_path / "m.npz", ids=np.array(ids), maps=np.full((3, 24, 24), 0.5, np.float32))
+    (tmp_path / "boxes.csv").write_text("image,class,x0,y0,x1,y1\n" + "".join(f"{one},x,2,2,12,12\n" for one in ids))
+    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"{one},0\n" for one in ids))
+    scoring = Scoring(classifier, lambda names: pictures[[ids.index(one) for one in names]])
+    files = tmp_path / "m.npz", tmp_path / "boxes.csv"
+    score(*files, out=tmp_path / "out", labels=tmp_path / "labels.csv", scoring=scoring, metrics=["f1"], baselines=[])
+    strip = np.asarray(Image.open(tmp_path / "out" / "pictures" / "m" / "a.png").convert("RGB")) / 255
+    whole = strip[:, : strip.shape[1] // 4].mean((0, 1))
+    assert whole == pytest.approx(in_colour(pictures[:1])[0].mean((1, 2)).numpy(), abs=0.03)
 
 
 def test_pictures_are_filled_with_the_mean_colour_of_the_scoring_classifier(saved, tmp_path: Path) -> None:

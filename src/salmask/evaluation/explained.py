@@ -19,15 +19,21 @@ from salmask.classifier.inputs import checked
 from salmask.data import Batch
 from salmask.data.streams import Bar
 from salmask.evaluation.cases import DEGENERATE, Failed, Scored, Skip, StripParts, digest, plain, score_case, usable
+from salmask.evaluation.panels import strip_parts
 from salmask.explain.base import Explainer, Explanation, explainer_of
 from salmask.files import JSON, Facts
-from salmask.masking import keep, remove
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import whole_logits
-from salmask.types import Images, Infill, Logits, Masks, Targets, in_colour
+from salmask.types import Images, Infill, Logits, Masks, Targets
 
-__all__ = ["COLUMNS", "Explained", "Rules", "decided_label", "predicted"]
+__all__ = [
+    "COLUMNS",
+    "Explained",
+    "Rules",
+    "decided_label",
+    "predicted",
+]
 
 COLUMNS: dict[str, JSON] = {
     "acc_whole": {"direction": "none", "range": [0, 1], "protocol": {"picture": "whole", "class": "label"}},
@@ -250,17 +256,6 @@ class Explained:
             return strip_parts(image, mask, shown, scoring)
 
         return Scored(name, batch.ids, values, panels)
-
-
-def strip_parts(image: Images, mask: Masks, infill: Infill, classifier: Classifier) -> StripParts:
-    """Return one image, its mask, its kept and its removed picture in colour; several inputs lie side by side."""
-    inputs, spread = classifier.inputs, classifier.spread(mask)
-    pictures = image, keep(image, spread, infill), remove(image, spread, infill)
-    if inputs is None:
-        whole, kept, removed = (in_colour(one) for one in pictures)
-        return whole[0], mask[0], kept[0], removed[0]
-    whole, kept, removed = (inputs.beside(one) for one in pictures)
-    return whole[0], torch.cat(list(mask.expand(-1, len(inputs), -1, -1).unbind(1)), 2), kept[0], removed[0]
 
 
 _Answers = dict[tuple[int, tuple[str, ...]], Tensor]

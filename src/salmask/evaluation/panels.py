@@ -7,16 +7,25 @@ What `salmask explain`, the demo and the page in the browser show. The kept and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from salmask.classifier import Classifier
 from salmask.data import Sample, collate, no_boxes
+from salmask.evaluation.cases import StripParts
 from salmask.explain.base import Explanation
 from salmask.masking import MeanColour, keep, remove
 from salmask.outcome import play_at_rest
 from salmask.training.run import Loaded
-from salmask.types import Images, Masks, in_colour
+from salmask.types import Images, Infill, Masks, in_colour
 
-__all__ = ["Panels", "class_names_of", "played_panels", "seen"]
+__all__ = [
+    "Panels",
+    "class_names_of",
+    "played_panels",
+    "seen",
+    "strip_parts",
+]
 
 
 @dataclass(frozen=True)
@@ -66,3 +75,14 @@ def played_panels(
         listed = {side: [(names[k], float(share[i, k])) for k in best] for side, share in shares.items()}
         shown.append(Panels(whole[i], masks[i].cpu(), kept[i], removed[i], listed))
     return shown
+
+
+def strip_parts(image: Images, mask: Masks, infill: Infill, classifier: Classifier) -> StripParts:
+    """Return one image, its mask, its kept and its removed picture in colour; several inputs lie side by side."""
+    inputs, spread = classifier.inputs, classifier.spread(mask)
+    pictures = image, keep(image, spread, infill), remove(image, spread, infill)
+    if inputs is None:
+        whole, kept, removed = (in_colour(one) for one in pictures)
+        return whole[0], mask[0], kept[0], removed[0]
+    whole, kept, removed = (inputs.beside(one) for one in pictures)
+    return whole[0], torch.cat(list(mask.expand(-1, len(inputs), -1, -1).unbind(1)), 2), kept[0], removed[0]

@@ -26,10 +26,11 @@ from salmask.data.streams import Bar
 from salmask.evaluation.cases import DEGENERATE, Failed, Scored, Skip, StripParts, digest, score_case, usable
 from salmask.evaluation.gaze import Gaze, read_gaze
 from salmask.evaluation.maps import Piece, SavedMaps, open_maps
+from salmask.evaluation.panels import strip_parts
 from salmask.evaluation.truth import Label, Truth, read_truth
 from salmask.explain.controls import BASELINES
 from salmask.files import Facts
-from salmask.masking import MeanColour, keep, remove
+from salmask.masking import MeanColour
 from salmask.metrics import METRICS, Case, Metric
 from salmask.metrics.case import check_maps
 from salmask.training.run import Loaded
@@ -323,8 +324,7 @@ class Saved:
 
         def panels(i: int) -> StripParts:
             image, mask = scoring.images([chunk.ids[i]]), chunk.read()[i : i + 1].float()
-            infill = MeanColour.of(scoring.classifier)
-            return image[0], mask[0], keep(image, mask, infill)[0], remove(image, mask, infill)[0]
+            return strip_parts(image, mask, MeanColour.of(scoring.classifier), scoring.classifier)
 
         return panels
 
