@@ -3,8 +3,10 @@
 import copy
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,12 @@ from torch import nn
 from salmask.classifier import Classifier
 from salmask.classifier.hold import fresh_statistics
 from salmask.cli.main import main
+from salmask.data import Batch, collate
 from salmask.data.cues import CuePictures
 from salmask.files import JSON
 from salmask.masking import MeanColour, remove
-from salmask.report.connectivity import connectivity_part, read_connectivity
+from salmask.report.connection import read_connectivity
+from salmask.report.connectivity import connectivity_part
 from salmask.report.page import write_report
 from salmask.rows.archive import pack
 from salmask.rows.read import read_rows
@@ -31,11 +35,14 @@ from salmask.study.connectivity import (
     convexity_gap,
     in_between,
     places,
+    ridge_height,
     silhouette,
     walk,
 )
 from salmask.study.evidence import Conflict, cue_scores, followed
+from salmask.study.trials import VAL, main_trial, trial_losses, trials_of
 from salmask.study.two_cues import NETWORK, TwoCues, small_network
+from salmask.training.log import LOG
 from salmask.training.run import Loaded, Sight, save_classifier
 
 # Heights
@@ -70,6 +77,17 @@ def test_the_gap_finds_wells_that_the_line_between_the_ends_passes_over() -> Non
     assert convexity_gap(losses) == pytest.approx(1.0)
 
 
+def test_a_ridge_is_above_the_higher_end_and_a_loss_that_falls_in_a_step_has_a_gap_alone() -> None:
+    s = 2 * places(21) - 1
+    assert ridge_height((s**2 - 1) ** 2) == pytest.approx(1.0)
+    step = np.array([4.0, 4, 4, 0, 0])
+    assert ridge_height(step) == 0
+    assert barrier_height(step) == pytest.approx(2.0)  # at the third of five points: 4 above 2
+    assert convexity_gap(step) == pytest.approx(8 / 3)  # up to the first low point: 4 above 4/3
+    tilted = np.array([0.0, 3.0, 1.0])
+    assert ridge_height(tilted) == ridge_height(tilted[::-1]) == pytest.approx(2.0)
+
+
 def slow_gap(losses: np.ndarray) -> float:
     best = 0.0
     for i, j in combinations(range(len(losses)), 2):
@@ -83,7 +101,7 @@ def test_the_gap_is_that_of_three_plain_loops_no_less_than_the_barrier_and_the_s
     losses = np.random.default_rng(0).normal(size=(50, 9))
     gaps, barriers = convexity_gap(losses), barrier_height(losses)
     assert gaps == pytest.approx(np.array([slow_gap(one) for one in losses]))
-    assert (gaps >= barriers).all() and (barriers >= 0).all()
+    assert (gaps >= barriers).all() and (barriers >= ridge_height(losses)).all() and (ridge_height(losses) >= 0).all()
     assert convexity_gap(losses[:, ::-1]) == pytest.approx(gaps)
     assert barrier_height(losses[:, ::-1]) == pytest.approx(barriers)
 
@@ -294,6 +312,28 @@ def test_share_and_lift_are_those_computed_by_hand(conflict) -> None:
     assert all(bool(value.isnan().all()) for value in empty.values())
 
 
+def test_trials_measure_a_picture_in_conflict_against_the_class_of_each_cue(conflict) -> None:
+    """A reader of the mark has no loss in conflict by the mark, and is never right by the shape."""
+    classifier = Classifier(ReadsMark(), mean=(0.0,) * 3, std=(1.0,) * 3, layers=[], image_size=48)
+    alone = TwoCues().alone_sets(8)
+    val = CuePictures(8, seed=1, cues={"shape": 1.0, "mark": 1.0})
+    trials = trials_of(collate([val[index] for index in range(8)]), conflict, alone)
+    found = trial_losses(classifier, trials)
+    names = {VAL: 1, "shape in conflict": 0, "mark in conflict": 1, "mark alone": 1}
+    assert {name: float(found[f"accuracy:{name}"].mean()) for name in names} == names
+    assert found["accuracy:shape alone"].mean() < 1 and len(found["loss:shape alone"]) == 8
+    guess = classifier.logits(conflict.images).double().log_softmax(1)
+    by_hand = -guess.gather(1, conflict.said["shape"][:, None])[:, 0].detach()
+    assert found["loss:shape in conflict"] == pytest.approx(by_hand)
+    assert main_trial(["shape", "mark"]) == "shape in conflict" and main_trial([]) == VAL
+    assert list(trial_losses(classifier, trials_of(collate([val[0]]), None, {}))) == ["loss:val", "accuracy:val"]
+
+
+def test_a_cue_alone_is_alone() -> None:
+    for cue, pictures in TwoCues().alone_sets(4).items():
+        assert list(pictures.said(0)) == [cue] and pictures.said(2)[cue] == pictures.targets[2]
+
+
 def test_a_tie_follows_no_cue() -> None:
     assert followed({"shape": np.array([1.0, 0]), "mark": np.array([0, 1.0])}) is None
 
@@ -310,7 +350,9 @@ SOURCE = TwoCues(each=1, side=32, pictures=32, epochs=1.0, start_pictures=32, st
 def tiny(out: Path, said: list[str], extent: Extent = TINY) -> Connection:
     (out / "parts" / "networks").mkdir(parents=True, exist_ok=True)
     networks = SOURCE.networks(out / "parts" / "networks", said.append)
-    pictures = Pictures(SOURCE.train_set(), SOURCE.val_set(12), SOURCE.conflict_set(6))
+    pictures = Pictures(
+        SOURCE.train_set(), SOURCE.val_set(12), SOURCE.conflict_set(6), SOURCE.alone_sets(6), methodcaller("transform")
+    )
     return Connection(networks, pictures, extent, out, said.append)
 
 
@@ -337,10 +379,56 @@ def test_the_study_leaves_its_tables_its_page_and_its_sheets(study) -> None:
     assert "convexity gap" in page and "Along the lines" in page
     content = described(study)
     assert len(content["paths"]) == 3 and content["fresh_statistics"] is True
-    assert set(content["paths"][0]["values"]) >= {"loss", "accuracy", "kept", "removed", "drop:mark", "says:shape"}
+    measured = {"loss:val", "accuracy:val", "loss:mark alone", "kept", "removed", "drop:mark", "says:shape"}
+    assert set(content["paths"][0]["values"]) >= measured
+    trials = ["val", "shape in conflict", "mark in conflict", "shape alone", "mark alone"]
+    assert list(content["trials"]) == trials and content["clustered_by"] == "shape in conflict"
     for path in content["paths"]:
-        assert path["gap"]["mean"] >= path["barrier"]["mean"] >= 0
-        assert path["barrier"]["low"] <= path["barrier"]["high"]
+        assert list(path["heights"]) == trials
+        for heights in path["heights"].values():
+            assert heights["gap"]["mean"] >= heights["barrier"]["mean"] >= heights["ridge"]["mean"] >= 0
+            assert heights["barrier"]["low"] <= heights["barrier"]["high"]
+
+
+def test_clusters_are_those_of_the_gaps_in_the_loss_that_the_file_names(study) -> None:
+    content = described(study)
+    for name, one in content["trials"].items():
+        gaps = np.zeros((3, 3))
+        for path in content["paths"]:
+            a, b = path["ends"]
+            gaps[a, b] = gaps[b, a] = convexity_gap(path["values"][f"loss:{name}"])
+        assert one["clusters"] == clusters_of(gaps).tolist()
+
+
+def test_maskers_learn_from_built_in_pictures_as_they_are(study, monkeypatch) -> None:
+    """A mark counts in its corner alone: of cropped or mirrored pictures a network that follows it says anything."""
+    connection, shown = tiny(study, []), []
+
+    def record(*_: object, batches: Callable[[int], Iterator[Batch]], **__: object) -> None:
+        shown.append(next(batches(0)))
+
+    monkeypatch.setattr("salmask.study.connect.train_run", record)
+    connection._train("fix", "mark 1", study / "nowhere", 0)
+    pictures = {tuple(sample.image.flatten().tolist()) for sample in map(SOURCE.train_set().__getitem__, range(32))}
+    seen = (255 * shown[0].images).round().to(torch.uint8)
+    assert {tuple(one.flatten().tolist()) for one in seen} <= pictures
+
+
+def test_a_collapsed_training_is_begun_anew_once_and_then_listed(study, monkeypatch) -> None:
+    connection, seeds = tiny(study, []), []
+    bad = {"mark 1": 1, "both 1": 2}
+
+    def train(name: str, network: str, folder: Path, seed: int) -> None:
+        seeds.append((network, seed))
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = float(seed < bad.get(network, 0))
+        (folder / LOG).write_text(json.dumps({"step": 3, "empty": empty, "full": 0.0}) + "\n")
+
+    monkeypatch.setattr(connection, "_train", train)
+    monkeypatch.setattr(connection, "out", study / "again")
+    assert connection.collapsed("reader") == ["both 1"]
+    assert seeds == [("shape 1", 0), ("both 1", 0), ("both 1", 1), ("mark 1", 0), ("mark 1", 1)]
+    assert connection.collapsed("gradcam") == []
 
 
 def test_fine_tunings_share_their_start_and_have_heads_and_orders_of_their_own(study) -> None:
@@ -390,7 +478,7 @@ def test_in_turn_reads_the_explained_network(study) -> None:
 # What the report makes of known answers
 
 
-def known(tmp_path: Path, *, fooled: bool = False) -> Path:
+def known(tmp_path: Path, *, fooled: bool = False, collapsed: list[str] | None = None) -> Path:
     """Write a study of four networks, two that follow each cue, whose maps name it, or in one case the other."""
     names, cues, ids = ["a", "b", "c", "d"], ["shape", "mark"], [f"p{k}" for k in range(6)]
     labels = [0, 0, 1, 1]
@@ -408,9 +496,15 @@ def known(tmp_path: Path, *, fooled: bool = False) -> Path:
     paths, pairs = [], list(combinations(range(4), 2))
     for a, b in pairs:
         height = {"mean": gap[labels[a] == labels[b]], "low": 0.0, "high": 2.0, "n": 6}
-        values = {name: [0.2, height["mean"], 0.2] for name in ("loss", "accuracy", "kept", "removed")}
+        flat, low = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 6}, height | {"mean": height["mean"] / 2}
+        heights = {
+            "val": {"barrier": flat, "gap": flat, "ridge": flat},
+            "shape in conflict": {"barrier": height, "gap": height, "ridge": low},
+        }
+        measured = ("loss:val", "loss:shape in conflict", "accuracy:val", "kept", "removed")
+        values = {name: [0.2, height["mean"], 0.2] for name in measured}
         values |= {f"{kind}:{cue}": [0.5, 0.5, 0.5] for kind in ("says", "drop", "share") for cue in cues}
-        paths.append({"ends": [a, b], "barrier": height, "gap": height, "values": values})
+        paths.append({"ends": [a, b], "heights": heights, "values": values})
     alike = [[0.8 if labels[a] == labels[b] else 0.2 for a, b in pairs] for _ in ids]
     content = {
         "title": "Known",
@@ -428,8 +522,12 @@ def known(tmp_path: Path, *, fooled: bool = False) -> Path:
             for place, name in enumerate(names)
         ],
         "paths": paths,
-        "clusters": labels,
-        "silhouette": 0.9,
+        "clustered_by": "shape in conflict",
+        "trials": {
+            "val": {"clusters": [0, 0, 0, 0], "silhouette": None},
+            "shape in conflict": {"clusters": labels, "silhouette": 0.9},
+        },
+        "collapsed": {"rise": collapsed or []},
         "explainers": ["rise"],
         "similarity": {"rise": {"spearman": {"pairs": alike, "other": [[0.1] * 4] * 6}}},
     }
@@ -441,14 +539,19 @@ def test_the_report_says_what_is_known(tmp_path) -> None:
     folder = known(tmp_path)
     part = connectivity_part(read_connectivity(folder), read_rows(folder), folder)
     text = part.markdown()
-    assert "2 clusters, silhouette 0.900. 1: a, b; 2: c, d." in text
-    assert "The convexity gap is larger between clusters than within: 0.100" in text and "over 2 pairs, 1.000" in text
-    assert "A cluster goes with one cue for 4/4 [0.510, 1.000] of 4 networks." in text
+    assert (
+        "By the loss on shape in conflict: 2 clusters, silhouette 0.900, largest gap 1.000; a cluster goes with one "
+        "cue for 4/4 [0.510, 1.000] of the networks." in text
+    )
+    assert "On shape in conflict, the convexity gap is larger between clusters than within: 0.100" in text
+    assert "over 2 pairs, 1.000" in text and "where a ridge above the higher end has 0.500" in text
+    assert "By the loss on val: 1 cluster, largest gap 0.000; a cluster goes with one cue for 2/4" in text
+    assert "| shape in conflict | a, b; c, d | 0.900 | 4/4" in text and "| val | a, b, c, d | – | 2/4" in text
     assert "rise names the cue that a network follows for 4 of 4 networks, at least 90 %" in text
     assert "Fooled" not in text and "interpolated as weights are" in text
     assert (
         "| rise | Spearman | 0.800" in text
-        and "more alike within a cluster than between: Spearman, difference 0.600" in text
+        and "more alike within a cluster than between clusters: Spearman, difference 0.600" in text
     )
 
 
@@ -457,6 +560,23 @@ def test_a_fooled_explainer_is_named_with_what_it_names(tmp_path) -> None:
     text = connectivity_part(read_connectivity(folder), read_rows(folder), folder).markdown()
     assert "for 3 of 4 networks, less than 90 %; picture by picture in 0.750" in text
     assert "Fooled on d (names the shape)." in text
+
+
+def test_a_collapsed_training_counts_for_nothing(tmp_path) -> None:
+    folder = known(tmp_path, fooled=True, collapsed=["d"])
+    text = connectivity_part(read_connectivity(folder), read_rows(folder), folder).markdown()
+    assert "for 3 of 3 networks, at least 90 %; picture by picture in 1.000" in text
+    assert "Trainings that collapsed, left out: d." in text and "Fooled" not in text
+
+
+def test_maps_are_compared_by_cue_too_where_clusters_are_something_else(tmp_path) -> None:
+    folder = known(tmp_path)
+    content = json.loads((folder / "connectivity.json").read_text())
+    content["clustered_by"] = "val"  # one cluster of all
+    (folder / "connectivity.json").write_text(json.dumps(content))
+    text = connectivity_part(read_connectivity(folder), read_rows(folder), folder).markdown()
+    assert "more alike of one cue than of different cues: Spearman, difference 0.600" in text
+    assert "within a cluster than" not in text
 
 
 def test_a_share_that_is_tied_names_the_first_cue_of_nobody(tmp_path) -> None:
@@ -472,6 +592,11 @@ def test_a_file_of_something_else_is_refused(tmp_path) -> None:
     content["paths"].pop()
     (folder / "connectivity.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"a path for each two of 4 networks"):
+        read_connectivity(folder)
+    (folder / "connectivity.json").write_text(
+        json.dumps(json.loads(known(tmp_path).joinpath("connectivity.json").read_text()) | {"clustered_by": "smell"})
+    )
+    with pytest.raises(ValueError, match="expected clusters by smell"):
         read_connectivity(folder)
     (folder / "connectivity.json").write_text('{"title": 3}')
     with pytest.raises(ValueError, match=r"connectivity\.json: expected the entry"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,13 @@ def _builtin(
 
     source = TwoCues(second=options.cue, each=options.networks, seed=settings.seed)
     networks = source.networks(writable_folder(out / "parts" / "networks"), say)
-    pictures = Pictures(source.train_set(), source.val_set(settings.measured), source.conflict_set(settings.mapped))
+    pictures = Pictures(
+        source.train_set(),
+        source.val_set(settings.measured),
+        source.conflict_set(settings.mapped),
+        source.alone_sets(settings.measured),
+        methodcaller("transform"),  # a mark that is cropped or mirrored is none: a network that follows it is wrong
+    )
     return replace(settings, layers=_BUILTIN_LAYERS), networks, pictures
 
 

@@ -33,6 +33,7 @@ _COLOURS = (
 )  # fmt: skip
 _INK = "#222222"
 _FORMS = ("o", "^", "s", "D", "v", "P")
+_NAMED_INSIDE = 4  # lines; more are named beside the axes, where their names cover none
 _ASIDE = 4.0  # points between the intervals of two lines
 
 
@@ -164,9 +165,10 @@ def line_chart(
     """Return one line per series with its interval, and dashed reference lines: a study's axis.
 
     The interval of a line alone is a band; those of several are bars side by side, which can be told apart.
-    ticks: place -> name, for an axis of named settings.
+    ticks: place -> name, for an axis of named settings. Many lines are named beside the axes.
     """
-    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    many = len(series) + len(reference or {}) > _NAMED_INSIDE
+    figure = Figure(figsize=(8.4 if many else 6.4, 3.9), layout="constrained")
     axes = _axes(figure)
     for index, (name, points) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
@@ -204,7 +206,10 @@ def line_chart(
         axes.minorticks_off()
     axes.set_xlabel(x, fontsize=9.5, color=_INK)
     axes.set_ylabel(y, fontsize=9.5, color=_INK)
-    axes.legend(fontsize=8.5, frameon=False)
+    if many:
+        figure.legend(loc="outside right center", fontsize=8.5, frameon=False)
+    else:
+        axes.legend(fontsize=8.5, frameon=False)
     return figure
 
 

@@ -16,7 +16,8 @@ from numpy import ndarray
 from salmask.files import JSON, Facts, replace_file, writable_folder
 from salmask.report import charts
 from salmask.report.checks import read_checks
-from salmask.report.connectivity import ConnectivityPart, connectivity_part, read_connectivity
+from salmask.report.connection import read_connectivity
+from salmask.report.connectivity import ConnectivityPart, connectivity_part
 from salmask.report.grid import CELL, embedded, picture_files, picture_grid
 from salmask.report.sentences import describe, p_text
 from salmask.report.sheet import MAP_KEPT_REMOVED, picture_sheet

@@ -13,18 +13,18 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy import ndarray
-from torch.nn import functional as F
 
 from salmask.classifier import Classifier
-from salmask.data import Batch, Labelled, collate
+from salmask.data import Batch, Labelled, SampleTransform, collate
 from salmask.data.cues import CuePictures
 from salmask.data.streams import spread
 from salmask.explain.base import Explainer
@@ -39,12 +39,15 @@ from salmask.specs import load_explainer
 from salmask.study.checking import Bounded
 from salmask.study.connectivity import check_line, places, walk
 from salmask.study.evidence import Conflict, cue_scores
+from salmask.study.trials import Trial, trial_losses, trials_of
+from salmask.training.log import LOG, collapse
 from salmask.training.recipes import RECIPES
 from salmask.training.run import RUN, Loaded, load_run
 from salmask.training.settings import Settings
 from salmask.training.train import train_masker
 from salmask.training.train_run import train_run
 from salmask.training.variant import stream_of
+from salmask.training.views import View
 from salmask.types import Images
 
 __all__ = ["EXPLAINED_BY", "IN_TURN", "MEASURES", "Connection", "Extent", "Pictures"]
@@ -61,11 +64,17 @@ Arrays = dict[str, ndarray]
 @dataclass(frozen=True)
 class Pictures:
     """What the networks are shown: training pictures as they are read, val pictures as a classifier sees them, and
-    pictures whose cues are in conflict, where the data has cues."""
+    pictures whose cues are in conflict, and each cue alone, where the data has cues.
+
+    augment: from how a classifier sees a file to how a masker's training pictures are varied. A cue that lies in a
+    corner, and counts there alone, allows no crop and no flip: `View.transform`.
+    """
 
     train: Labelled
     val: Labelled
     conflict: CuePictures | None = None
+    alone: Mapping[str, CuePictures] = field(default_factory=dict)
+    augment: Callable[[View], SampleTransform] = methodcaller("augmentation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,26 +146,51 @@ class Connection:
         loaded = self.networks[network]
         if name not in RECIPES:
             return load_explainer(name, loaded=loaded, seed=self.extent.seed)[1]
-        folder = self.out / "parts" / "maskers" / file_name(f"{network} {name}")
-        if not (folder / RUN).is_file():
-            settings = self._settings()
-            train_run(
-                self.pictures.train,
-                loaded,
-                recipe=RECIPES[name],
-                settings=settings,
-                batches=stream_of(self.pictures.train, settings, loaded.view.augmentation()),
-                out=folder,
-                masker_options={"layers": self.extent.layers},
-                facts={},
-                resume=(folder / "checkpoint.pt").exists(),
-            )
-            self.say(f"masker {name} of {network}")
-        run = load_run(folder)
+        run = load_run(self._trained(name, network))
         return Learned(run.masker).read_by(run.reader)
 
+    def collapsed(self, name: str) -> list[str]:
+        """Return the networks of which a recipe's training collapsed each time it was begun; none of other explainers.
+
+        Of a masker trained in turn, all networks.
+        """
+        if name == IN_TURN:
+            return [*self.networks] if collapse(self._masker_folder(IN_TURN) / LOG) else []
+        if name not in RECIPES:
+            return []
+        return [network for network in self.networks if collapse(self._trained(name, network) / LOG)]
+
+    def _masker_folder(self, name: str) -> Path:
+        return self.out / "parts" / "maskers" / file_name(name)
+
+    def _trained(self, name: str, network: str) -> Path:
+        """Return the folder of a masker, trained as far as it is not there; begun anew, once, where it collapses."""
+        folder = self._masker_folder(f"{network} {name}")
+        self._train(name, network, folder, self.extent.seed)
+        if collapse(folder / LOG):
+            folder = self._masker_folder(f"{network} {name} anew")
+            self._train(name, network, folder, self.extent.seed + 1)
+        return folder
+
+    def _train(self, name: str, network: str, folder: Path, seed: int) -> None:
+        if (folder / RUN).is_file():
+            return
+        loaded, settings = self.networks[network], replace(self._settings(), seed=seed)
+        train_run(
+            self.pictures.train,
+            loaded,
+            recipe=RECIPES[name],
+            settings=settings,
+            batches=stream_of(self.pictures.train, settings, self.pictures.augment(loaded.view)),
+            out=folder,
+            masker_options={"layers": self.extent.layers},
+            facts={},
+            resume=(folder / "checkpoint.pt").exists(),
+        )
+        self.say(f"masker {name} of {network}{' (begun anew: collapsed)' if seed != self.extent.seed else ''}")
+
     def _in_turn(self) -> Masker:
-        folder, members = self.out / "parts" / "maskers" / IN_TURN, list(self.networks.values())
+        folder, members = self._masker_folder(IN_TURN), list(self.networks.values())
         if not (folder / "config.json").is_file():
             first, settings = members[0], self._settings()
             generator = torch.Generator().manual_seed(settings.seed)
@@ -164,7 +198,7 @@ class Connection:
             train_masker(
                 masker,
                 [one.classifier for one in members],
-                stream_of(self.pictures.train, settings, first.view.augmentation()),
+                stream_of(self.pictures.train, settings, self.pictures.augment(first.view)),
                 len(self.pictures.train),
                 recipe=RECIPES["fix"],
                 settings=settings,
@@ -209,15 +243,15 @@ class Connection:
         return {name: np.stack([point[name] for point in points]) for name in points[0]}
 
     def _measure(self, classifier: Classifier) -> Arrays:
-        """Return by picture: loss, whether right, right on the kept and on the removed picture; and the evidence."""
+        """Return by picture: losses and rights of each trial; of val, right on the kept and on the removed picture; and
+        the evidence."""
         batch, explainer = self.val, Learned(self._line_masker)
         images, targets = batch.images.to(classifier.device), batch.targets.to(classifier.device)
         masks = explainer(classifier, images, targets).masks
         clean = whole_logits(classifier, images)
         outcome = play_at_rest(classifier, images, masks, targets, infill=MeanColour.of(classifier), clean=clean)
         found = {
-            "loss": F.cross_entropy(clean.double(), targets, reduction="none"),
-            "accuracy": outcome.clean_right,
+            **trial_losses(classifier, self._trials),
             "kept": outcome.kept_right,
             "removed": outcome.removed_logits.argmax(1) == targets,
         }
@@ -270,6 +304,10 @@ class Connection:
         return self._in_turn()
 
     @cached_property
+    def _trials(self) -> list[Trial]:
+        return trials_of(self.val, self.conflict, self.pictures.alone)
+
+    @cached_property
     def val(self) -> Batch:
         """The val pictures of paths, of which the first ones are explained; labelled."""
         chosen = spread(self.pictures.val, max(self.extent.measured, self.extent.mapped))
@@ -304,6 +342,7 @@ class Connection:
         pictures = {"train": self.pictures.train.ids, "val": self.pictures.val.ids}
         if self.pictures.conflict is not None:
             pictures["conflict"] = self.pictures.conflict.ids
+        pictures |= {f"{cue} alone": some.ids for cue, some in self.pictures.alone.items()}
         digests = {
             key: hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16] for key, ids in pictures.items()
         }

@@ -18,8 +18,9 @@ from salmask.report.sheet import MAP_ALONE, picture_sheet
 from salmask.rows.read import META, ROWS, file_name, write_json
 from salmask.rows.statistics import Interval, as_interval, mean_replicates
 from salmask.study.connect import Arrays, Connection
-from salmask.study.connectivity import barrier_height, clusters_of, convexity_gap, places, silhouette
+from salmask.study.connectivity import barrier_height, clusters_of, convexity_gap, places, ridge_height, silhouette
 from salmask.study.evidence import ANSWERS
+from salmask.study.trials import main_trial
 from salmask.types import in_colour
 
 __all__ = ["run_connectivity"]
@@ -34,6 +35,9 @@ _PROTOCOLS: Mapping[str, str] = {
 }
 
 
+_HEIGHTS = {"barrier": barrier_height, "gap": convexity_gap, "ridge": ridge_height}
+
+
 def run_connectivity(connection: Connection, *, about: Facts) -> Path:
     """Do what is missing of a study and write its folder: tables, page, sheets. Returns the page.
 
@@ -42,9 +46,13 @@ def run_connectivity(connection: Connection, *, about: Facts) -> Path:
     out, say = connection.out, connection.say
     paths = connection.paths()
     names = list(connection.networks)
-    losses = {pair: arrays["loss"] for pair, arrays in paths.items()}
-    gaps = _gap_matrix(names, losses)
-    labels = clusters_of(gaps, connection.extent.clusters)
+    trials = {
+        name.removeprefix("loss:"): _clustered(connection, {pair: arrays[name] for pair, arrays in paths.items()})
+        for name in next(iter(paths.values()))
+        if name.startswith("loss:")
+    }
+    main = main_trial(connection.cues)
+    labels = trials[main]["clusters"]
     description: JSON = {
         "title": "Which evidence do trainings share? Linear connectivity seen through maps",
         "points": places(connection.extent.points).tolist(),
@@ -55,19 +63,28 @@ def run_connectivity(connection: Connection, *, about: Facts) -> Path:
         "ids": [] if connection.conflict is None else list(connection.conflict.ids),
         "networks": _networks(connection),
         "paths": [_path(names, pair, arrays) for pair, arrays in paths.items()],
-        "clusters": labels.tolist(),
-        "silhouette": _plain(silhouette(gaps, labels)),
+        "clustered_by": main,
+        "trials": trials,
+        "collapsed": {},
         "explainers": list(connection.extent.explainers),
         "similarity": {},
     }
     for name in connection.extent.explainers:
         description["similarity"][name] = _similarity(connection, name)
+        description["collapsed"][name] = connection.collapsed(name)
         say(f"maps of {name}: compared")
     _write_rows(connection, about)
     write_json(out / "connectivity.json", description)
     _write_sheets(connection, labels)
     write_report(out, title=description["title"])
     return out / "index.html"
+
+
+def _clustered(connection: Connection, losses: Mapping[tuple[str, str], ndarray]) -> JSON:
+    """Return the cluster of each network by the gaps in one loss, and their silhouette."""
+    gaps = _gap_matrix(list(connection.networks), losses)
+    labels = clusters_of(gaps, connection.extent.clusters)
+    return {"clusters": labels.tolist(), "silhouette": _plain(silhouette(gaps, labels))}
 
 
 def _gap_matrix(names: Sequence[str], losses: Mapping[tuple[str, str], ndarray]) -> ndarray:
@@ -79,15 +96,18 @@ def _gap_matrix(names: Sequence[str], losses: Mapping[tuple[str, str], ndarray])
 
 
 def _path(names: Sequence[str], pair: tuple[str, str], arrays: Arrays) -> JSON:
-    """Return barrier and gap with intervals over pictures, and the mean of everything at each point."""
-    losses = arrays["loss"].T
-    replicates = mean_replicates(losses)
-    measured = {
-        name: as_interval(float(height(losses.mean(0))), height(replicates), n=len(losses)).as_dict()
-        for name, height in (("barrier", barrier_height), ("gap", convexity_gap))
-    }
+    """Return barrier, gap and ridge of each trial with intervals over pictures, and the mean of all at each point."""
+    measured: JSON = {}
+    for name, column in arrays.items():
+        kind, _, trial = name.partition(":")
+        if kind == "loss":
+            replicates = mean_replicates(column.T)
+            measured[trial] = {
+                key: as_interval(float(height(column.mean(1))), height(replicates), n=column.shape[1]).as_dict()
+                for key, height in _HEIGHTS.items()
+            }
     values = {name: [_mean(point) for point in column] for name, column in arrays.items()}
-    return {"ends": [names.index(one) for one in pair], **measured, "values": values}
+    return {"ends": [names.index(one) for one in pair], "heights": measured, "values": values}
 
 
 def _networks(connection: Connection) -> list[JSON]:
@@ -142,13 +162,13 @@ def _write_rows(connection: Connection, about: Facts) -> None:
     write_json(connection.out / META, {**about, "explainers": explainers, "metrics": metrics})
 
 
-def _write_sheets(connection: Connection, labels: ndarray) -> None:
+def _write_sheets(connection: Connection, labels: Sequence[int]) -> None:
     """Write a sheet an explainer: a row a picture in conflict (or of val), a column a network, cluster by cluster."""
     conflict = connection.conflict
     images = connection.val.images[: connection.extent.mapped] if conflict is None else conflict.images
     ids = connection.val.ids[: connection.extent.mapped] if conflict is None else list(conflict.ids)
     chosen = [ids.index(one) for one in spread_ids(ids, _SHOWN)]
-    names = [name for _, name in sorted(zip(labels.tolist(), connection.networks, strict=True), key=lambda one: one[0])]
+    names = [name for _, name in sorted(zip(labels, connection.networks, strict=True), key=lambda one: one[0])]
     first = next(iter(connection.networks.values())).classifier
     shown = images[chosen].to(first.device)
     for explainer in connection.extent.explainers:

@@ -4,10 +4,12 @@
 
     barrier    max_t  L(t) - ((1 - t) L(0) + t L(1))                        excess over the line between the end losses
     gap        max over sub-segments [t, u] of the barrier on them          the convexity gap
+    ridge      max_t  L(t) - max(L(0), L(1))                                excess over the higher end
 
-Both are 0 at least, as an end is no higher than itself; the gap is no smaller than the barrier, and both are the same
-from the other end. Networks without a gap between them lie in one basin: `clusters_of` finds these from the matrix of
-gaps. Batch statistics are no weights: those of w(t) are taken anew at each point, ends included, unless asked not to.
+All are 0 at least, as an end is no higher than itself; ridge <= barrier <= gap, and all are the same from the other
+end. A loss that only falls has no ridge, but has a gap where it falls in a step. Networks without a gap between them
+lie in one basin: `clusters_of` finds these from the matrix of gaps. Batch statistics are no weights: those of w(t) are
+taken anew at each point, ends included, unless asked not to.
 
 Sources: Frankle et al. (2020) for the barrier; Juneja et al. (2022) for the gap and its clusters.
 """
@@ -35,6 +37,7 @@ __all__ = [
     "convexity_gap",
     "in_between",
     "places",
+    "ridge_height",
     "silhouette",
     "walk",
 ]
@@ -80,6 +83,12 @@ def convexity_gap(losses: Losses) -> Float[ndarray, "..."]:
         for stop in range(start + 2, values.shape[-1] + 1)
     ]
     return np.asarray(np.max(gaps, axis=0))
+
+
+def ridge_height(losses: Losses) -> Float[ndarray, "..."]:
+    """Return the largest excess of losses at evenly spaced points over the higher of the two ends."""
+    values = np.asarray(losses, dtype=np.float64)
+    return np.asarray(values.max(-1) - np.maximum(values[..., 0], values[..., -1]))
 
 
 def check_line(networks: Mapping[str, Loaded]) -> None:

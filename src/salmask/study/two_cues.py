@@ -109,6 +109,13 @@ class TwoCues:
         """Return pictures that no network has seen, whose cues never say the same; the label is the outline's."""
         return CuePictures(count, seed=10 * self.seed + 3, size=self.side, cues={FIRST: 1.0, self.second: 0.0})
 
+    def alone_sets(self, count: int) -> dict[str, CuePictures]:
+        """Return for each cue pictures that no network has seen, on which it is alone and says the label."""
+        return {
+            cue: CuePictures(count, seed=10 * self.seed + 4 + place, size=self.side, cues={cue: 1.0})
+            for place, cue in enumerate((FIRST, self.second))
+        }
+
     def networks(self, folder: Path, say: Callable[[str], None]) -> dict[str, Loaded]:
         """Return all fine-tuned networks, trained and written to a folder as far as they are not there."""
         for tuning in self.fine_tunings:
