@@ -6,6 +6,7 @@ Code blocks: tests/test_blocks.py.
 import re
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,18 @@ def test_links_lead_to_files_and_headings(page) -> None:
 def test_no_line_is_longer_than_120_characters_but_rows_of_tables(page) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lists_and_tables_follow_an_empty_line(page) -> None:
+    """Markdown of GitHub needs none, that of the site does; and a line of prose must not begin like an item."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = text.splitlines()
+    for above, line in pairwise(lines):
+        if re.match(r"[-*] |\d+\. ", line):
+            assert not above or re.match(r"[-*] |\d+\. |  ", above), f"{above}\n{line}"
+        if line.startswith("|"):
+            assert not above or above.startswith("|"), f"{above}\n{line}"
 
 
 def test_the_index_and_the_navigation_name_every_page() -> None:
