@@ -1,6 +1,7 @@
 """What every command says, and where: --quiet, --json, progress, colours, completion, doctor, the overview."""
 
 import json
+import logging
 import os
 import pty
 import re
@@ -31,6 +32,7 @@ class Writing(Command):
     def __call__(self):
         for _ in progress_bar("counting", every=0)(range(3)):
             pass
+        logging.getLogger("lightning.fabric").info("of a library")
         say("one")
         print("two")
         return {"written": [*self.files], "scores": {"le": float("nan"), "f1": 0.5}, "none": None, "yes": True}
@@ -44,9 +46,11 @@ class Writing(Command):
         ({"quiet": True, "files": ()}, "one\ntwo\n", 0),
     ],
 )
-def test_quiet_leaves_the_paths_or_the_answer(options, out, lines, capsys) -> None:
+def test_quiet_leaves_the_paths_or_the_answer(options, out, lines, capsys, caplog) -> None:
+    caplog.set_level(logging.INFO, logger="lightning.fabric")
     carry_out(Writing(**options))
     shown = capsys.readouterr()
+    assert bool(caplog.records) is (lines > 0)
     assert shown.out == out and shown.err.count("\n") == lines
 
 

@@ -31,6 +31,7 @@ from salmask.training.recipes import RECIPES
 from salmask.training.run import RUN, Loaded, Sight, load_classifier, load_run, save_classifier
 from salmask.training.settings import RECIPE, Settings
 from salmask.training.train_run import train_run
+from salmask.training.unfinished import discard
 
 __all__ = ["Sizes", "builtin_classifier", "run_demo", "show_photographs"]
 
@@ -74,7 +75,9 @@ def run_demo(
     val_set = Synthetic(sizes.measured, seed=2 * seed + 1, size=sizes.side)
     weights = out / "classifier.safetensors"
     if not weights.is_file():
-        save_classifier(weights, _classifier(train_set, sizes, seed, progress))
+        kept = weights.with_suffix(".unfinished")
+        save_classifier(weights, _classifier(train_set, sizes, seed, progress, kept))
+        discard(kept)
     loaded = load_classifier(f"timm:{NETWORK}@{weights}")
     say(f"classifier: {accuracy(loaded.classifier, val_set):.3f} of the validation pictures right")
     runs: dict[str, tuple[Explainer, Loaded]] = {}
@@ -129,11 +132,13 @@ def builtin_classifier(path: Path, *, progress: NamedBar) -> str:
         writable_folder(path.parent)
         sizes = Sizes()
         pictures = cached(Synthetic(sizes.pictures, seed=0, size=sizes.side))
-        save_classifier(path, _classifier(pictures, sizes, 0, progress))
+        kept = path.with_suffix(".unfinished")
+        save_classifier(path, _classifier(pictures, sizes, 0, progress, kept))
+        discard(kept)
     return f"timm:{NETWORK}@{path}"
 
 
-def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: NamedBar) -> Loaded:
+def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: NamedBar, unfinished: Path) -> Loaded:
     torch.manual_seed(seed)  # timm draws the first weights from torch's global generator
     classifier = Classifier.from_timm(
         NETWORK, pretrained=False, num_classes=len(train_set.classes), image_size=sizes.side
@@ -145,6 +150,7 @@ def _classifier(train_set: Labelled, sizes: Sizes, seed: int, progress: NamedBar
         settings=FitSettings(epochs=sizes.classifier_epochs, lr=0.2, seed=seed, precision="32-true"),
         augment=replace(view.augmentation(), scale=(0.5, 1.0)),
         progress=progress("classifier"),
+        unfinished=unfinished,
     )
     return Loaded(classifier, NETWORK, view, tuple(train_set.classes))
 

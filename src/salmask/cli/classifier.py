@@ -55,6 +55,7 @@ class ClassifierCommand(Command, DataOptions):
         from salmask.files import writable_folder
         from salmask.training.classifier import FitSettings, accuracy, fit_classifier
         from salmask.training.run import save_classifier
+        from salmask.training.unfinished import discard
 
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
@@ -69,14 +70,17 @@ class ClassifierCommand(Command, DataOptions):
             seed=self.seed,
             workers=self.workers,
         )
+        kept = self.out.with_suffix(".unfinished")
         fit_classifier(
             loaded.classifier,
             pictures,
             settings=settings,
             augment=self.augmentation(loaded, pictures),
             progress=progress_bar("training"),
+            unfinished=kept,
         )
         save_classifier(self.out, loaded)
+        discard(kept)
         spec = f"{full_spec(loaded.network)}@{self.out}"
         say(f"classifier: {spec}")
         share = None

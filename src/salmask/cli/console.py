@@ -12,6 +12,7 @@ Every command is a `Command` and returns its result, a table of facts. What beco
 import contextlib
 import io
 import json
+import logging
 import math
 import shlex
 import sys
@@ -52,12 +53,15 @@ def carry_out(command: Command) -> None:
     stdout = sys.stdout
     said: io.StringIO | None = io.StringIO() if command.quiet else None
     target = sys.stderr if command.json and said is None else said or stdout
-    hushed = _quiet.set(command.quiet)
+    hushed, disabled = _quiet.set(command.quiet), logging.root.manager.disable
+    if command.quiet:
+        logging.disable(max(disabled, logging.INFO))
     try:
         with contextlib.redirect_stdout(target):
             result = command()
     finally:
         _quiet.reset(hushed)
+        logging.disable(disabled)
     if result is None:
         return
     if command.json:

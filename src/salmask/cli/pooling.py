@@ -54,6 +54,7 @@ class PoolingCommand(Command, DataOptions):
         from salmask.training.classifier import accuracy
         from salmask.training.pooling import GIB, CroppedPictures, Maps, PoolingSettings, fit_stream, save_pooling
         from salmask.training.run import check_classes, check_labels, load_classifier
+        from salmask.training.unfinished import discard
 
         settings = PoolingSettings(
             recipe=self.recipe,
@@ -73,6 +74,7 @@ class PoolingCommand(Command, DataOptions):
         generator = torch.Generator().manual_seed(self.seed)
         stream = QueryStream.for_classifier(loaded.classifier, layers=self.layers, generator=generator)
         pooled = Pooled(loaded.classifier, stream)
+        kept = self.out / "unfinished"
         with in_use(writable_folder(self.out)):
             if self.crops:
                 pictures = self.read("train", loaded, classes=loaded.classes)
@@ -81,12 +83,14 @@ class PoolingCommand(Command, DataOptions):
                     CroppedPictures(pictures, view.augmentation()),
                     settings=settings,
                     progress=progress_bar("training"),
+                    unfinished=kept,
                 )
             else:
                 maps = Maps.of(pooled, whole, limit=self.memory * GIB, progress=progress_bar("maps"))
-                fit_stream(pooled, maps, settings=settings, progress=progress_bar("training"))
+                fit_stream(pooled, maps, settings=settings, progress=progress_bar("training"), unfinished=kept)
             about = {"data": self.data, "settings": vars(settings), "crops": self.crops, "command": typed_command()}
             save_pooling(self.out, pooled, loaded, about)
+            discard(kept)
         say(f"run: {self.out}")
         result: JSON = {"run": self.out}
         if has_split(self.data, "val"):

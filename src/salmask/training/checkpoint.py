@@ -8,7 +8,15 @@ import torch
 from salmask.files import JSON, Facts, replace_file
 from salmask.training.schemas import read_state
 
-__all__ = ["CHECKPOINT", "fresh", "read_checkpoint", "scaler_state", "set_scaler", "write_checkpoint"]
+__all__ = [
+    "CHECKPOINT",
+    "first_difference",
+    "fresh",
+    "read_checkpoint",
+    "scaler_state",
+    "set_scaler",
+    "write_checkpoint",
+]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -30,7 +38,7 @@ def read_checkpoint(out: Path, facts: Facts, device: torch.device) -> JSON | Non
     state = read_state(path, device)
     earlier, wanted = json.loads(state["facts"]), json.loads(json.dumps(facts))
     if earlier != wanted:
-        raise ValueError(f"{path} belongs to another run: {_first_difference(earlier, wanted)}; name another folder")
+        raise ValueError(f"{path} belongs to another run: {first_difference(earlier, wanted)}; name another folder")
     return state
 
 
@@ -54,11 +62,12 @@ def set_scaler(precision: object, state: JSON) -> None:
         scaler.load_state_dict(state)
 
 
-def _first_difference(earlier: JSON, wanted: JSON, path: str = "") -> str:
+def first_difference(earlier: JSON, wanted: JSON, path: str = "") -> str:
+    """Return the first entry, of those that differ, in words."""
     for key in sorted(earlier.keys() | wanted.keys()):
         one, other = earlier.get(key), wanted.get(key)
         if isinstance(one, dict) and isinstance(other, dict) and one != other:
-            return _first_difference(one, other, f"{path}{key}.")
+            return first_difference(one, other, f"{path}{key}.")
         if one != other:
             return f"its {path}{key} is {one!r}, asked for is {other!r}"
     return "its settings differ"

@@ -3,9 +3,10 @@
 SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smoothing, random crops and flips.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, is_dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,8 +16,11 @@ from torch.nn import functional as F
 from salmask.classifier import Classifier
 from salmask.classifier.inputs import checked
 from salmask.data import Batch, Labelled, SampleTransform, evaluation_batches, training_batches
+from salmask.files import JSON
 from salmask.training.precision import chosen_precision
+from salmask.training.resume import described_data
 from salmask.training.settings import Precision
+from salmask.training.unfinished import Descent, Unfinished, interruptible
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -56,8 +60,12 @@ def fit_classifier(
     augment: SampleTransform | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     fabric: "Fabric | None" = None,
+    unfinished: Path | None = None,
 ) -> Classifier:
     """Train the network of a classifier on labelled pictures, in place, and return it in eval mode.
+
+    unfinished: a folder in which one that Ctrl-C interrupts is kept until the next call, which goes on from it. It is
+    for the caller to `discard` once the classifier is written.
 
     Raises ValueError where the labels do not fit the network's classes, or the loss is not a number.
     """
@@ -80,9 +88,17 @@ def fit_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.lr, total_steps=planned, pct_start=0.25, cycle_momentum=False
     )
-    stream = training_batches(
-        dataset, batch_size=settings.batch_size, seed=settings.seed, augment=augment, workers=settings.workers
-    )
+    kept = None if unfinished is None else Unfinished(unfinished, _facts(classifier, dataset, settings, augment))
+
+    def batches(start: int) -> Iterator[Batch]:
+        return training_batches(
+            dataset,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            start=start,
+            augment=augment,
+            workers=settings.workers,
+        )
 
     def loss_of(batch: Batch) -> Tensor:
         images = batch.images.to(fabric.device).contiguous(memory_format=torch.channels_last)
@@ -90,30 +106,40 @@ def fit_classifier(
             logits = classifier.logits(images)
         return F.cross_entropy(logits, batch.targets.to(fabric.device), label_smoothing=settings.label_smoothing)
 
-    descend(loss_of, islice(stream, steps), steps, optimiser, schedule, fabric=fabric, progress=progress)
+    descent = Descent(network, optimiser, schedule)
+    descend(loss_of, batches, steps, descent, fabric=fabric, progress=progress, unfinished=kept)
     network.eval()
     return classifier
 
 
 def descend(
     loss_of: Callable[[_Item], Tensor],
-    items: Iterable[_Item],
+    batches: Callable[[int], Iterable[_Item]],
     steps: int,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    descent: Descent,
     *,
     fabric: "Fabric",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    unfinished: Unfinished | None = None,
 ) -> None:
-    """Lower a loss by one step an item. Errors: ValueError for a loss that is not a number at the end."""
-    wrapped: Any = fabric.setup_optimizers(optimiser)  # Any: for Fabric, one or several
+    """Lower a loss by one step a batch. batches: k -> those from number k on.
+
+    With `unfinished`, Ctrl-C waits for the end of a step and is kept there. Errors: ValueError for a loss that is not a
+    number at the end.
+    """
+    start = 0 if unfinished is None else unfinished.take_up(descent, fabric.device)
+    wrapped: Any = fabric.setup_optimizers(descent.optimiser)  # Any: for Fabric, one or several
     loss = torch.zeros(())
-    for _, item in zip(progress(range(steps)), items, strict=True):
-        loss = loss_of(item)
-        wrapped.zero_grad()
-        fabric.backward(loss)
-        wrapped.step()
-        schedule.step()
+    with interruptible(alone=unfinished is not None) as stops:
+        for step, item in zip(progress(range(start, steps)), islice(batches(start), steps - start), strict=True):
+            loss = loss_of(item)
+            wrapped.zero_grad()
+            fabric.backward(loss)
+            wrapped.step()
+            descent.schedule.step()
+            if stops() and unfinished is not None:
+                unfinished.save(step + 1, descent)
+                raise KeyboardInterrupt
     if not bool(loss.isfinite()):
         raise ValueError("the loss is not a number: lower the learning rate (--lr), and look for broken pictures")
 
@@ -127,6 +153,16 @@ def accuracy(classifier: Classifier, dataset: Labelled, *, batch_size: int = 64)
             guess = classifier.logits(batch.images).argmax(1).cpu()
             right, total = right + int((guess == batch.targets).sum()), total + len(guess)
     return right / max(1, total)
+
+
+def _facts(classifier: Classifier, dataset: Labelled, settings: FitSettings, augment: SampleTransform | None) -> JSON:
+    return {
+        "settings": {**asdict(settings), "workers": None},
+        "data": described_data(dataset),
+        "network": classifier.fingerprint(),
+        "reading": {"image_size": classifier.image_size, **classifier.reading()},
+        "augmentation": repr(augment) if is_dataclass(augment) else type(augment).__name__,
+    }
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:

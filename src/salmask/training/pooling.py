@@ -29,6 +29,7 @@ from salmask.classifier.hold import at_rest
 from salmask.classifier.inputs import checked
 from salmask.classifier.named import full_spec, is_known
 from salmask.classifier.neck import Neck, head_logits, rebuilt
+from salmask.classifier.weights import fingerprint
 from salmask.classifier.wrappers import Network
 from salmask.data import Batch, Labelled, SampleTransform, training_batches
 from salmask.data.sight import Sight
@@ -38,6 +39,7 @@ from salmask.pooling import Pooled, QueryStream, read_stream
 from salmask.training.classifier import descend
 from salmask.training.run import CLASSIFIER, POOLING, Loaded, load_classifier, save_classifier
 from salmask.training.schemas import read_run
+from salmask.training.unfinished import Descent, Unfinished
 from salmask.types import Logits, Targets
 
 if TYPE_CHECKING:
@@ -137,8 +139,8 @@ _Batch = TypeVar("_Batch")
 class Lessons(Protocol[_Batch]):
     """What a stream learns from: endless batches of anything, and the logits of a batch."""
 
-    def batches(self, settings: PoolingSettings) -> Iterator[_Batch]:
-        """Return the batches of a training."""
+    def batches(self, settings: PoolingSettings, start: int = 0) -> Iterator[_Batch]:
+        """Return the batches of a training from number `start` on."""
         ...
 
     def answer(self, pooled: Pooled, batch: _Batch) -> Answer:
@@ -160,12 +162,13 @@ class CroppedPictures:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batches(self, settings: PoolingSettings) -> Iterator[Batch]:
+    def batches(self, settings: PoolingSettings, start: int = 0) -> Iterator[Batch]:
         """Return batches of pictures."""
         return training_batches(
             self.dataset,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            start=start,
             augment=self.augment,
             workers=settings.workers,
         )
@@ -213,8 +216,11 @@ class Maps:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def batches(self, settings: PoolingSettings) -> Iterator[Tensor]:
+    def batches(self, settings: PoolingSettings, start: int = 0) -> Iterator[Tensor]:
         """Return batches of indices: permutations laid end to end, as of pictures."""
+        return islice(self._all_batches(settings), start, None)
+
+    def _all_batches(self, settings: PoolingSettings) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(settings.seed)
         left = torch.empty(0, dtype=torch.int64)
         while True:
@@ -250,9 +256,11 @@ def fit_stream(
     settings: PoolingSettings,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     fabric: "Fabric | None" = None,
+    unfinished: Path | None = None,
 ) -> Pooled:
     """Train the stream of a pooled classifier, in place; the network, its statistics and its head stay as they are.
 
+    unfinished: a folder in which one that Ctrl-C interrupts is kept, as in `fit_classifier`.
     Raises ValueError where the loss is not a number.
     """
     pooled.check_exclusive("training a pooling by cross-entropy")
@@ -277,10 +285,27 @@ def fit_stream(
                 made.logits, made.targets.to(made.logits.device), label_smoothing=recipe.label_smoothing
             )
 
-        items = islice(lessons.batches(settings), steps)
-        descend(loss_of, items, steps, optimiser, schedule, fabric=fabric, progress=progress)
+        kept = None if unfinished is None else Unfinished(unfinished, _facts(pooled, lessons, settings))
+        descend(
+            loss_of,
+            lambda start: lessons.batches(settings, start),
+            steps,
+            Descent(stream, optimiser, schedule),
+            fabric=fabric,
+            progress=progress,
+            unfinished=kept,
+        )
     stream.eval()
     return pooled
+
+
+def _facts(pooled: Pooled, lessons: object, settings: PoolingSettings) -> JSON:
+    return {
+        "settings": {**asdict(settings), "workers": None},
+        "lessons": type(lessons).__name__,
+        "network": pooled.average.fingerprint(),
+        "stream": fingerprint(pooled.stream),
+    }
 
 
 @dataclass(frozen=True)

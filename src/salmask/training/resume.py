@@ -17,7 +17,7 @@ from salmask.files import ANYTHING, JSON, Facts, read_json, replace_file
 from salmask.training.checkpoint import CHECKPOINT
 from salmask.types import Infill
 
-__all__ = ["agree_on_training", "described_infill"]
+__all__ = ["agree_on_training", "described_data", "described_infill"]
 
 TRAINING = "training.json"
 _SHAPE = {"data": {"images": int, "classes": int, "names": str}, "seen": {str: ANYTHING}, "infill": {str: str}}
@@ -32,7 +32,7 @@ def agree_on_training(
     resume: bool,
 ) -> None:
     """Write down what a new training rests on; of one that goes on, raise ValueError for the first difference."""
-    facts = {"data": _described_data(dataset), "seen": dict(seen), "infill": described_infill(infill)}
+    facts = {"data": described_data(dataset), "seen": dict(seen), "infill": described_infill(infill)}
     wanted = json.loads(json.dumps(facts))
     path = out / TRAINING
     if resume and (out / CHECKPOINT).exists() and path.exists():
@@ -68,7 +68,8 @@ def _described(value: object) -> str:
     return type(value).__name__ if isinstance(value, nn.Module) else repr(value)
 
 
-def _described_data(dataset: Labelled) -> JSON:
+def described_data(dataset: Labelled) -> JSON:
+    """Return what tells data sets apart: how many pictures and classes, and a hash of ids and labels."""
     digest = hashlib.blake2b(digest_size=8)
     for name, target in zip(dataset.ids, dataset.targets, strict=True):
         digest.update(f"{name}\0{target}\n".encode())

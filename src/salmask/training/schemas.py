@@ -16,7 +16,7 @@ from salmask.data.sight import FITS, INTERPOLATIONS, LARGEST, SMALLEST, Sight
 from salmask.files import ANYTHING, JSON, Maybe, Several, Within, Word, check_shape, parse_json, read_json, regular_file
 from salmask.training.views import HEARING
 
-__all__ = ["check_state", "read_metadata", "read_run", "read_state"]
+__all__ = ["UNFINISHED", "check_state", "read_metadata", "read_run", "read_state"]
 
 _CHANNELS, _CLASSES = 1024, 1_000_000
 _BAND = Within(0, 65535)
@@ -56,7 +56,7 @@ _METADATA = {
     "hearing?": HEARING,
     **{f"{key.rstrip('?')}?": shape for key, shape in _SIGHT.items()},
 }
-_STATE = {
+_STATE: JSON = {
     "step": Within(0, 10**12),
     "facts": str,
     "masker": {str: Tensor},
@@ -69,6 +69,16 @@ _STATE = {
     "opponent_optimiser?": {"state": dict, "param_groups": list},
     "pool?": [Within(0, 10**12)],
 }
+
+UNFINISHED: JSON = {
+    "step": Within(0, 10**12),
+    "facts": str,
+    "network": {str: Tensor},
+    "optimiser": {"state": dict, "param_groups": list},
+    "schedule": {str: ANYTHING},
+    "generator": Tensor,
+}
+"""The state of a training that was interrupted, of what has no run's folder."""
 
 
 def read_run(path: Path) -> JSON:
@@ -99,7 +109,7 @@ def read_metadata(path: Path) -> JSON:
     return parse_json(f"{path}, its metadata", text, _METADATA, remedy="save the classifier again")
 
 
-def read_state(path: Path, device: torch.device) -> JSON:
+def read_state(path: Path, device: torch.device, shape: JSON = _STATE) -> JSON:
     """Return a training's checkpoint. Errors: ValueError naming the file, and the entry that is not as it must be."""
     regular_file(path, "the checkpoint of a training")
     try:
@@ -107,12 +117,12 @@ def read_state(path: Path, device: torch.device) -> JSON:
     except Exception as error:
         kind = type(error).__name__  # what torch says of it fills a page, and advises to trust the file
         raise ValueError(f"{path} cannot be read as a checkpoint ({kind}): delete it to start anew") from error
-    check_state(path, state)
+    check_state(path, state, shape)
     return state
 
 
-def check_state(path: Path, state: object) -> None:
+def check_state(path: Path, state: object, shape: JSON = _STATE) -> None:
     """Raise ValueError where a checkpoint is not one of a training: naming file and entry."""
-    check_shape(str(path), state, _STATE, remedy="it is not the checkpoint of a training; delete it to start anew")
+    check_shape(str(path), state, shape, remedy="it is not the checkpoint of a training; delete it to start anew")
     assert isinstance(state, Mapping)
     parse_json(f"{path}, facts", state["facts"], {str: ANYTHING}, remedy="delete it to start anew")

@@ -27,6 +27,7 @@ from salmask.training.recipes import Recipe
 from salmask.training.resume import described_infill
 from salmask.training.settings import Settings
 from salmask.training.steps import Steps
+from salmask.training.unfinished import interruptible
 from salmask.types import Infill
 
 __all__ = ["train_masker"]
@@ -58,6 +59,7 @@ def train_masker(
     out: folder for metrics.jsonl, TensorBoard events and the checkpoint. resume: go on from the checkpoint there.
     fabric: a launched Lightning Fabric, for devices, precision and several processes; one CPU or GPU if None.
 
+    Ctrl-C waits for the end of a step, and leaves a checkpoint.
     Warns of a training that collapses: more than half of the masks empty, or full, after a third of the run.
     Raises ValueError for a masker that does not fit the classifier, a folder that holds another run, NaN losses.
     """
@@ -77,7 +79,8 @@ def train_masker(
     start, logged = _load(run, out, images) if resume else fresh(out)
     with within(fabric):
         check_alike(fabric, classifier)
-    with within(fabric), run.held(), Log(out, start, run.steps, fabric=fabric, **logged) as log:
+    stopping, logging = interruptible(alone=fabric.world_size == 1), Log(out, start, run.steps, fabric=fabric, **logged)
+    with within(fabric), run.held(), logging as log, stopping as stops:
         if run.pool is not None and fabric.is_global_zero:
             run.pool.prune(out / POOL)  # files that an earlier run, or the lost part of this one, has left
         masker.train()
@@ -89,8 +92,10 @@ def train_masker(
             log.add(numbers)
             if (step + 1) % settings.log_every == 0 or step + 1 == run.steps:
                 log.write(step + 1)
-            if (step + 1) % settings.save_every == 0 or step + 1 == run.steps:
+            if (step + 1) % settings.save_every == 0 or step + 1 == run.steps or stops():
                 _save(run, out, step + 1, images, log.state(step + 1))
+            if stops() and step + 1 < run.steps:
+                raise KeyboardInterrupt
     return run.finished().eval()
 
 
