@@ -1,8 +1,11 @@
 """The page end to end, in a headless browser: drop a file, see the map, move a slider, read the number."""
 
+import gc
 import json
+import os
 import re
 import shutil
+import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from serve_cases import bomb, paint, run_folder
 
 from salmask.serve import Example, Limits, Looks, build_page, serve
 from salmask.serve.drawn import draw
+from salmask.serve.page import _Answers
 from salmask.specs import load_explainers
 
 pytest.importorskip("gradio", reason="the page needs the extra `serve`")
@@ -152,3 +156,17 @@ def test_the_page_is_for_this_machine_alone_and_has_no_calls_for_programs(addres
     assert address.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(f"{address}gradio_api/info") as answered:
         assert json.load(answered)["named_endpoints"] == {}
+
+
+def test_archives_that_were_taken_away_do_not_pile_up(looks, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    answers = _Answers(looks, ())
+    *_, session = looks.explained(looks.open_file(paint(tmp_path / "own.png", 1)), ["mine"], None)
+    packed = [answers.bundle((("file", "own.png"), session), ["mine"], 0.8, 0.0)]
+    os.utime(Path(packed[0]).parent, (0, 0))
+    packed += [answers.bundle((("file", "own.png"), session), ["mine"], 0.8, 0.0) for _ in range(2)]
+    assert [Path(path).name for path in packed] == ["own.zip"] * 3 and len({*packed}) == 3
+    assert [Path(path).is_file() for path in packed] == [False, True, True]
+    del answers
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir()] == ["own.png"]

@@ -5,10 +5,12 @@ Visit, opacity, threshold ->  drawn.draw       ->  HTML
 """
 
 import os
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -25,6 +27,7 @@ __all__ = ["Limits", "build_page", "serve"]
 
 _DECISION = "the network's decision"
 _KEPT_FOR = 3600  # seconds that a visitor's picture stays
+_COPIED_WITHIN = 60  # seconds after which Gradio has surely taken its copy of an archive
 _WELCOME = (
     '<div class="sal"><p>Drop a picture on the left, or click on an example. Here appears what the network decides, '
     "which part of the picture an explainer holds for the evidence, and what the network says of that part alone and "
@@ -57,6 +60,10 @@ class _Answers:
 
     looks: Looks
     examples: Sequence[Example]
+    parcels: tempfile.TemporaryDirectory[str] = field(
+        default_factory=lambda: tempfile.TemporaryDirectory(prefix="salmask-", ignore_cleanup_errors=True)
+    )
+    """Where archives are packed; goes with the page."""
 
     def explain(
         self,
@@ -93,7 +100,10 @@ class _Answers:
         if state is None:
             return None
         stem = "".join(letter if letter.isalnum() else "-" for letter in Path(state[1].look.name).stem)[:60]
-        path = Path(tempfile.mkdtemp(prefix="salmask-")) / f"{stem or 'picture'}.zip"
+        for earlier in Path(self.parcels.name).iterdir():  # Gradio has a copy, which goes after `_KEPT_FOR`
+            if time.time() - earlier.stat().st_mtime > _COPIED_WITHIN:
+                shutil.rmtree(earlier, ignore_errors=True)
+        path = Path(tempfile.mkdtemp(dir=self.parcels.name)) / f"{stem or 'picture'}.zip"
         write_bundle(path, self.looks, state[1], titles, opacity=opacity, threshold=threshold)
         return str(path)
 
