@@ -108,6 +108,10 @@ def _check_explainers(names: Names, printed: str) -> None:
     assert names["found"]["true"].agrees.shape == (4, 4) and names["bias"].shape == (4,)
 
 
+def _check_sharing(names: Names, printed: str) -> None:
+    assert names["again"].fingerprint() == names["masker"].fingerprint()
+
+
 def _classified() -> Names:
     import salmask
 
@@ -143,6 +147,7 @@ PAGES = {
         _classified, {"iterations=50": "iterations=2", "0.2)).solve": "0.2), iterations=2).solve"}
     ),
     "docs/pooling.md": Page(check=_check_pooling),
+    "docs/sharing.md": Page(_classified, check=_check_sharing),
     "docs/export.md": Page(_exported, {"(224, 224)": "(32, 32)"}, _check_exported),
 }
 

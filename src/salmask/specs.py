@@ -6,6 +6,7 @@ A run's folder holds the masker (config.json, model.safetensors), its classifier
 run.json, which says how pictures get from the disk to the classifier.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -124,6 +125,8 @@ def _settings(text: str) -> dict[str, str]:
 
 def _run_in(text: str) -> str | None:
     """Return the longest prefix of a text, up to its end or a colon, that names a run; None without one."""
+    if (on_hub := re.match(r"hf-hub:[^:/\s]+/[^:\s]+", text)) is not None:
+        return on_hub[0]
     if (Path(text) / "checkpoint.pt").is_file():
         return text  # of an unfinished one, which is refused with the way to go on
     ends = [len(text), *(index for index in reversed(range(len(text))) if text[index] == ":")]
@@ -159,8 +162,9 @@ def load_explainer(
 ) -> tuple[str, Explainer, Loaded]:
     """Return the name in tables, the explainer, and the classifier that it explains, of a RUN or a NAME.
 
-    A RUN is a folder, or the checkpoint file of a masker that was trained by the paper's released code. The settings
-    of a NAME are those of its constructor (`knobs_of`): `rise:masks=500`, `extremal:areas=[0.05,0.2]`,
+    A RUN is a folder, `hf-hub:OWNER/NAME` of one on the hub, or the checkpoint file of a masker that was trained by the
+    paper's released code. The settings of a NAME are those of its constructor (`knobs_of`): `rise:masks=500`,
+    `extremal:areas=[0.05,0.2]`,
     `occlusion:score=logit`. Those of a run: `RUN:top=0.4` for binary masks of that share, `RUN:area=0.4` for a masker
     that is conditioned on its area, `RUN:reads=SPEC` to read the maps of another classifier than the run's own.
     The NAME `imagenet` is the masker that comes with the package, for photographs and `timm:tf_efficientnet_lite0`.
@@ -174,14 +178,14 @@ def load_explainer(
     """
     spec = parse(name)
     if spec.run or spec.name == SHIPPED:
-        return _of_run(spec)
+        return _of_run(spec, loaded)
     if spec.name in (REFINED, PER_INPUT):
         make = _refined if spec.name == REFINED else _per_input
         return make(spec, loaded=loaded, seed=seed, bank=bank)
     table = {**EXPLAINERS, SHARES: InputShares}
     if spec.name not in table:
         raise ValueError(
-            f"no explainer {spec.text!r}: expected the folder of a run, a released checkpoint (.chk), "
+            f"no explainer {spec.text!r}: expected the folder of a run, hf-hub:OWNER/NAME, a released checkpoint (.chk), "
             f"or one of {', '.join(sorted([*EXPLAINERS, REFINED, SHIPPED, SHARES, PER_INPUT]))}"
         )
     if loaded is None:
@@ -235,7 +239,7 @@ def load_explainers(
     return Chosen(explainers, loaded, logs)
 
 
-def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:
+def _of_run(spec: Spec, given: Loaded | None) -> tuple[str, Explainer, Loaded]:
     if (Path(spec.name) / POOLING).is_file():
         values = _read_settings(f"the raw attention of {spec.name}", spec.settings, knobs_of(RawAttention))
         name = Path(spec.name).resolve().name
@@ -244,7 +248,8 @@ def _of_run(spec: Spec) -> tuple[str, Explainer, Loaded]:
     if not spec.run:
         run = load_shipped()
     else:
-        run = load_checkpoint(spec.name) if Path(spec.name).is_file() else load_run(spec.name)
+        code = None if given is None else given.classifier.network
+        run = load_checkpoint(spec.name) if Path(spec.name).is_file() else load_run(spec.name, code=code)
     settings = dict(spec.settings)
     reads = settings.pop("reads", None)
     values = _read_settings(f"the masker in {spec.name}", settings, knobs_of(Learned), also=("reads",))

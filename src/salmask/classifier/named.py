@@ -251,8 +251,9 @@ def hugging_face_network(name: str) -> Named:
     except ImportError as error:
         raise ImportError("networks of Hugging Face need transformers: pip install transformers") from error
     try:
-        config = AutoConfig.from_pretrained(name)
-        network = AutoModelForImageClassification.from_pretrained(name, config=config).eval()
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        options: JSON = {"config": config, "trust_remote_code": False}  # else one is asked, in the middle of a command
+        network = AutoModelForImageClassification.from_pretrained(name, **options).eval()
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"no image classifier of Hugging Face can be had from {name!r}: {reason}") from error

@@ -28,6 +28,7 @@ from salmask.files import JSON, Facts, read_json, replace_file, writable_folder
 __all__ = [
     "CONFIG",
     "WEIGHTS",
+    "check_numbers",
     "fingerprint",
     "fit_weights",
     "load_module",
@@ -35,6 +36,7 @@ __all__ = [
     "read_config",
     "save_module",
     "saved_in",
+    "weights_digest",
 ]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -246,6 +248,29 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Return the SHA-256, 64 hexadecimal digits, of all weights and statistics of a network.
+
+    Numbers are hashed in float32, so that a network has one digest in every precision from which it is filled exactly.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_numbers(module: nn.Module, what: str) -> None:
+    """Raise ValueError where a weight or a statistic is not a number: every answer would be none, without a word."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and bool(value.isnan().any()):
+            raise ValueError(
+                f"{what} holds values that are not numbers (NaN), first in {name}: get it again, or train again"
+            )
+
+
 def save_module(module: nn.Module, settings: JSON, folder: str | Path) -> None:
     """Write settings as config.json and weights as model.safetensors; each file appears whole or not at all."""
     folder = writable_folder(folder)
@@ -292,4 +317,5 @@ def load_module(build: Callable[[], Module], config: Path, weights: Path) -> Mod
             )
     module = build()
     module.load_state_dict(load_file(weights))
+    check_numbers(module, str(weights))
     return module.eval()

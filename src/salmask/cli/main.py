@@ -33,6 +33,7 @@ from salmask.cli.report import ReportCommand
 from salmask.cli.sanity import SanityCommand
 from salmask.cli.score import ScoreCommand
 from salmask.cli.serve import ServeCommand
+from salmask.cli.share import ShareCommand
 from salmask.cli.study import StudyCommand
 from salmask.cli.train import TrainCommand
 
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, type[Command]] = MappingProxyType(
         "sanity": SanityCommand,
         "report": ReportCommand,
         "serve": ServeCommand,
+        "share": ShareCommand,
         "layers": LayersCommand,
         "convert": ConvertCommand,
         "doctor": DoctorCommand,

@@ -20,6 +20,7 @@ from salmask.audio.hearing import Hearing
 from salmask.classifier import Classifier
 from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
 from salmask.classifier.named import full_spec, is_known, named_network, split_spec
+from salmask.classifier.weights import check_numbers, weights_digest
 from salmask.classifier.wrappers import Network, unwrapped
 from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
@@ -30,9 +31,10 @@ from salmask.data.listed import ListedPictures
 from salmask.data.naming import check_order, folder_names, listed_classes, read_classes
 from salmask.data.sight import Sight
 from salmask.data.tables import label_names
-from salmask.files import JSON, replace_file
+from salmask.files import JSON, Facts, replace_file
 from salmask.masker import Masker
 from salmask.training.maskers import load_masker
+from salmask.training.provenance import allowed, hub_folder, is_on_hub
 from salmask.training.released import load_released
 from salmask.training.schemas import read_metadata, read_run
 from salmask.training.views import View, changed, sound_classifier, view_facts, view_of
@@ -162,7 +164,7 @@ def load_classifier(
     spec: see `salmask.classifier.named`. outputs, output: of `Classifier`; those of a run are only checked.
     network: stands in for the one that the SPEC would build. seen: as of `Loaded.seen`.
     """
-    if (Path(spec) / RUN).is_file():
+    if is_on_hub(spec) or (Path(spec) / RUN).is_file():
         return load_run(spec).loaded.seen(image_size=image_size, outputs=outputs, output=output, **seen)
     if (Path(spec) / POOLING).is_file():
         from salmask.training.pooling import load_pooling  # which loads a classifier itself
@@ -245,9 +247,21 @@ class Run:
     reader: Classifier | None = None
 
 
-def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: JSON, *, reader: Classifier | None = None) -> None:
-    """Write masker, classifier, reader and run.json, each file whole or not at all."""
-    save_classifier(folder / CLASSIFIER, loaded)
+def save_run(
+    folder: Path,
+    masker: Masker,
+    loaded: Loaded,
+    facts: JSON,
+    *,
+    reader: Classifier | None = None,
+    reference: Facts | None = None,
+) -> None:
+    """Write masker, classifier, reader and run.json, each file whole or not at all.
+
+    reference: of `sharing.reference_to`: the classifier is named instead of written.
+    """
+    if reference is None:
+        save_classifier(folder / CLASSIFIER, loaded)
     if reader is not None:
         save_classifier(folder / READER, replace(loaded, classifier=reader))
     masker.save_pretrained(folder)
@@ -260,19 +274,24 @@ def save_run(folder: Path, masker: Masker, loaded: Loaded, facts: JSON, *, reade
         "classes": loaded.classes,
         "reader": None if reader is None else READER,
         **facts,
+        "sha256": weights_digest(unwrapped(loaded.classifier.network)),
+        **({} if reference is None else {"reference": dict(reference)}),
     }
     replace_file(folder / RUN, lambda at: at.write_text(json.dumps(content, indent=2) + "\n"))
 
 
-def load_run(folder: str | Path, *, network: Network | None = None) -> Run:
+def load_run(folder: str | Path, *, network: Network | None = None, code: Network | None = None) -> Run:
     """Load a finished run. Errors: FileNotFoundError, ValueError for something else.
 
+    folder: of the run, or `hf-hub:OWNER/NAME[@REVISION]` of one that lies on the hub.
     network: one like that of the run, for a run that was made in Python of a network without a SPEC; it takes the run's
-    weights.
+    weights. code: the same, taken only where the run names code that is not run unasked (`provenance.allowed`), or
+    nothing that can be built.
     A run of a training alongside that was made before runs kept the user's own classifier is refused: what it holds is
     the retrained one, which would speak in its place.
     """
-    folder = Path(folder)
+    downloaded = is_on_hub(folder)
+    folder = hub_folder(str(folder)) if downloaded else Path(folder)
     if not (folder / RUN).is_file():
         unfinished = (folder / "checkpoint.pt").is_file()
         hint = "it is unfinished, go on with `salmask train --resume`" if unfinished else "expected run.json there"
@@ -285,24 +304,44 @@ def load_run(folder: str | Path, *, network: Network | None = None) -> Run:
             f"the run in {folder} holds the classifier that was trained alongside, and not your own, which it would "
             "have to explain: train it again"
         )
-    for name in (CLASSIFIER, facts.get("reader")):
+    reference = facts.get("reference")
+    for name in (CLASSIFIER if reference is None else None, facts.get("reader")):
         if name is not None and not (folder / name).is_file():
             raise FileNotFoundError(f"the run in {folder} is not whole: {name} is missing; copy the whole folder")
     spec = full_spec(facts["network"])
+    if network is None:
+        stand_in = allowed(spec, folder, downloaded=downloaded, code=code) or (None if is_known(spec) else code)
+        network = copy.deepcopy(stand_in)  # it takes the run's weights, and the user's own keeps its own
     if network is None and not is_known(spec):
         raise ValueError(
             f"the run in {folder} is of a network that was made in Python, {facts['network']!r}: load it with "
             "salmask.training.run.load_run(folder, network=...), and give one that is built alike"
         )
     sight = asdict(view) if isinstance(view, Sight) else {}
-    loaded = load_classifier(f"{spec}@{folder / CLASSIFIER}", layers=taps, network=network, **sight)
+    at = spec if reference is not None else f"{spec}@{folder / CLASSIFIER}"
+    loaded = load_classifier(at, layers=taps, network=network, **sight, **(reference or {}))
+    if reference is not None and facts.get("classes"):
+        loaded = replace(loaded, classes=tuple(facts["classes"]))
+    _check_weights(loaded, spec, facts, folder)
     masker, reader = load_masker(folder), None
     if facts.get("reader") is not None:
         own_copy = copy.deepcopy(network)
         at = f"{spec}@{folder / facts['reader']}"
         reader = load_classifier(at, layers=taps, network=own_copy, **sight).classifier
+        check_numbers(reader.network, str(folder / facts["reader"]))
     masker.fits(reader or loaded.classifier)
     return Run(masker, loaded, reader)
+
+
+def _check_weights(loaded: Loaded, spec: str, facts: Facts, folder: Path) -> None:
+    """Raise ValueError where a run's network is not the one it was trained for, or holds no numbers."""
+    digest = weights_digest(unwrapped(loaded.classifier.network))
+    if digest != facts.get("sha256", digest):
+        raise ValueError(
+            f"the run in {folder} is of a network {spec} with weights of SHA-256 {facts['sha256'][:16]}..., got "
+            f"{digest[:16]}...: it is another network of that name; get the one that the run was trained for"
+        )
+    check_numbers(loaded.classifier.network, f"the classifier of the run in {folder}")
 
 
 def load_shipped() -> Run:

@@ -39,6 +39,10 @@ _RUN = {
     "view": {str: ANYTHING},
     "classes?": Maybe(Several(str, 1, _CLASSES)),
     "reader?": Maybe(Word("reader.safetensors")),
+    "sha256?": str,
+    "reference?": Maybe(
+        {"mean": Several(_VALUE, 1, _CHANNELS), "std": Several(Within(1e-9, 1e9, whole=False), 1, _CHANNELS)}
+    ),
     "recipe?": {str: ANYTHING},
 }
 _METADATA = {
@@ -85,6 +89,10 @@ def read_run(path: Path) -> JSON:
     """Return what a run.json says. Errors: ValueError naming the field, FileNotFoundError."""
     remedy = "it does not describe a salmask run; copy it from where the run was trained, or train again"
     facts = read_json(path, _RUN, remedy=remedy)
+    if "@" in facts["network"]:
+        raise ValueError(f"{path}, network: expected the name of a network, got {facts['network'][:80]!r}: {remedy}")
+    if facts.get("reference") is not None and "sha256" not in facts:
+        raise ValueError(f"{path}, reference: expected 'sha256' beside it, by which the network is known: {remedy}")
     shape: JSON = {"hearing": HEARING} if "hearing" in facts["view"] else _SIGHT
     check_shape(str(path), {"view": facts["view"]}, {"view": shape}, remedy=remedy)
     if "hearing" in facts["view"]:
