@@ -19,23 +19,19 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.branches import deepest_of_branches
+from salmask.classifier.hub import OnHub, saved_at
 from salmask.classifier.weights import (
-    CONFIG,
-    WEIGHTS,
     fingerprint,
     load_module,
     read_config,
-    save_module,
-    saved_in,
 )
-from salmask.files import JSON, Facts, Maybe, Several, Within, Word, replace_file
+from salmask.files import JSON, Facts, Maybe, Several, Within, Word
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
@@ -125,32 +121,7 @@ _CONFIG = {
 }
 
 
-_CARD = """---
-{{ card_data }}
----
-
-# A masker of salmask
-
-Reads the maps of a classifier and returns, in one pass, a mask of the pixels that the classifier's decision rests on.
-
-```python
-import salmask
-
-masker = salmask.Masker.from_pretrained("{{ place }}")
-explanation = salmask.explain(classifier, images, explainer=masker)
-```
-
-| | |
-|---|---|
-| classifier | not in this folder; fingerprint of its weights: {{ classifier }} |
-| maps that it reads | {{ layers }} of those with channels {{ channels }} and strides {{ strides }} |
-| licence | {{ licence }} |
-
-`salmask share RUN` shares a run: masker, classifier and what is known of the training.
-"""
-
-
-class Masker(nn.Module, ModelHubMixin, library_name="salmask", tags=["saliency"], model_card_template=_CARD):  # type: ignore[call-arg]
+class Masker(nn.Module, OnHub):
     """A small decoder that reads a classifier's maps and returns masks for the whole batch.
 
     channels, strides: of every map that will be handed over, as the classifier publishes them.
@@ -332,52 +303,16 @@ class Masker(nn.Module, ModelHubMixin, library_name="salmask", tags=["saliency"]
         """Return 16 hexadecimal digits of a hash of all weights and statistics."""
         return fingerprint(self)
 
-    def save_pretrained(  # type: ignore[override]
-        self, folder: str | Path, *, config: None = None, model_card_kwargs: Mapping[str, str] | None = None
-    ) -> None:
-        """Write config.json and model.safetensors; each file appears whole or not at all.
-
-        config: of the hub's mixin; the settings are written in any case. model_card_kwargs: what a model card is to say
-        (`licence`), which is written as README.md where it is given.
-        """
-        save_module(self, self.settings(), folder)
-        if model_card_kwargs is not None:
-            card = str(self.generate_model_card(**model_card_kwargs))
-            replace_file(Path(folder) / "README.md", lambda at: at.write_text(card, encoding="utf-8"))
-
-    def generate_model_card(self, *, licence: str = "unspecified", place: str = "OWNER/NAME") -> ModelCard:  # type: ignore[override]
-        """Return what README.md says of a masker without its run; place: where it lies on the hub."""
-        about = {
-            key: str(value)
-            for key, value in self.settings().items()
-            if key in ("classifier", "layers", "channels", "strides")
-        }
-        return super().generate_model_card(**about, licence=licence, place=place)
-
-    def push_to_hub(self, repo_id: str, *, model_card_kwargs: Mapping[str, str] | None = None, **options: Any) -> str:  # type: ignore[override]
-        """Push config.json, model.safetensors and a model card to the hub; return the address of the commit.
-
-        options: of `huggingface_hub.ModelHubMixin.push_to_hub`: private, token, branch, create_pr ... A whole run is
-        pushed by `salmask share RUN --push OWNER/NAME`.
-        """
-        card = {"place": repo_id, **(model_card_kwargs or {})}
-        return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
-
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **download: Any) -> "Masker":  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, source: str | Path, *, revision: str | None = None, **download: object
+    ) -> "Masker":
         """Load a masker from a folder or a hub id ("owner/name"), in eval mode.
 
-        download: options of `huggingface_hub.hf_hub_download`: token, cache_dir, local_files_only, force_download.
+        download: of `huggingface_hub.hf_hub_download`: token, cache_dir, local_files_only, force_download.
         Raises FileNotFoundError for a folder without its two files, ValueError for files of something else.
         """
-        if Path(source).is_dir() or not _is_hub_id(str(source)):
-            config, weights = saved_in(source, "masker")
-        else:
-            from huggingface_hub import hf_hub_download  # not needed for a folder
-
-            config, weights = (
-                Path(hf_hub_download(str(source), name, revision=revision, **download)) for name in (CONFIG, WEIGHTS)
-            )
+        config, weights = saved_at(source, "masker", revision=revision, **download)
         shape = {"format": Word(cls.FORMAT), **cls.SHAPE}
         settings = _with_head(read_config(config, shape, "masker"), config)
         return load_module(lambda: cls(**{**settings, "head": settings["head"]()}), config, weights)
@@ -438,10 +373,6 @@ def _resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if mode == "nearest":
         return F.interpolate(x, size, mode="nearest")
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def _is_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
 def _with_head(settings: JSON, path: Path) -> JSON:

@@ -185,8 +185,8 @@ def load_explainer(
     table = {**EXPLAINERS, SHARES: InputShares}
     if spec.name not in table:
         raise ValueError(
-            f"no explainer {spec.text!r}: expected the folder of a run, hf-hub:OWNER/NAME, a released checkpoint (.chk), "
-            f"or one of {', '.join(sorted([*EXPLAINERS, REFINED, SHIPPED, SHARES, PER_INPUT]))}"
+            f"no explainer {spec.text!r}: expected the folder of a run (or hf-hub:OWNER/NAME), a released "
+            f"checkpoint (.chk), or one of {', '.join(sorted([*EXPLAINERS, REFINED, SHIPPED, SHARES, PER_INPUT]))}"
         )
     if loaded is None:
         raise ValueError(f"{spec.name} explains a classifier: name one with --classifier")

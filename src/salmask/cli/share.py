@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from salmask.cli.console import say
-from salmask.files import JSON, replace_file
+from salmask.cli.console import Command, say
+from salmask.files import JSON, Facts, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,8 @@ _CARD, _PICTURE = "README.md", "pictures.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShareCommand:
-    """Write a run into one folder for others, with a model card; --push sends it to the hub (docs/sharing.md)."""
+class ShareCommand(Command):
+    """Write a run into one folder for others, with a model card; --push sends it to the hub (docs/export.md)."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or `imagenet`, the masker for photographs that comes with the package."""
@@ -40,7 +40,7 @@ class ShareCommand:
     private: bool = False
     """Make that place private where it is new."""
 
-    def __call__(self) -> None:
+    def __call__(self) -> Facts:
         """Run the command."""
         from salmask.specs import SHIPPED
         from salmask.training.provenance import place_on_hub
@@ -59,8 +59,11 @@ class ShareCommand:
         say(f"run: {self.out} ({', '.join(sorted(path.name for path in self.out.iterdir() if path.is_file()))})")
         if self.licence == "unspecified":
             say("licence: unspecified, and so says the card; name one with --licence")
+        address = None
         if self.push is not None:
-            say(f"pushed: {push_folder(self.out, self.push, beside=beside, private=self.private or None)}")
+            address = push_folder(self.out, self.push, beside=beside, private=self.private or None)
+            say(f"pushed: {address}")
+        return {"run": self.out, "card": self.out / _CARD, "pushed": address, "sha256": content["sha256"]}
 
     def _own(self, weights: str) -> "Sequence[str]":
         """Return the explainers of the evaluation that are this masker. Errors: ValueError for none."""

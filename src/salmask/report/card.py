@@ -159,7 +159,7 @@ def _cell(text: str) -> str:
 
 def _scores(scores: Scores, own: Sequence[str], measured: str) -> str:
     metrics = [metric for metric in scores[own[0]] if scores[own[0]][metric]["mean"] is not None]
-    counts = {scores[own[0]][metric].get("n") for metric in metrics} - {None}
+    counts = [n for metric in metrics if (n := scores[own[0]][metric].get("n")) is not None]
     lines = [f"| {' | '.join(['explainer', *metrics])} |", f"|---|{'---:|' * len(metrics)}"]
     for name in (*own, *(other for other in scores if other not in own)):
         shown = f"**{_cell(name)}**" if name in own else _cell(name)

@@ -70,7 +70,7 @@ def allowed(spec: str, folder: Path, *, downloaded: bool, code: Network | None) 
     """
     kind, colon, name = spec.partition(":")
     if colon and kind not in ("timm", "torchvision", "hf", "audio", *FUSIONS):
-        if not downloaded and not _comes_along(spec.partition("@")[0], folder):
+        if not downloaded and not _comes_along(spec, folder):
             return None
         if code is not None:
             return code
@@ -95,6 +95,8 @@ def _comes_along(function: str, folder: Path) -> bool:
     if where.endswith(".py"):
         return not Path(where).is_absolute() or Path(where).resolve().is_relative_to(inside)
     top, *rest = where.split(".")
+    if not all(part.isidentifier() for part in (top, *rest)):
+        return True
     found = importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
     places = (
         [] if found is None else [*(found.submodule_search_locations or ()), *([found.origin] if found.origin else ())]

@@ -89,7 +89,7 @@ def read_run(path: Path) -> JSON:
     """Return what a run.json says. Errors: ValueError naming the field, FileNotFoundError."""
     remedy = "it does not describe a salmask run; copy it from where the run was trained, or train again"
     facts = read_json(path, _RUN, remedy=remedy)
-    if "@" in facts["network"]:
+    if "@" in facts["network"] and ".py:" not in facts["network"]:  # a folder's name may hold one
         raise ValueError(f"{path}, network: expected the name of a network, got {facts['network'][:80]!r}: {remedy}")
     if facts.get("reference") is not None and "sha256" not in facts:
         raise ValueError(f"{path}, reference: expected 'sha256' beside it, by which the network is known: {remedy}")
