@@ -96,8 +96,8 @@ def itemised(text: str, names: list[str]) -> str:
     if not names:
         return text
     known = "|".join(sorted((re.escape(name) for name in names), key=len, reverse=True))
-    begins = re.compile(rf"((?:(?:{known})(?:, | and )?)+)((?: \([^)\n]*\))?(?:,[^:.\n]*)?): ")
-    text = re.sub(rf"(?:(?<=\.)|;) (?=(?:{known})(?:, (?:{known}))*: )", "\n", text)
+    begins = re.compile(rf"((?:(?:{known})(?:, | and )?)+)((?: \([^)\n]*\))?(?:,[^:.\n]*)?):(?: |$)")
+    text = re.sub(rf"(?:(?<=\.)|;) (?=(?:{known})(?:, (?:{known}))*:\s)", "\n", text)
     text = re.sub(r"(?<=\.) (?=Raises |Errors: )", "\n", text)
     lines: list[str] = []
     in_item = False
@@ -106,7 +106,7 @@ def itemised(text: str, names: list[str]) -> str:
         goes_on = line.startswith("    ") or not lines or not lines[-1].endswith(".")
         if named is not None:
             lines += [] if in_item else [""]
-            lines.append(f"- `{named[1]}`{named[2]}: {line[named.end() :]}")
+            lines.append(f"- `{named[1]}`{named[2]}: {line[named.end() :]}".rstrip())
         elif in_item and line.strip() and goes_on:
             lines[-1] = f"{lines[-1]} {line.strip()}"
         else:

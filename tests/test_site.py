@@ -20,8 +20,8 @@ def test_an_argument_that_is_explained_becomes_an_item_and_the_rest_stays(hooks)
     docstring = """Do it.
 
 images: (B, C, H, W), a
-    long one. seed: of what draws; mean, std: two
-of them. Raises ValueError if not.
+    long one. seed: of what draws; mean, std:
+two of them. Raises ValueError if not.
 
     seed: code stays code
 Other: is no argument.
