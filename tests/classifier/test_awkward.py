@@ -98,20 +98,22 @@ def test_labels_that_are_constant_are_refused_too() -> None:
 
 
 class Twice(nn.Module):
-    """Calls its network for the picture and for its mirror image."""
+    """Calls its network for the picture, and for another one that is made of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, made=torch.neg) -> None:
         super().__init__()
-        self.network = Squares()
+        self.network, self.made = Squares(), made
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x) + self.network(x.flip(3))
+        return self.network(x) + self.network(self.made(x))
 
 
 def test_a_network_that_calls_every_layer_twice_says_so() -> None:
     with pytest.raises(ValueError, match=r"called several times in a pass, such as 'network.stage2' 2 times"):
         around(Twice(), None)
     assert around(Twice(), ["network.stage2"]).layers == ("network.stage2",)
+    with pytest.raises(ValueError, match="mirrored"):  # the last call is of the mirror image
+        around(Twice(lambda x: x.flip(3)), ["network.stage2"])
 
 
 @pytest.mark.parametrize("sharp", [1.0, 200.0])

@@ -197,3 +197,13 @@ def test_a_network_of_more_inputs_is_refused_with_the_remedy() -> None:
         Classifier(Pair(), mean=MEAN, std=STD, layers=[], image_size=SIZE)
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module or a function"):
         as_module(3)
+
+
+def test_percentages_and_other_shares_are_noticed() -> None:
+    with pytest.warns(UserWarning, match="sum to 100 for every picture, as shares do"):
+        around(lambda z: 100 * z.softmax(1))
+
+
+def test_a_map_for_each_class_in_a_dictionary_is_told_how_to_be_wrapped() -> None:
+    with pytest.raises(ValueError, match=r"'out' .*as in segmentation.*AdaptiveAvgPool2d"):
+        around(lambda z: {"out": z[..., None, None].expand(-1, -1, 8, 8)})

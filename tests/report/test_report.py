@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -459,6 +460,15 @@ def test_a_picture_that_is_no_strip_is_named(tmp_path, size):
     place = folder / "pictures" / "good" / f"{file_name(IDS[0])}.png"
     Image.new("RGB", size).save(place)
     with pytest.raises(ValueError, match=r"cat__000\.jpg\.png: expected four panels of equal width"):
+        write_report(folder)
+
+
+def test_a_pipe_in_place_of_a_picture_is_named_and_not_waited_for(tmp_path):
+    folder = with_pictures(fill(tmp_path))
+    place = folder / "pictures" / "good" / f"{file_name(IDS[0])}.png"
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(ValueError, match="no regular file but a pipe"):
         write_report(folder)
 
 

@@ -1,5 +1,7 @@
 """Appending: what a killed run leaves behind is never counted twice, and what is written is whole."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,12 @@ def test_a_finished_file_is_never_half_of_one(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), Writer(tmp_path, ["le"], {"hits": total}) as writer:
         writer.add("a", "2.jpg", {"le": 0.0}, {"hits": np.array([1])})
     assert read_counts(tmp_path)["a"]["hits"]["score"] == 1
+
+
+def test_rows_that_are_a_pipe_or_a_folder_are_named(tmp_path):
+    for make in (os.mkfifo, os.mkdir):
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        make(folder / "rows.jsonl")
+        with pytest.raises(ValueError, match=r"rows\.jsonl is .*: expected rows, a JSON object a line"):
+            Writer(folder, ["le"], {})

@@ -29,7 +29,7 @@ from salmask.study import STUDIES, Axis, Claim, Local, Row, Scale, Slurm, Source
 from salmask.study.engine import Task
 from salmask.study.run import _apart
 from salmask.study.studies import few_classes, fix, infilling
-from salmask.study.work import StudyJob, _pictures, layers_read, work
+from salmask.study.work import StudyJob, _pictures, _reading, layers_read, work
 from salmask.terms import divergence_from_prior
 from salmask.training.settings import RECIPE, ReadAs, Settings
 from salmask.training.steps import Steps
@@ -336,6 +336,25 @@ class Trying(Here):
                 super().run([task], done)
             except Exception as error:
                 done(task, 0.0, f"{type(error).__name__}: {error}")
+
+
+def test_a_source_sees_pictures_as_asked_for_also_from_the_file_of_a_job(source) -> None:
+    seen = (("mean", (0.1, 0.2, 0.3)), ("std", (1.0, 1.0, 2.0)), ("fit", "squash"), ("depth", 12), ("outputs", None))
+    asked = dataclasses.replace(source, classifier="timm:test_vit", seen=seen)
+    assert Source.of(json.loads(json.dumps(dataclasses.asdict(asked)))) == asked
+    own = dataclasses.replace(source, seen=(("fit", "pad"), ("depth", 12), ("colours", (2, 1, 0))))
+    loaded = own.load()
+    assert (loaded.sight.fit, loaded.sight.depth, loaded.sight.colours) == ("pad", 12, (2, 1, 0))
+    assert _reading(own)[0].depth == 12
+    with pytest.raises(ValueError, match=r"channels 0 to 2, asked for as red, green and blue are 0, 1, 9"):
+        dataclasses.replace(source, seen=(("colours", (0, 1, 9)),)).load()
+
+
+def test_the_command_takes_what_other_commands_take_of_pictures(tmp_path) -> None:
+    command = Command(
+        name="masks", out=tmp_path, data="DATA", classifier=("timm:x",), mean=(0.5,), std=(0.5,), crop=0.9
+    )
+    assert dict(command._source().seen).items() >= {"mean": (0.5,), "crop": 0.9, "fit": None}.items()
 
 
 def test_tuning_sees_no_picture_of_val(source, tmp_path) -> None:

@@ -9,7 +9,7 @@ picture says where the grid begins, ends and breaks its rows. What stays open is
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, floor, isqrt
+from math import ceil, floor, isqrt, log2
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ __all__ = [
     "channels_first",
     "channels_last",
     "grid_of",
+    "grids_of",
 ]
 
 ToMap = Callable[[Tensor, tuple[int, int]], FeatureMap]
@@ -46,6 +47,7 @@ class LaysOut(Protocol):
 Corners = tuple[list[int], list[int], list[int], list[int]]
 """Which tokens change with the picture's corners: top left, top right, bottom left, bottom right."""
 
+_ROUNDED, _MOST_DOUBLINGS = 0.2, 4
 _REMEDY = "give prefix= (tokens before those of the picture) and grid=(rows, columns), or name an earlier layer"
 
 
@@ -60,7 +62,7 @@ def channels_last(output: Tensor, size: Grid) -> FeatureMap:
 
 
 def grid_of(shape: Sequence[int], *, last: bool) -> tuple[ToMap, Grid] | None:
-    """Return how a 4-dimensional output for square pictures lies, and its grid; None where it is no map.
+    """Return how a 4-dimensional output for square pictures lies, and its square grid; None where it has none.
 
     last: the network says that it is channels last, which counts where both fit.
     """
@@ -70,6 +72,23 @@ def grid_of(shape: Sequence[int], *, last: bool) -> tuple[ToMap, Grid] | None:
     if one == two > 1:
         return channels_last, (one, two)
     return None
+
+
+def grids_of(shape: Sequence[int], size: Grid) -> dict[ToMap, Grid]:
+    """Return all ways in which a 4-dimensional output may lie on pictures of a size, also where h != w.
+
+    Strides are whole powers of two of one another, or of a square picture's grid: 8x32 on 64x64, and not 8x20.
+    """
+    _, one, two, three = shape
+    ways: dict[ToMap, Grid] = {channels_first: (two, three), channels_last: (one, two)}
+    return {way: grid for way, grid in ways.items() if _may_lie(grid, size)}
+
+
+def _may_lie(grid: Grid, size: Grid) -> bool:
+    if min(grid) < 2 or grid[0] > size[0] or grid[1] > size[1]:
+        return False
+    doublings = log2(grid[0] * size[1] / (grid[1] * size[0]))
+    return abs(doublings - round(doublings)) < _ROUNDED and abs(doublings) <= _MOST_DOUBLINGS
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import cast
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
+from salmask.classifier.reach import bounded
 from salmask.classifier.weights import CONFIG, WEIGHTS, save_module, saved_in
 from salmask.files import JSON, replace_file
 
@@ -92,10 +93,11 @@ def saved_at(source: str | Path, what: str, *, revision: str | None, **download:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        config, weights = (
-            Path(hf_hub_download(str(source), name, revision=revision, **download))  # type: ignore[call-overload]
-            for name in (CONFIG, WEIGHTS)
-        )
+        with bounded():
+            config, weights = [
+                Path(hf_hub_download(str(source), name, revision=revision, **download))  # type: ignore[call-overload]
+                for name in (CONFIG, WEIGHTS)
+            ]
     except (HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(

@@ -12,20 +12,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from salmask.classifier.corners import Footprint, footprints, lies_straight, lies_turned
 from salmask.classifier.fusion import LateFusion
-from salmask.classifier.grids import Corners, Grid, LaysOut, Rolled, Tokens, ToMap, grid_of
+from salmask.classifier.grids import Corners, Grid, LaysOut, Rolled, Tokens, ToMap, channels_first, grid_of, grids_of
 from salmask.classifier.tensors import tensor_of, with_tensor
-from salmask.classifier.wrappers import bare, named_layers, passed_through
+from salmask.classifier.wrappers import bare, named_layers, passed_through, unwrapped
 from salmask.types import Logits
 
 __all__ = [
     "Layer",
     "Probe",
+    "check_straight",
     "described_layers",
     "pick_layers",
     "to_map_of",
@@ -96,6 +99,7 @@ class Probe:
     located: dict[int, Corners | None] = field(default_factory=dict)
     before: dict[str, list[Grid]] = field(default_factory=dict)
     """Grids of the maps that came before a layer, where all modules have been watched."""
+    moved: dict[str, Footprint] = field(default_factory=dict)
 
     @property
     def size(self) -> Grid:
@@ -113,6 +117,12 @@ class Probe:
         if count not in self.located:
             self.located[count] = self._locate(count)
         return self.located[count]
+
+    def footprint(self, name: str) -> Footprint | None:
+        """Return how the picture's corners move a layer; None for one that is not called, or of another batch."""
+        if not self.moved:
+            self.moved.update(footprints(self.network, self.ask, self.pictures))
+        return self.moved.get(name)
 
     def _locate(self, count: int) -> Corners | None:
         dark = self.pictures[:1].detach()
@@ -141,7 +151,7 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
     inner = bare(probe.network)
     if output.ndim == 4 and (own := next((m for m in probe.network.modules() if isinstance(m, LaysOut)), None)):
         return own.lay_out
-    if output.ndim == 4 and (lies := grid_of(shape, last=getattr(inner, "output_fmt", None) == "NHWC")) is not None:
+    if output.ndim == 4 and (lies := _lies(probe, name, shape)) is not None:
         return lies[0]
     if output.ndim == 3 and min(shape[1:]) > 1:
         if (rolled := _rolled(probe.network, name)) is not None:
@@ -151,7 +161,7 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
                 f"layer {name!r} gives tokens that lie in blocks of the picture and not row by row: of Hiera, name "
                 "whole blocks (timm) or stages (transformers), which it can put in rows, or give layers=[]"
             )
-        maps = probe.before.get(name, maps)
+        maps = [*probe.before.get(name, maps), *_described_grid(inner, probe, name)]
         tokens = partial(Tokens.of, shape[1], probe.size, inner, prefix=probe.prefix, grid=probe.grid, maps=maps)
         try:
             return tokens()
@@ -165,6 +175,61 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
         f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a grid, "
         f"got {shape} for a picture of {probe.size[0]}x{probe.size[1]}; name an earlier layer"
     )
+
+
+def _lies(probe: Probe, name: str, shape: tuple[int, ...]) -> tuple[ToMap, Grid] | None:
+    """Return how a 4-dimensional output lies, and its grid: where its shape fits several ways, by what corners move."""
+    said = getattr(bare(probe.network), "output_fmt", None)  # of timm
+    square, ways = grid_of(shape, last=said == "NHWC"), grids_of(shape, probe.size)
+    if square is not None and (said is not None or set(ways) <= {square[0]}):
+        return square
+    moved = probe.footprint(name)
+    if moved is None:
+        return square
+    fitting = [way for way in ways if lies_straight(moved.first if way is channels_first else moved.last)]
+    if len(fitting) == 1:
+        return fitting[0], ways[fitting[0]]
+    return square if len(set(shape[1:])) > 1 else None
+
+
+def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
+    """Raise ValueError where a layer that is read clearly lies otherwise on the picture than its map says."""
+    moved = None if isinstance(rule, Rolled) or _vouched(probe.network) else probe.footprint(name)
+    if moved is None:
+        return
+    if isinstance(rule, Tokens):
+        rows, columns = rule.grid
+        cells = [one[:, rule.prefix : rule.prefix + rows * columns] for one in (moved.last, moved.first)]
+        maps = [one.reshape(4, rows, columns) for one in cells if one.shape[1] == rows * columns]
+        if len(maps) == 2 and lies_straight(maps[1]) and not lies_straight(maps[0]):
+            raise ValueError(
+                f"layer {name!r} gives its channels before its tokens, (B, C, N): name a layer of (B, N, C) or "
+                "(B, C, h, w)"
+            )
+    elif moved.last.ndim == 3:
+        maps = [moved.first if rule is channels_first else moved.last]
+    else:
+        return
+    if maps and lies_turned(maps[0]):
+        raise ValueError(
+            f"layer {name!r} lies mirrored or with its axes exchanged: a corner of the picture moves it at another "
+            "corner, so that maps would point elsewhere; let the network keep rows and columns as they are in the "
+            "picture, name another layer, or give layers=[] for explainers that ask for logits alone"
+        )
+
+
+def _vouched(network: nn.Module) -> bool:
+    """Return whether a network is timm's or torchvision's own, whose families have been looked at one by one."""
+    return type(unwrapped(network)).__module__.partition(".")[0] in ("timm", "torchvision")
+
+
+def _described_grid(inner: nn.Module, probe: Probe, name: str) -> list[Grid]:
+    """Return the grid of a stage whose stride timm's description of the network names; none for other layers."""
+    strides: dict[str, int] = {
+        stage["module"]: stage["reduction"] for stage in getattr(inner, "feature_info", None) or ()
+    }
+    fitting = [strides[end] for end in strides if name == end or name.endswith(f".{end}")]
+    return [(ceil(probe.size[0] / stride), ceil(probe.size[1] / stride)) for stride in fitting[:1]]
 
 
 _ROLLED = {"Hiera": "blocks", "HieraEncoder": "stages"}  # of timm, and of transformers
@@ -310,14 +375,14 @@ def _reached(logits: Logits, calls: list[Seen]) -> list[bool]:
 
 def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
     """Return the grid of an output, if it is a map: None for attention, vectors and what lies in an unknown way."""
-    output, inner = call.output, bare(probe.network)
+    output = call.output
     if len(output) != len(probe.pictures):
         return None
     if output.ndim == 4:
         rows = output.detach().float()
         if bool((rows >= 0).all()) and torch.allclose(rows.sum(-1), torch.ones(()).to(rows), atol=1e-2):
             return None
-        lies = grid_of(output.shape, last=getattr(inner, "output_fmt", None) == "NHWC")
+        lies = _lies(probe, call.name, tuple(output.shape))
         return None if lies is None else lies[1]
     try:
         tokens = to_map_of(probe, call.name, output, seen)

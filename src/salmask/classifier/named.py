@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.fusion import FUSIONS, fused_network
 from salmask.classifier.imagenet import packaged_weights
+from salmask.classifier.reach import bounded, patient
 from salmask.classifier.weights import fit_weights, load_weights
 from salmask.classifier.wrappers import Network, as_module, unwrapped
 from salmask.files import JSON, Facts
@@ -168,7 +170,9 @@ def timm_network(
     options: JSON = {} if num_classes is None else {"num_classes": num_classes}
     if channels not in (None, 3):
         options["in_chans"] = channels
-    network = _flexible(name, {"pretrained": pretrained and weights is None, **options}).eval()
+    asks = (pretrained and weights is None) or name.startswith(_HUB[:2])
+    with bounded() if asks else nullcontext():
+        network = _flexible(name, {"pretrained": pretrained and weights is None, **options}).eval()
     if weights is not None:
         fit_weights(network, weights, name if checkpoint is None else f"{name} from {checkpoint}")
     config = timm.data.resolve_model_data_config(network)
@@ -227,7 +231,8 @@ def torchvision_network(
         num_classes = _classes_in(weights, head, name)
     options: JSON = {} if num_classes is None else {"num_classes": num_classes}
     asked = default if pretrained and weights is None else None
-    network = torchvision.models.get_model(name, weights=asked, **options).eval()
+    with patient():
+        network = torchvision.models.get_model(name, weights=asked, **options).eval()
     if weights is not None:
         fit_weights(network, weights, f"{name} from {checkpoint}")
     seen = default.transforms()
@@ -251,9 +256,10 @@ def hugging_face_network(name: str) -> Named:
     except ImportError as error:
         raise ImportError("networks of Hugging Face need transformers: pip install transformers") from error
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        options: JSON = {"config": config, "trust_remote_code": False}  # else one is asked, in the middle of a command
-        network = AutoModelForImageClassification.from_pretrained(name, **options).eval()
+        with nullcontext() if Path(name).is_dir() else bounded():
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            options: JSON = {"config": config, "trust_remote_code": False}  # else one is asked, amid a command
+            network = AutoModelForImageClassification.from_pretrained(name, **options).eval()
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"no image classifier of Hugging Face can be had from {name!r}: {reason}") from error
@@ -265,7 +271,8 @@ def _processed(name: str, config: object, network: Network, classes: tuple[str, 
     """Read how pictures are prepared from preprocessor_config.json."""
     from transformers.utils import cached_file
 
-    path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    with nullcontext() if Path(name).is_dir() else bounded():
+        path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     facts = json.loads(Path(path).read_text()) if path else {}
     colours = {}
     if facts.get("do_normalize", True) and {"image_mean", "image_std"} <= facts.keys():

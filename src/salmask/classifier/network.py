@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held, without_checkpoints
 from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass
-from salmask.classifier.layers import Layer, Probe, described_layers, pick_layers, to_map_of
+from salmask.classifier.layers import Layer, Probe, check_straight, described_layers, pick_layers, to_map_of
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
 from salmask.classifier.tensors import tensor_of, with_tensor
@@ -333,6 +333,7 @@ class Classifier(nn.Module):
         self._to_map: list[ToMap] = []
         for name, tap in zip(self.layers, taps, strict=True):
             rule = to_map_of(probe, name, tap, [(m.shape[2], m.shape[3]) for m in maps])
+            check_straight(probe, name, rule)
             self._to_map.append(rule)
             maps.append(rule(tap, probe.size))
         self.channels = tuple(m.shape[1] for m in maps)
@@ -352,7 +353,7 @@ class Classifier(nn.Module):
                 taken[name] = tap
                 if clone and self._clone[index]:  # the network goes on with a copy, so that the tap stays what it was
                     return with_tensor(output, tap.clone())
-                versions[name] = 0 if tap.is_inference() else tap._version
+                versions[name] = _version(tap)
                 return None
 
             return hook
@@ -370,8 +371,12 @@ class Classifier(nn.Module):
         missing = [name for name in self.layers if name not in taken]
         if missing:
             raise ValueError(f"the network's forward pass never calls layer {missing[0]!r}: name another one")
-        modified = [not clone and taken[name]._version != versions[name] for name in self.layers]
+        modified = [not clone and _version(taken[name]) != versions[name] for name in self.layers]
         return logits, [taken[name] for name in self.layers], modified
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # those of inference mode count no changes
 
 
 def _to_eval(network: nn.Module) -> None:

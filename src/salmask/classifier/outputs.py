@@ -150,6 +150,13 @@ class Outputs:
             if self.kind == "auto":
                 warnings.warn(f"the network ends in a softmax, its rows sum to 1: {_TAKEN_BACK}", stacklevel=5)
             return replace(self, kind="probabilities", ending="pair" if ending == "pair" else "softmax")
+        sums = values.sum(1)
+        if bool((values >= 0).all()) and values.std() > 0 and float(sums.std()) < 1e-3 * float(sums.mean()):
+            warnings.warn(
+                f"the network's outputs are not negative and sum to {float(sums.mean()):.4g} for every picture, as "
+                "shares do, and are taken for logits: let it return what goes into its softmax, or shares of 1",
+                stacklevel=5,
+            )
         if ending == "log_softmax":
             warnings.warn(f"the network ends in a log-softmax: {_TAKEN_BACK}", stacklevel=5)
             return replace(self, kind="logits", ending="log_softmax")
@@ -254,6 +261,11 @@ def _entry(answer: object, entry: str | int | None, count: int) -> Tensor:
             "returns them"
         )
     listed = ", ".join(f"{name!r} {tuple(part.shape)}" for name, part in parts.items())
+    if len(parts) == 1 and (only := next(iter(parts.values()))).ndim == 4 and only.shape[0] == count:
+        raise ValueError(
+            f"expected logits ({count}, K), the network returns {listed}, a map for each class as in segmentation: let "
+            f"a wrapper return the entry itself, and wrap that as {_SEGMENTED}"
+        )
     reason = "several entries could be the logits" if len(fitting) > 1 else "no entry is known to be the logits (B, K)"
     raise ValueError(f"{reason} in what the network returns: choose one with output=... (--output), of {listed}")
 

@@ -10,7 +10,7 @@ import tyro
 from salmask import __version__
 from salmask.cli.connectivity import CONNECTIVITY, ConnectivityOptions, connect_checkpoints
 from salmask.cli.console import Command, progress_bar, say, typed_command
-from salmask.cli.options import OutputKind
+from salmask.cli.options import SightOptions
 from salmask.files import JSON, Facts
 from salmask.training.settings import Precision
 
@@ -21,7 +21,7 @@ __all__ = ["StudyCommand"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyCommand(Command, ConnectivityOptions):
+class StudyCommand(Command, ConnectivityOptions, SightOptions):
     """Run a study of the paper, or one of your own: train what is missing, measure on val, report."""
 
     name: tyro.conf.Positional[str]
@@ -35,14 +35,6 @@ class StudyCommand(Command, ConnectivityOptions):
     """SPEC of the explained classifier, of connectivity two or more; trained on the spot for built-in pictures."""
     jobs: Path = Path("runs/study")
     """Folder of all trained maskers; studies share them, and nothing is trained twice."""
-    image_size: int | None = None
-    """Side of the square that the classifier sees; its own where not given."""
-    interpolation: str | None = None
-    """bilinear or bicubic; as the classifier was trained where not given."""
-    outputs: OutputKind | None = None
-    """What the network returns, as in the other commands."""
-    output: int | str | None = None
-    """Which entry of a dictionary or a tuple it is."""
     images: int | None = None
     """Training images shown to a masker (11,000; 3,000 built-in ones)."""
     final: float | None = None
@@ -119,9 +111,9 @@ class StudyCommand(Command, ConnectivityOptions):
         return {"reports": reports}
 
     def _connect(self) -> Path:
-        sight = {name: getattr(self, name) for name in ("image_size", "interpolation", "outputs", "output")}
         asked = {"measured": self.measured, "batch_size": self.batch_size}
         extent = {name: value for name, value in asked.items() if value is not None}
+        sight = self.pictures()
         return connect_checkpoints(self, self.classifier, data=self.data, out=self.out, sight=sight, extent=extent)
 
     def _scale(self) -> "Scale":
@@ -145,9 +137,7 @@ class StudyCommand(Command, ConnectivityOptions):
                 data=absolute(self.data),
                 classifier=self.classifier[0],
                 image_size=self.image_size,
-                interpolation=self.interpolation,
-                outputs=self.outputs,
-                output=self.output,
+                seen=tuple((name, value) for name, value in self.pictures().items() if name != "image_size"),
             )
         if self.classifier:
             raise ValueError("--classifier goes with --data: built-in pictures have a classifier of their own")

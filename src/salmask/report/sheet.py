@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from salmask.files import regular_file
+
 __all__ = ["MAP_ALONE", "MAP_KEPT_REMOVED", "panels_of", "picture_sheet", "read_picture"]
 
 _GAP = 4  # pixels between two panels
@@ -53,7 +55,8 @@ def picture_sheet(
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Return a picture of a report. Errors: ValueError for a broken file."""
+    """Return a picture of a report. Errors: ValueError for a broken file, and for what is no regular file."""
+    regular_file(path, "a picture of the report")
     try:
         with Image.open(path) as file:
             return file.convert("RGB")

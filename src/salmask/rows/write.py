@@ -19,7 +19,7 @@ from types import TracebackType
 import numpy as np
 from numpy import ndarray
 
-from salmask.files import JSON, check_shape, replace_file
+from salmask.files import JSON, check_shape, regular_file, replace_file
 from salmask.rows.read import COUNTS, FAILURES, ROWS, file_name, parse_row, read_failures, read_lines
 from salmask.rows.statistics import count_replicates
 
@@ -69,6 +69,7 @@ class Writer:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ROWS
         path.touch()
+        regular_file(path, "rows, a JSON object a line")
         cut_partial_line(path)
         os.truncate(path, _complete_blocks(path, set(self.metrics), self.done))
         self._finished = {name: set(images) for name, images in self.done.items()}

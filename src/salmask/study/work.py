@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from salmask.data import CropFlip, Labelled, SampleTransform, Subset, open_data, split_off
+from salmask.classifier.inputs import Inputs
+from salmask.data import CropFlip, Labelled, Reader, SampleTransform, Subset, open_data, split_off
 from salmask.data.streams import spread
 from salmask.data.synthetic import Synthetic
 from salmask.evaluation.evaluate import compare
@@ -33,7 +34,7 @@ from salmask.evaluation.explained import Rules
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
-from salmask.files import JSON, replace_file
+from salmask.files import JSON, Facts, replace_file
 from salmask.metrics import METRICS
 from salmask.specs import load_infills
 from salmask.study.checking import CHECKS, MAPS, write_checks, write_maps
@@ -54,23 +55,28 @@ _MASKER, _EXPLAINER = 3, 2  # formats of a job's content: raise one where the sa
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a study finds its pictures and its classifier. data: of `open_data`, or None for built-in pictures."""
+    """Where a study finds its pictures and its classifier. data: of `open_data`, or None for built-in pictures.
+
+    seen: further keyword arguments of `load_classifier`, name and value: how pictures are seen, what the answer means.
+    """
 
     data: str | None
     classifier: str
     image_size: int | None = None
-    interpolation: str | None = None
-    outputs: str | None = None
-    output: str | int | None = None
+    seen: tuple[tuple[str, object], ...] = ()
+
+    @classmethod
+    def of(cls, facts: Facts) -> "Source":
+        """Return the source that a file of a job describes, where tuples are lists."""
+        return cls(**{**facts, "seen": tuple((name, _hashable(value)) for name, value in facts["seen"])})
 
     def load(self) -> Loaded:
         """Return the classifier, as it is before any masker."""
+        seen: JSON = dict(self.seen)
         loaded = load_classifier(
             self.classifier,
             image_size=self.image_size,
-            interpolation=self.interpolation,
-            outputs=self.outputs,
-            output=self.output,
+            **seen,
         )
         loaded.classifier.network.to(memory_format=torch.channels_last)  # a third faster on a CPU
         return loaded
@@ -81,7 +87,8 @@ class Source:
         """Return the pictures of a split; classes: another split's, else the network's, as far as it has names."""
         if self.data is not None:
             classes = _named_classes(self, split) if classes is None else classes
-            return open_data(self.data, split, transform=transform, classes=classes)
+            read, inputs = _reading(self)
+            return open_data(self.data, split, transform=transform, classes=classes, read=read, inputs=inputs)
         pictures = Synthetic(4000 if split == "train" else 500, seed=int(split != "train"), size=64)
         return pictures if transform is None else Subset(pictures, transform=transform)
 
@@ -174,7 +181,7 @@ def work(
 
 def _work(folder: Path, on: str, read: ReadAs, pictures: int | None) -> None:
     facts = json.loads((folder / "job.json").read_text())
-    content, source, scale = facts["content"], Source(**facts["source"]), Scale.of(**facts["scale"])
+    content, source, scale = facts["content"], Source.of(facts["source"]), Scale.of(**facts["scale"])
     count = scale.measured if on == "val" else pictures
     if finished(folder, on, count, read.word()).is_file():
         return
@@ -269,6 +276,17 @@ def layers_read(layers: tuple[int, ...], maps: int) -> tuple[int, ...] | None:
     """Return the layers of a study, which are the paper's where it does not say; of fewer maps the two deepest."""
     usual = layers == Regime().layers
     return None if usual and maps <= max(layers) else layers
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@cache
+def _reading(source: Source) -> tuple[Reader, Inputs | None]:
+    """Return how the files of a source are decoded for its classifier, and what they are of."""
+    loaded = source.load()
+    return loaded.reader(), loaded.classifier.inputs
 
 
 @cache

@@ -61,7 +61,13 @@ def changed(view: View, classifier: Classifier, **settings: object) -> View:
         raise ValueError("the classifier sees pictures, and domain is a setting of sounds: leave it out")
     if given.get("fit", view.fit) != "crop":
         given.setdefault("crop", 1.0)
-    return replace(view, **given)
+    seen = replace(view, **given)
+    if "colours" in given and seen.colours is not None and max(seen.colours) >= classifier.channels_in:
+        raise ValueError(
+            f"the classifier reads channels 0 to {classifier.channels_in - 1}, asked for as red, green and blue are "
+            f"{', '.join(map(str, seen.colours))}"
+        )
+    return seen
 
 
 def sound_classifier(

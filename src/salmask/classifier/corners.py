@@ -1,0 +1,118 @@
+"""Whether a layer lies on the picture as it is read: where the picture's corners move it.
+
+Four pictures differ from a first one in one corner each. D_k (h, w) is how much a map differs, summed over channels;
+its centre of mass is (r_k, c_k). A map that lies as the picture does has
+
+    r(top) < r(bottom)   and   c(left) < c(right),    for both corners of each side
+
+and one whose axes are exchanged, or that is mirrored, has them elsewhere. A shape alone does not tell: (8, 8, 32) is 8
+channels of 8x32 as well as 8x8 of 32 channels, and 64 tokens of 64 channels are no other than their transpose.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from salmask.classifier.tensors import tensor_of
+from salmask.classifier.wrappers import named_layers, passed_through
+
+__all__ = ["Footprint", "corner_pictures", "footprints", "lies_straight", "lies_turned"]
+
+_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top left, top right, bottom left, bottom right
+_CLEAR = 0.25
+"""How far apart, as a share of the side, centres of mass lie where nothing is mixed over the whole picture."""
+
+Moved = Float[Tensor, "corners height width"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """How much each corner moves an output (B, a, b, c) or (B, a, b), summed over its last and over its first axis.
+
+    last: (4, a, b) or (4, a), as if channels stood last. first: (4, b, c) or (4, b), as if they stood first.
+    """
+
+    last: Tensor
+    first: Tensor
+
+
+def corner_pictures(pictures: Tensor) -> Tensor:
+    """Return the last of some normalised pictures, and four that are its negative in one corner: (5, C, H, W)."""
+    shown = pictures[-1:].detach().repeat(5, 1, 1, 1)
+    heights, widths = (max(2, side // 8) for side in shown.shape[-2:])
+    for index, (bottom, right) in enumerate(_CORNERS, 1):
+        rows = slice(-heights, None) if bottom else slice(heights)
+        columns = slice(-widths, None) if right else slice(widths)
+        shown[index, :, rows, columns] *= -1
+    return shown
+
+
+def footprints(network: nn.Module, ask: Callable[[Tensor], object], pictures: Tensor) -> dict[str, Footprint]:
+    """Return how the corners move every module's (last) output, by name; one pass of five pictures."""
+    moved: dict[str, Footprint] = {}
+    with _listening(network, moved), torch.no_grad():
+        ask(corner_pictures(pictures))
+    return moved
+
+
+@contextmanager
+def _listening(network: nn.Module, moved: dict[str, Footprint]) -> Iterator[None]:
+    def listen(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            tensor = tensor_of(output)
+            if tensor is not None and tensor.ndim in (3, 4) and len(tensor) == 5:
+                differences = (tensor[1:] - tensor[:1]).detach().float().abs()
+                moved[name] = Footprint(differences.sum(-1), differences.sum(1))
+
+        return hook
+
+    hooks = []
+    try:
+        for name, module in named_layers(network).items():
+            if name and not isinstance(module, torch.jit.ScriptModule):
+                hooks.append(module.register_forward_hook(listen(name)))
+        with passed_through(network):
+            yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def lies_straight(moved: Moved) -> bool:
+    """Return whether upper corners move a map further up than lower ones, and left ones further left."""
+    rows, columns = _centres(moved)
+    return _gap(rows, across=False) > 0 and _gap(columns, across=True) > 0
+
+
+def lies_turned(moved: Moved) -> bool:
+    """Return whether a map clearly lies mirrored, or with its axes exchanged. Errors: none; what is mixed is neither.
+
+    Clearly: centres of mass are a quarter of the side apart along both axes.
+    """
+    rows, columns = _centres(moved)
+    if _gap(rows, across=False) > _CLEAR and _gap(columns, across=True) > _CLEAR:
+        return False
+    along = [
+        max(gap for sign in (1, -1) for gap in (_gap(sign * centres, across=False), _gap(sign * centres, across=True)))
+        for centres in (rows, columns)
+    ]
+    return min(along) > _CLEAR
+
+
+def _centres(moved: Moved) -> tuple[Tensor, Tensor]:
+    """Return the centres of mass (4,) along rows and along columns, in [0, 1]; NaN where nothing moved."""
+    weights = moved.double()
+    total = weights.sum((1, 2))
+    rows, columns = ((torch.arange(side, device=moved.device).double() + 0.5) / side for side in moved.shape[1:])
+    return weights.sum(2) @ rows / total, weights.sum(1) @ columns / total
+
+
+def _gap(centres: Tensor, *, across: bool) -> float:
+    """Return by how much the centres of right (lower) corners exceed those of left (upper) ones, at least."""
+    first, second, third, fourth = centres
+    near, far = ((first, third), (second, fourth)) if across else ((first, second), (third, fourth))
+    return float(torch.minimum(*far) - torch.maximum(*near))
