@@ -136,3 +136,42 @@ def test_the_page_plays_recording_kept_and_removed(digits: Path, run: Path, tmp_
         assert recording.sample_rate == 2000 and len(recording.wave) == 400
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["image"] for row in rows} <= {path.name for path in digits.iterdir()}
+
+
+def test_the_page_in_the_browser_plays_what_is_shown(digits: Path, run: Path, tmp_path: Path) -> None:
+    import io
+    import zipfile
+
+    from salmask.serve import Looks
+    from salmask.serve.bundle import write_bundle
+    from salmask.serve.drawn import draw
+    from salmask.specs import load_explainers
+
+    chosen = load_explainers([f"mine={run}", "gradcam"], loaded=None)
+    looks = Looks(chosen.explainers, chosen.base)
+    path = digits / "1_ann_0.wav"
+    *_, session = looks.explained(looks.open_file(path), ["mine", "gradcam"], None)
+    text = draw(looks, session, ["mine", "gradcam"], opacity=0.8, threshold=0.0)
+    assert text.count("<audio") == 1 + 2 * 2 and "0.20 seconds are heard" in text
+    hearing = chosen.base.view
+    assert isinstance(hearing, Hearing)
+    wave = read_sound(path, 2000, seconds=0.2).wave
+    for threshold in (0.0, 0.5):
+        sounds = looks.sounds(session, "mine", threshold)
+        panels = looks.panels(session, "mine", threshold)
+        for side, picture in (("kept", panels.kept), ("removed", panels.removed)):
+            played, rate = soundfile.read(io.BytesIO(sounds[side]), dtype="float32")
+            expected = hearing.sound(picture[:1], hearing.hear(wave))
+            assert rate == 2000 and np.allclose(played, expected.numpy(), atol=1e-5)
+    write_bundle(tmp_path / "all.zip", looks, session, ["mine"], opacity=0.8, threshold=0.5)
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        pair = (archive.read("01-mine/kept.wav"), looks.sounds(session, "mine", 0.5)["kept"])
+        one, other = (soundfile.read(io.BytesIO(data))[0] for data in pair)  # headers hold the second of writing
+        assert np.array_equal(one, other)
+        names = {name.partition("/")[2] for name in archive.namelist()}
+        recording, _ = soundfile.read(io.BytesIO(archive.read("01-mine/whole.wav")), dtype="float32")
+    assert {"removed.wav", "map.npy", "overlay.png"} <= names and "map.whole.png" not in names
+    assert np.array_equal(recording, wave.numpy())
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(ValueError, match=r"^text.wav cannot be decoded as a sound"):
+        looks.open_file(tmp_path / "text.wav")

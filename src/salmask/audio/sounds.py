@@ -4,6 +4,7 @@ stored samples (N, channels) at any rate  ->  mean over channels  ->  resampled 
 """
 
 import importlib
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ from torch import Tensor
 from salmask.data.rasters import Held
 from salmask.files import regular_file, replace_file
 
-__all__ = ["SUFFIXES", "Recording", "is_sound", "list_sounds", "read_sound", "sound_header", "sounds_in", "write_sound"]
+__all__ = [
+    "SUFFIXES",
+    "Recording",
+    "is_sound",
+    "list_sounds",
+    "read_sound",
+    "sound_bytes",
+    "sound_header",
+    "sounds_in",
+    "write_sound",
+]
 
 SUFFIXES = (".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 """Endings of sound files."""
@@ -125,6 +136,14 @@ def write_sound(path: Path, wave: Float[Tensor, " samples"], sample_rate: int) -
     """Write a WAV file of 32-bit floats, whole or not at all; values beyond 1 stay as they are, nothing is clipped."""
     samples = wave.detach().float().cpu().numpy()
     replace_file(path, partial(_save, samples=samples, sample_rate=sample_rate))
+
+
+def sound_bytes(wave: Float[Tensor, " samples"], sample_rate: int) -> bytes:
+    """Return the bytes of the file that `write_sound` writes."""
+    buffer = io.BytesIO()
+    samples = wave.detach().float().cpu().numpy()
+    _library().write(buffer, samples, sample_rate, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
 
 
 def _save(at: Path, *, samples: Float[np.ndarray, " samples"], sample_rate: int) -> None:

@@ -62,12 +62,15 @@ class ServeCommand(Command, SightOptions):
         return {"address": address}
 
     def _examples(self, base: "Loaded") -> "Sequence[Example]":
+        from salmask.audio.hearing import Hearing
         from salmask.classifier.imagenet import class_names
         from salmask.data.endings import list_pictures
         from salmask.data.photographs import photographs
         from salmask.serve import Example
 
         if self.examples is not None:
+            if isinstance(base.view, Hearing):
+                raise ValueError("--examples are pictures, and the classifier hears sounds: leave it out")
             read = base.reader(max_pixels=self.max_pixels)
             names = list_pictures(self.examples) if self.examples.is_dir() else []
             if not names:

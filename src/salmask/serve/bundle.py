@@ -18,7 +18,8 @@ __all__ = ["write_bundle"]
 
 _ABOUT = """map.npy         the map as the explainer gave it, of what the network sees
 map.png         the same in [0, 1]: black 0, white 1
-map.whole.png   at the size of the file; transparent where the network has not looked
+map.whole.png   at the size of the file; transparent where the network has not looked (of pictures)
+kept.wav removed.wav whole.wav   what can be heard of it (of sounds)
 overlay.png kept.png removed.png whole.png   the pictures on the page
 facts.json      class explained, probabilities, threshold, range of the map
 """
@@ -57,10 +58,13 @@ def _files(looks: Looks, session: Visit, title: str, *, opacity: float, threshol
         "probabilities": panels.probabilities,
     }
     drawn = overlay_of(panels, values, opacity=opacity, threshold=threshold)
-    return {
+    sounds = {f"{side}.wav": data for side, data in looks.sounds(session, title, threshold).items()}
+    if recording := looks.recording(session):
+        sounds["whole.wav"] = recording
+    own = sounds or {"map.whole.png": _png(_on_file(looks, session, title))}
+    return own | {
         "map.npy": _bytes(lambda file: np.save(file, raw)),
         "map.png": _png(Image.fromarray(np.rint(255 * values).astype(np.uint8))),
-        "map.whole.png": _png(_on_file(looks, session, title)),
         "overlay.png": _png(Image.fromarray(drawn)),
         "kept.png": _png(Image.fromarray(to_uint8(panels.kept))),
         "removed.png": _png(Image.fromarray(to_uint8(panels.removed))),

@@ -29,6 +29,7 @@ STYLE = """
 .sal figure { margin: 0; min-width: 0; }
 .sal figure img { width: 100%; max-width: 360px; display: block; border-radius: 6px; }
 .sal .whole img { max-height: 340px; width: auto; max-width: 100%; }
+.sal audio { width: 100%; max-width: 360px; display: block; margin-top: 6px; }
 .sal figcaption { font-size: .9rem; margin: 0 0 .25rem; opacity: .85; }
 .sal .bar { position: relative; margin-top: 3px; border-radius: 3px; overflow: hidden; max-width: 360px;
   background: color-mix(in srgb, currentColor 8%, transparent); display: flex; justify-content: space-between;
@@ -74,10 +75,7 @@ def overlay_of(panels: Panels, mapped: ndarray, *, opacity: float, threshold: fl
 
 def _decision(looks: Looks, session: Visit, done: Sequence[Mapped]) -> str:
     look = session.look
-    height, width = look.size
-    part, cut = looks.base.sight.part(height, width), looks.base.sight.cut(height, width)
-    note = f"; the network does not see {cut:.0%} of it, outside the frame" if cut >= 0.005 else ""
-    picture = _framed(to_uint8(look.whole), part, look.size)
+    picture, note = _seen_of(looks, session)
     bars = ""
     first = next((one for one in done if one.explanation is not None), None)
     if first is not None:
@@ -85,10 +83,28 @@ def _decision(looks: Looks, session: Visit, done: Sequence[Mapped]) -> str:
         bars = _bars(panels.probabilities["whole"], "whole-side", _explained_name(looks, first))
     return (
         f'<div class="line"><figure class="whole">'
-        f"<figcaption>{escape(look.name)}, {width}&times;{height} pixels{note}</figcaption>"
-        f"{_image(picture, 'the whole picture')}</figure>"
+        f"<figcaption>{escape(look.name)}, {note}</figcaption>"
+        f"{_image(picture, 'the whole picture')}{_player(looks.recording(session), 'the recording')}</figure>"
         f"<figure><figcaption>probabilities of the whole picture</figcaption>{bars}</figure></div>"
     )
+
+
+def _seen_of(looks: Looks, session: Visit) -> tuple[ndarray, str]:
+    """Return the whole picture and its caption: what of it the network sees is framed; a sound is its spectrogram."""
+    look = session.look
+    height, width = look.size
+    if look.wave is not None and looks.hearing is not None:
+        return to_uint8(look.whole), f"{len(look.wave) / looks.hearing.sample_rate:.2f} seconds are heard"
+    part, cut = looks.base.sight.part(height, width), looks.base.sight.cut(height, width)
+    note = f"; the network does not see {cut:.0%} of it, outside the frame" if cut >= 0.005 else ""
+    return _framed(to_uint8(look.whole), part, look.size), f"{width}&times;{height} pixels{note}"
+
+
+def _player(sound: bytes | None, words: str) -> str:
+    if sound is None:
+        return ""
+    data = base64.b64encode(sound).decode()
+    return f'<audio controls aria-label="{escape(words)}" src="data:audio/wav;base64,{data}"></audio>'
 
 
 def _line(looks: Looks, session: Visit, mapped: Mapped, *, opacity: float, threshold: float) -> str:
@@ -99,16 +115,19 @@ def _line(looks: Looks, session: Visit, mapped: Mapped, *, opacity: float, thres
     values = mapped.explanation.bounded().masks[0, 0].float().cpu().numpy()
     name = _explained_name(looks, mapped)
     drawn = overlay_of(panels, values, opacity=opacity, threshold=threshold)
+    sounds = looks.sounds(session, mapped.title, threshold)
     kept = f"kept where the map is above {threshold:.2f}" if threshold > 0 else "kept: picture &times; map"
     figures = [
         f"<figure><figcaption>map, mean {values.mean():.2f}{_range_note(mapped)}</figcaption>"
         f'{_image(drawn, f"map of {mapped.title}")}<div class="scale"></div>'
         '<div class="ends"><span>0 hidden</span><span>1 evidence</span></div></figure>',
         f"<figure><figcaption>{kept}, {panels.mask.mean():.0%} of the picture</figcaption>"
-        f"{_image(to_uint8(panels.kept), f'kept by {mapped.title}')}{_bars(panels.probabilities['kept'], 'kept', name)}"
+        f"{_image(to_uint8(panels.kept), f'kept by {mapped.title}')}"
+        f"{_player(sounds.get('kept'), f'kept by {mapped.title}')}{_bars(panels.probabilities['kept'], 'kept', name)}"
         "</figure>",
         f"<figure><figcaption>removed: what is left</figcaption>"
         f"{_image(to_uint8(panels.removed), f'removed by {mapped.title}')}"
+        f"{_player(sounds.get('removed'), f'removed by {mapped.title}')}"
         f"{_bars(panels.probabilities['removed'], 'removed', name)}</figure>",
     ]
     return (

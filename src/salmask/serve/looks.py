@@ -15,11 +15,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from salmask.data import Sight, TooLargeError
+from salmask.audio.hearing import Heard, Hearing
+from salmask.audio.sounds import read_sound, sound_bytes
+from salmask.data import Reader, Sight, TooLargeError
 from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
 from salmask.explain.base import Explainer, Explanation
+from salmask.masking import MeanColour, keep, remove
 from salmask.training.run import Loaded
-from salmask.types import Images, in_colour
+from salmask.types import Images, Masks, in_colour
 
 __all__ = ["MAX_PIXELS", "Example", "Look", "Looks", "Mapped", "Visit"]
 
@@ -43,12 +46,15 @@ class Look:
 
     whole: (3, h, w) bytes, its longer side at most 1024. size: (height, width) of the file. images: what the
     classifier of each explainer sees of it.
+    heard: of a sound, what the way back from a picture needs; wave: as it is heard.
     """
 
     name: str
     whole: UInt8[Tensor, "3 height width"]
     size: tuple[int, int]
     images: Mapping[str, Float[Tensor, "1 _ _ _"]]
+    heard: Heard | None = None
+    wave: Float[Tensor, " samples"] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ class Looks:
         self, explainers: Mapping[str, tuple[Explainer, Loaded]], base: Loaded, *, max_pixels: int = MAX_PIXELS
     ) -> None:
         self.explainers, self.base, self.names = explainers, base, class_names_of(base)
-        self._read = base.reader(max_pixels=max_pixels)
+        self.hearing = base.view if isinstance(base.view, Hearing) else None
+        self._read = Reader() if self.hearing else base.reader(max_pixels=max_pixels)
         for title, (explainer, own) in explainers.items():
             if explainer.wants & {"boxes", "pixels"}:
                 raise ValueError(
@@ -93,13 +100,15 @@ class Looks:
                     f"the explainers of one page explain one set of classes: {title} has {len(class_names_of(own))}, "
                     f"others {len(self.names)} or of other names; serve it on a page of its own (--port)"
                 )
-            if own.reader() != base.reader():
+            if own.view != base.view if self.hearing else own.reader() != base.reader():
                 raise ValueError(f"{title} reads files in another way than the others: serve it on a page of its own")
 
     def open_file(self, path: Path, *, name: str | None = None) -> Visit:
         """Read a file that a visitor gave. Errors: ValueError that names the file as the visitor knows it."""
         name = path.name if name is None else name
         try:
+            if self.hearing is not None:
+                return self._hear(path, name, self.hearing)
             return self.open_image(Example(name, self._read(path)))
         except TooLargeError as error:
             width_height = next(word for word in str(error).split() if "x" in word and word[0].isdigit())
@@ -109,6 +118,32 @@ class Looks:
             ) from error
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(str(path), name)) from error
+
+    def _hear(self, path: Path, name: str, hearing: Hearing) -> Visit:
+        wave = read_sound(path, hearing.sample_rate, seconds=hearing.seconds).wave
+        heard = hearing.hear(wave)
+        images = {title: heard.picture[None].to(own.classifier.device) for title, (_, own) in self.explainers.items()}
+        whole = (in_colour(heard.picture[None])[0] * 255).round().to(torch.uint8)
+        height, width = whole.shape[-2:]
+        return Visit(Look(name, whole, (height, width), images, heard, wave))
+
+    def recording(self, session: Visit) -> bytes | None:
+        """Return the WAV file of what is heard; None of a picture."""
+        wave = session.look.wave
+        return None if wave is None or self.hearing is None else sound_bytes(wave, self.hearing.sample_rate)
+
+    def sounds(self, session: Visit, title: str, threshold: float = 0.0) -> dict[str, bytes]:
+        """Return WAV files of what is kept and removed, under the mask of `panels`; none where pictures are seen."""
+        explanation = session.maps[title].explanation
+        if self.hearing is None or session.look.heard is None or explanation is None:
+            return {}
+        images, masks = session.look.images[title], _cut(explanation.bounded().masks, threshold).float()
+        infill = MeanColour.of(self.explainers[title][1].classifier)
+        played = {"kept": keep(images, masks, infill), "removed": remove(images, masks, infill)}
+        return {
+            side: sound_bytes(self.hearing.sound(pictures[0], session.look.heard), self.hearing.sample_rate)
+            for side, pictures in played.items()
+        }
 
     def open_image(self, example: Example) -> Visit:
         """Return a session of a picture, of which no more is kept than what is seen and shown."""
@@ -150,9 +185,7 @@ class Looks:
         explanation = session.maps[title].explanation
         if explanation is None:
             raise ValueError(f"{title} gave no map: {session.maps[title].failure}")
-        masks = explanation.bounded().masks
-        if threshold > 0:
-            masks = (masks > threshold).to(masks.dtype)
+        masks = _cut(explanation.bounded().masks, threshold)
         own, images = self.explainers[title][1], session.look.images[title]
         return played_panels(own, images, masks, explanation, top=_LISTED, names=self.names)[0]
 
@@ -166,6 +199,11 @@ class Looks:
             height, width = max(1, round(height * scale)), max(1, round(width * scale))
         masks = explanation.bounded().masks.float().cpu()
         return self.explainers[title][1].sight.to_file(masks, height, width)[0, 0].clamp(0, 1)
+
+
+def _cut(masks: Masks, threshold: float) -> Masks:
+    """Return masks, or {masks > threshold} where that is above 0."""
+    return (masks > threshold).to(masks.dtype) if threshold > 0 else masks
 
 
 def _detached(explanation: Explanation) -> Explanation:

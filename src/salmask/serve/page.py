@@ -33,7 +33,7 @@ _WELCOME = (
     "which part of the picture an explainer holds for the evidence, and what the network says of that part alone and "
     "of the rest.</p></div>"
 )
-_HEADING = "# salmask\nWhich part of a picture does the decision of {network} rest on?"
+_HEADING = "# salmask\nWhich part of a {what} does the decision of {network} rest on?"
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ def build_page(looks: Looks, examples: Sequence[Example] = (), *, limits: Limits
     gradio, limits, answers = _gradio(), limits or Limits(), _Answers(looks, examples)
     with gradio.Blocks(title="salmask", analytics_enabled=False, delete_cache=(_KEPT_FOR, _KEPT_FOR)) as page:
         source, state = gradio.State(None, time_to_live=_KEPT_FOR), gradio.State(None, time_to_live=_KEPT_FOR)
-        gradio.Markdown(_HEADING.format(network=looks.base.network))
+        gradio.Markdown(_HEADING.format(network=looks.base.network, what="sound" if looks.hearing else "picture"))
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
-                _sources(gradio, examples, limits, source)
+                _sources(gradio, examples, limits, source, "sound" if looks.hearing else "picture")
                 chosen, wanted, opacity, threshold = _wishes(gradio, looks)
                 take = gradio.Button("Pack map and pictures", elem_id="take")
                 parcel = gradio.File(label="Map and pictures", interactive=False, visible=False, elem_id="parcel")
@@ -163,9 +163,9 @@ def build_page(looks: Looks, examples: Sequence[Example] = (), *, limits: Limits
     return page
 
 
-def _sources(gradio: ModuleType, examples: Sequence[Example], limits: Limits, source: object) -> None:
+def _sources(gradio: ModuleType, examples: Sequence[Example], limits: Limits, source: object, what: str) -> None:
     """Put the places on the page where a picture comes from."""
-    file = gradio.File(label=f"Drop a picture, at most {limits.megabytes:g} MB", height=160, elem_id="file")
+    file = gradio.File(label=f"Drop a {what}, at most {limits.megabytes:g} MB", height=160, elem_id="file")
     file.change(lambda path: None if path is None else ("file", path), file, source, api_visibility="private")
     if not examples:
         return
