@@ -70,6 +70,15 @@ def test_ctrl_c_waits_once_and_the_handler_is_as_it_was(capsys) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_process_that_was_forked_says_nothing_of_it(capfd) -> None:
+    with interruptible():
+        if not (child := os.fork()):
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_somebody_else_s_handler_and_several_processes_are_left_alone() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
     signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))

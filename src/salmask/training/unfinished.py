@@ -5,6 +5,7 @@ CPU, a training that was interrupted and went on gives the bits of one that was 
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -35,7 +36,11 @@ def interruptible(*, alone: bool = True) -> Iterator[Callable[[], bool]]:
     """
     pressed: list[int] = []
 
+    own = os.getpid()
+
     def wait(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a worker that reads pictures: its process ends with this one
+            return
         pressed.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stderr.write("\nstopping after this step; Ctrl-C again stops at once\n")
