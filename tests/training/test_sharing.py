@@ -452,3 +452,30 @@ def test_code_that_the_user_names_takes_the_weights_of_the_run(run, tmp_path) ->
 def test_a_name_of_the_hub_is_a_run_and_not_an_explainer_with_settings() -> None:
     spec = parse("hf-hub:me/run.v2@main:top=0.4")
     assert (spec.name, dict(spec.settings), spec.run) == ("hf-hub:me/run.v2@main", {"top": "0.4"}, True)
+
+
+# The card
+
+
+def test_the_card_shows_what_was_measured_of_this_masker_and_of_no_other(run, tmp_path, capsys) -> None:
+    from PIL import Image
+
+    weights, scores = Masker.from_pretrained(run).fingerprint(), tmp_path / "scores"
+    (scores / "pictures/mine").mkdir(parents=True)
+    Image.new("RGB", (64, 16), "red").save(scores / "pictures/mine/one.png")
+    explainers = {"mine": {"settings": {"weights": weights}}, "full": {"settings": {}}}
+    (scores / "meta.json").write_text(json.dumps({"explainers": explainers, "data": "birds, val"}))
+    interval = {"mean": 0.25, "low": 0.125, "high": 0.5, "n": 7}
+    (scores / "summary.json").write_text(json.dumps({name: {"le": interval} for name in explainers}))
+    words = ["share", str(run), "--out", str(tmp_path / "out"), "--scores", str(scores), "--licence", "CC-BY-4.0"]
+    assert main([*words, "--pictures", "1", "--data-name", "birds"]) == 0
+    card = huggingface_hub.ModelCard((tmp_path / "out/README.md").read_text())
+    assert (card.data.license, card.data.datasets, card.data.metrics) == ("cc-by-4.0", ["birds"], ["le"])
+    assert "| **mine** | 0.250 [0.125, 0.500] |" in card.text and "| full | 0.250" in card.text
+    assert "7 samples of birds, val" in card.text and "(pictures.png)" in card.text
+    assert Image.open(tmp_path / "out/pictures.png").width > 100
+    assert main(words) == 0 and not (tmp_path / "out/pictures.png").exists()
+    explainers["mine"]["settings"]["weights"] = "0" * 16
+    (scores / "meta.json").write_text(json.dumps({"explainers": explainers}))
+    assert main([*words, "--out", str(tmp_path / "none")]) == 1
+    assert "none of which is this masker" in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -1,0 +1,34 @@
+"""Sound as pictures: a front end that can be inverted, readers, mixtures, classifiers, a masker, and listening.
+
+hearing = Hearing(sample_rate=8000, seconds=1.0, n_fft=256, window=256, hop=128)
+heard = hearing.hear(wave)                       heard.picture (1, F, T) in [0, 1]
+kept = hearing.sound(mask * heard.picture, heard)
+"""
+
+from salmask.audio.decoder import TransposedMasker
+from salmask.audio.hearing import Heard, Hearing, MelBands
+from salmask.audio.mixtures import Another, Mixed, Mixing, White, mix, si_snr, snr
+from salmask.audio.network import Cnn14, sound_network
+from salmask.audio.readers import Sounds, SoundSample, open_sounds
+from salmask.audio.sounds import read_sound, write_sound
+
+__all__ = [
+    "Another",
+    "Cnn14",
+    "Heard",
+    "Hearing",
+    "MelBands",
+    "Mixed",
+    "Mixing",
+    "SoundSample",
+    "Sounds",
+    "TransposedMasker",
+    "White",
+    "mix",
+    "open_sounds",
+    "read_sound",
+    "si_snr",
+    "snr",
+    "sound_network",
+    "write_sound",
+]

@@ -1,0 +1,138 @@
+"""Sound files: reading, resampling, writing. The library `soundfile` (extra `audio`) does the decoding.
+
+stored samples (N, channels) at any rate  ->  mean over channels  ->  resampled  ->  (n,) float
+"""
+
+import importlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from salmask.data.rasters import Held
+from salmask.files import regular_file, replace_file
+
+__all__ = ["SUFFIXES", "Recording", "is_sound", "list_sounds", "read_sound", "sound_header", "sounds_in", "write_sound"]
+
+SUFFIXES = (".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
+"""Endings of sound files."""
+
+_CLIPPED, _FULL = 0.01, 0.9995  # share of samples at full scale from which on a recording counts as clipped
+_MARGIN = 0.1  # seconds beyond the end that are read along, for the filter of the resampling
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound as it was read. clipped: share of its samples at full scale, where that is much, else 0."""
+
+    wave: Float[Tensor, " samples"]
+    sample_rate: int
+    channels: int
+    seconds: float
+    clipped: float
+
+    @property
+    def silent(self) -> bool:
+        """Whether every sample is zero."""
+        return not bool(self.wave.any())
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether a file is a sound, by its ending."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def list_sounds(folder: Path) -> list[str]:
+    """Return the names of the sounds in a folder, sorted; hidden files are left out."""
+    return sorted(path.name for path in folder.iterdir() if is_sound(path) and not path.name.startswith("."))
+
+
+def sounds_in(paths: Sequence[Path]) -> list[Path]:
+    """Return the sound files named, each once; those in a folder, sorted, where a folder is named.
+
+    Errors: ValueError for none, for a folder without sounds, and for a file that is none.
+    """
+    files: dict[Path, Path] = {}
+    for path in paths:
+        inside = [path / name for name in list_sounds(path)] if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"the folder {path} has no sounds: expected files such as .wav or .flac")
+        if (other := next((file for file in inside if not is_sound(file)), None)) is not None:
+            raise ValueError(f"{other} is no sound, and the classifier hears sounds: expected {', '.join(SUFFIXES)}")
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    if not files:
+        raise ValueError("no sound to explain: name at least one file or folder")
+    return list(files.values())
+
+
+def read_sound(path: Path | Held, sample_rate: int | None = None, *, seconds: float | None = None) -> Recording:
+    """Read a sound: the mean of its channels, resampled, cut after `seconds`.
+
+    sample_rate: what it is brought to; None: as it is stored. Errors: ImportError without the extra `audio`;
+    FileNotFoundError; ValueError naming a file that cannot be decoded, is empty, or holds NaN.
+    """
+    if isinstance(path, Path):
+        regular_file(path, "a sound file")
+    soundfile = _library()
+    try:
+        with path.open("rb") as source, soundfile.SoundFile(source) as file:
+            rate, whole = file.samplerate, file.frames
+            count = -1 if seconds is None else math.ceil((seconds + _MARGIN) * rate)
+            stored = file.read(count, dtype="float64", always_2d=True)
+    except Exception as error:  # decoders raise whatever a broken byte leads them to
+        raise ValueError(
+            f"{path} cannot be decoded as a sound ({str(error).splitlines()[0]}): expected WAV, FLAC, OGG, MP3 or "
+            "AIFF; convert, repair or remove the file, or leave broken files out (skip_broken, --skip-broken)"
+        ) from error
+    if not stored.size:
+        raise ValueError(f"{path} is empty: expected at least one sample of sound")
+    if not np.isfinite(stored).all():
+        raise ValueError(f"{path} holds samples that are NaN or infinite: repair or remove the file")
+    full = float((np.abs(stored) >= _FULL).mean())
+    wave = stored.mean(1)
+    if sample_rate is not None and rate != sample_rate:
+        from scipy.signal import resample_poly  # takes longer to import than most files to read
+
+        common = math.gcd(rate, sample_rate)
+        wave = resample_poly(wave, sample_rate // common, rate // common)
+    target = sample_rate or rate
+    if seconds is not None:
+        wave = wave[: max(1, round(seconds * target))]
+    length = (whole if whole > 0 else len(stored)) / rate
+    kept = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
+    return Recording(kept, target, stored.shape[1], length, full if full > _CLIPPED else 0.0)
+
+
+def sound_header(path: Path) -> tuple[int, float]:
+    """Return a file's sample rate and its seconds, without decoding it. Errors: as `read_sound`."""
+    regular_file(path, "a sound file")
+    try:
+        facts = _library().info(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be decoded as a sound ({str(error).splitlines()[0]})") from error
+    return int(facts.samplerate), float(facts.duration)
+
+
+def write_sound(path: Path, wave: Float[Tensor, " samples"], sample_rate: int) -> None:
+    """Write a WAV file of 32-bit floats, whole or not at all; values beyond 1 stay as they are, nothing is clipped."""
+    samples = wave.detach().float().cpu().numpy()
+    replace_file(path, partial(_save, samples=samples, sample_rate=sample_rate))
+
+
+def _save(at: Path, *, samples: Float[np.ndarray, " samples"], sample_rate: int) -> None:
+    _library().write(str(at), samples, sample_rate, format="WAV", subtype="FLOAT")
+
+
+def _library() -> ModuleType:
+    try:
+        return importlib.import_module("soundfile")
+    except (ImportError, OSError) as error:  # OSError: the system's libsndfile is missing
+        raise ImportError("sounds need the library soundfile: pip install 'salmask[audio]'") from error

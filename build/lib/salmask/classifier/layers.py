@@ -1,0 +1,353 @@
+"""Which layers of a network are read: the last spatial output of each resolution that the logits still hang on.
+
+All modules are watched during one pass, at any depth, also those whose output is a tuple or an object that holds a
+tensor. Each of them hands on a copy, so that the gradient of the logits tells which outputs lead to them: what a
+network only reports beside its logits is no layer to be read. The network itself decides where it describes its
+stages (timm's `feature_info`).
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from salmask.classifier.fusion import LateFusion
+from salmask.classifier.grids import Corners, Grid, LaysOut, Rolled, Tokens, ToMap, grid_of
+from salmask.classifier.tensors import tensor_of, with_tensor
+from salmask.classifier.wrappers import bare, named_layers, passed_through
+from salmask.types import Logits
+
+__all__ = [
+    "Layer",
+    "Probe",
+    "described_layers",
+    "pick_layers",
+    "to_map_of",
+    "watched",
+]
+
+_FIXED_SIZE = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4")
+_MOST = 5
+
+
+class Layer(NamedTuple):
+    """A layer as it is read: its name, the shape (C, h, w) of its map, and pixels a cell (downwards, across)."""
+
+    name: str
+    shape: tuple[int, int, int]
+    stride: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call of a module: what it handed on, in the order in which calls end."""
+
+    name: str
+    output: Tensor
+
+
+@contextmanager
+def watched(network: nn.Module) -> Iterator[list[Seen]]:
+    """Collect the outputs of all modules by name; each of them hands on a copy, which is what is collected."""
+    calls: list[Seen] = []
+
+    def watch(name: str) -> Callable[..., object]:
+        def hook(module: nn.Module, inputs: object, output: object) -> object:
+            tensor = tensor_of(output)
+            if tensor is None or tensor.ndim not in (3, 4):
+                return None
+            calls.append(Seen(name, tensor.clone()))
+            return with_tensor(output, calls[-1].output)
+
+        return hook
+
+    hooks = []
+    try:
+        for name, module in named_layers(network).items():
+            if name and not isinstance(module, (*_FIXED_SIZE, torch.jit.ScriptModule)):
+                hooks.append(module.register_forward_hook(watch(name)))
+        with passed_through(network):
+            yield calls
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is asked of a network once, to see how it is built.
+
+    ask: normalised pictures -> logits. pictures: a few different ones, square, normalised.
+    prefix, grid: what the caller says of tokens.
+    """
+
+    network: nn.Module
+    ask: Callable[[Tensor], Logits]
+    pictures: Tensor
+    prefix: int | None = None
+    grid: Grid | None = None
+    located: dict[int, Corners | None] = field(default_factory=dict)
+    before: dict[str, list[Grid]] = field(default_factory=dict)
+    """Grids of the maps that came before a layer, where all modules have been watched."""
+
+    @property
+    def size(self) -> Grid:
+        """Height and width of the pictures."""
+        return self.pictures.shape[-2], self.pictures.shape[-1]
+
+    def trace(self) -> tuple[Logits, list[Seen]]:
+        """Return the logits and every module's output, with the graph that leads from one to the other."""
+        with watched(self.network) as calls, torch.enable_grad():
+            logits = self.ask(self.pictures.clone().requires_grad_())
+        return logits, calls
+
+    def corners(self, count: int) -> Corners | None:
+        """Return which of N tokens change with the picture's corners, at the first module that gives N tokens."""
+        if count not in self.located:
+            self.located[count] = self._locate(count)
+        return self.located[count]
+
+    def _locate(self, count: int) -> Corners | None:
+        dark = self.pictures[:1].detach()
+        variants = dark.repeat(5, 1, 1, 1)
+        for index, (rows, columns) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1)), 1):
+            at = (slice(-2, None) if rows else slice(2), slice(-2, None) if columns else slice(2))
+            variants[index][:, at[0], at[1]] += 3.0
+        with watched(self.network) as calls, torch.no_grad():
+            self.ask(variants)
+        for call in calls:
+            if call.output.ndim == 3 and call.output.shape[:2] == (5, count):
+                changed = (call.output[1:] != call.output[:1]).flatten(2).any(2)
+                first, second, third, fourth = ([int(k) for k in row.nonzero()] for row in changed)
+                return first, second, third, fourth
+        return None
+
+
+def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMap:
+    """Return the function that turns a layer's output into a map. maps: the grids of earlier layers.
+
+    Errors: ValueError for an output without spatial extent.
+    """
+    shape, count = tuple(output.shape), len(probe.pictures)
+    if shape[:1] != (count,):  # tokens within patches, for one
+        raise ValueError(f"layer {name!r} mixes pictures: expected {count} maps for {count} pictures, got {shape}")
+    inner = bare(probe.network)
+    if output.ndim == 4 and (own := next((m for m in probe.network.modules() if isinstance(m, LaysOut)), None)):
+        return own.lay_out
+    if output.ndim == 4 and (lies := grid_of(shape, last=getattr(inner, "output_fmt", None) == "NHWC")) is not None:
+        return lies[0]
+    if output.ndim == 3 and min(shape[1:]) > 1:
+        if (rolled := _rolled(probe.network, name)) is not None:
+            return rolled
+        if _in_blocks(probe.network):
+            raise ValueError(
+                f"layer {name!r} gives tokens that lie in blocks of the picture and not row by row: of Hiera, name "
+                "whole blocks (timm) or stages (transformers), which it can put in rows, or give layers=[]"
+            )
+        maps = probe.before.get(name, maps)
+        tokens = partial(Tokens.of, shape[1], probe.size, inner, prefix=probe.prefix, grid=probe.grid, maps=maps)
+        try:
+            return tokens()
+        except ValueError:
+            corners = probe.corners(shape[1])
+        try:
+            return tokens(corners=corners)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r} has no known grid, got {shape}: {error}") from None
+    raise ValueError(
+        f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a grid, "
+        f"got {shape} for a picture of {probe.size[0]}x{probe.size[1]}; name an earlier layer"
+    )
+
+
+_ROLLED = {"Hiera": "blocks", "HieraEncoder": "stages"}  # of timm, and of transformers
+
+
+def _rolled(network: nn.Module, name: str) -> Rolled | None:
+    """Return what puts the tokens of a block (timm) or a stage (transformers) of Hiera in rows; None for others."""
+    for outer, module in named_layers(network).items():
+        part = _ROLLED.get(type(module).__name__)
+        path, _, number = name.rpartition(".")
+        if part is not None and path == f"{outer}.{part}".lstrip(".") and number.isdecimal():
+            return Rolled(module.reroll, int(number))  # type: ignore[arg-type]  # a module or a method, both callable
+    return None
+
+
+def _in_blocks(network: nn.Module) -> bool:
+    """Return whether a network keeps the tokens of a block of patches beside one another."""
+    return any(type(module).__name__.startswith("Hiera") for module in network.modules())
+
+
+def described_layers(network: nn.Module) -> list[str] | None:
+    """Return five layers by a timm or torchvision network's own description, shallow to deep; None without one.
+
+    The network may stand in wrappers; names are those in the whole.
+    """
+    inner = bare(network)
+    if isinstance(inner, LateFusion):
+        return _of_branches(network, inner)
+    described = getattr(inner, "feature_info", None)
+    resnet = dict(inner.named_children()).keys() >= set(_RESNET)
+    # of branches side by side, as CrossViT's, timm names the same modules twice
+    names = list(_RESNET) if resnet else list(dict.fromkeys(stage["module"] for stage in described or ()))
+    if described and len({stage["reduction"] for stage in described}) == 1:
+        names = _spread(names)
+    elif len(names) == _MOST - 1:
+        names = [stem for stem in ("stem", "patch_embed") if stem in dict(inner.named_children())][:1] + names
+    whole = next(name for name, module in named_layers(network).items() if module is inner)
+    return [f"{whole}.{name}" if whole else name for name in names[-_MOST:]] or None
+
+
+def _of_branches(network: nn.Module, fused: LateFusion) -> list[str] | None:
+    """Return the layers of all parallel networks, one network after the other; None where one does not tell them."""
+    whole = next(name for name, module in named_layers(network).items() if module is fused)
+    names: list[str] = []
+    for branch, part in fused.networks.items():
+        own = described_layers(part)
+        if own is None:
+            return None
+        names += [f"{whole}.networks.{branch}.{name}".lstrip(".") for name in own]
+    return names
+
+
+def pick_layers(probe: Probe) -> list[str]:
+    """Choose at most five layers, shallow to deep.
+
+    Modules that are used several times are passed over, for only their last call could be read; so are pooling to a
+    fixed size, attention (rows that sum to 1), values that the next module puts on another grid (windows), and what
+    the logits do not hang on. A network of one or two resolutions
+    (a plain transformer) gives five of its repeated blocks. Errors: ValueError where there is no spatial output.
+    """
+    logits, calls = probe.trace()
+    reached = _reached(logits, calls)
+    counts = Counter(call.name for call in calls)
+    spatial: dict[str, Grid] = {}
+    seen: list[Grid] = []
+    handed_on = [*calls[1:], None][: len(calls)]
+    for call, leads, following in zip(calls, reached, handed_on, strict=True):
+        grid = _grid(probe, call, seen) if leads and counts[call.name] == 1 else None
+        if grid is not None and not _only_rearranged(call, grid, following):
+            spatial[call.name] = grid
+            probe.before[call.name] = list(seen)
+            seen += [grid] if call.output.ndim == 4 else []
+    last: dict[Grid, str] = {}
+    for name, grid in spatial.items():
+        last.pop(grid, None)
+        last[grid] = name
+    names = list(last.values())
+    if len(names) < 3:
+        names = _repeated(probe.network, spatial) or names
+    _tell_of_unread(probe.network, calls, reached, names)
+    if not names and (several := _several_times(probe, calls, counts)):
+        raise ValueError(
+            f"every layer that is a map is called several times in a pass, such as {several!r} "
+            f"{counts[several]} times, and which call is to be read cannot be told: wrap the network that is called in "
+            "a Classifier, or name layers, whose last call is then read"
+        )
+    if not names and any(call.output.ndim == 4 and len(call.output) != len(probe.pictures) for call in calls):
+        raise ValueError(
+            "the network shows its layers other batches than the pictures (crops or patches of them): explain the "
+            "network that is called inside, or give layers=[] for explainers that ask for logits alone"
+        )
+    if not names:
+        raise ValueError(
+            "no layer of the network has a spatial extent: give `layers` by module name, "
+            "or layers=[] for explainers that ask for logits alone, such as rise and occlusion"
+        )
+    return names[-_MOST:]
+
+
+def _tell_of_unread(network: nn.Module, calls: list[Seen], reached: list[bool], names: list[str]) -> None:
+    """Warn where blocks come after the deepest layer that is read, whose tokens lie nobody knows how."""
+    order = [call.name for call in calls]
+    deepest = max((order.index(name) for name in names), default=-1)
+    later = {
+        call.name: call.output
+        for place, (call, leads) in enumerate(zip(calls, reached, strict=True))
+        if leads and place > deepest and call.output.ndim == 3 and min(call.output.shape[1:]) > 3
+    }
+    run = max((_blocks_among(later, name, module) for name, module in named_layers(network).items()), key=len)
+    if names and len(run) > 1:
+        warnings.warn(
+            f"layer {names[-1]!r} is the deepest that is read, and {run[-1]!r} comes after it: nothing says how its "
+            f"{later[run[-1]].shape[1]} tokens lie; give prefix= and grid=(rows, columns) to read it",
+            stacklevel=5,
+        )
+
+
+def _blocks_among(named: Mapping[str, object], name: str, module: nn.Module) -> list[str]:
+    if not isinstance(module, nn.Sequential | nn.ModuleList):
+        return []
+    blocks = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+    return [block for block in blocks if block in named]
+
+
+def _several_times(probe: Probe, calls: list[Seen], counts: Mapping[str, int]) -> str | None:
+    """Return the deepest module that gives a map, and is called several times."""
+    names = [call.name for call in calls if counts[call.name] > 1 and _grid(probe, call, []) is not None]
+    return next(reversed(names), None)
+
+
+def _reached(logits: Logits, calls: list[Seen]) -> list[bool]:
+    """Tell which outputs the logits hang on; all of them in a network without gradients."""
+    outputs = [call.output for call in calls]
+    leads = [output.requires_grad for output in outputs]
+    if not logits.requires_grad or not any(leads):
+        return [True] * len(calls)
+    weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
+    inputs = [output for output, needed in zip(outputs, leads, strict=True) if needed]
+    slopes = iter(torch.autograd.grad((logits * weights).sum(), inputs, allow_unused=True))
+    reached = [needed and next(slopes) is not None for needed in leads]
+    return reached if any(reached) else [True] * len(calls)  # gradients are lost at the end, as in a quantised head
+
+
+def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
+    """Return the grid of an output, if it is a map: None for attention, vectors and what lies in an unknown way."""
+    output, inner = call.output, bare(probe.network)
+    if len(output) != len(probe.pictures):
+        return None
+    if output.ndim == 4:
+        rows = output.detach().float()
+        if bool((rows >= 0).all()) and torch.allclose(rows.sum(-1), torch.ones(()).to(rows), atol=1e-2):
+            return None
+        lies = grid_of(output.shape, last=getattr(inner, "output_fmt", None) == "NHWC")
+        return None if lies is None else lies[1]
+    try:
+        tokens = to_map_of(probe, call.name, output, seen)
+    except ValueError:
+        return None
+    if isinstance(tokens, Rolled):
+        shape = tokens(output.detach(), probe.size).shape
+        return int(shape[2]), int(shape[3])
+    return tokens.grid if isinstance(tokens, Tokens) and max(tokens.grid) > 1 else None
+
+
+def _only_rearranged(call: Seen, grid: Grid, following: Seen | None) -> bool:
+    """Return whether the next call hands on the same values, and not on the same grid: then they lie in windows."""
+    if following is None or following.output.ndim != 4 or following.output.numel() != call.output.numel():
+        return False
+    lies = grid_of(following.output.shape, last=False)
+    if lies is not None and lies[1] == grid:
+        return False
+    own, handed_on = (one.output.detach().flatten().sort().values for one in (call, following))
+    return torch.equal(own, handed_on)
+
+
+def _repeated(network: nn.Module, spatial: Mapping[str, Grid]) -> list[str]:
+    """Return five of the longest run of blocks that are maps, evenly spread, the last one among them."""
+    runs = []
+    for name, module in named_layers(network).items():
+        runs.append(_blocks_among(spatial, name, module))
+    longest = max(runs, key=len, default=[])
+    return _spread(longest) if len(longest) > 2 else []
+
+
+def _spread(names: list[str]) -> list[str]:
+    return [names[k] for k in sorted({max(0, round(len(names) * k / _MOST) - 1) for k in range(1, _MOST + 1)})]

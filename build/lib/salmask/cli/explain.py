@@ -1,0 +1,119 @@
+"""`salmask explain`: pictures, or sounds, with their maps."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from salmask.cli.console import Command, progress_bar, say
+from salmask.cli.options import Normalize, PictureOptions, ProcessOptions
+from salmask.cli.quick import import_networks
+from salmask.files import JSON, Facts
+
+if TYPE_CHECKING:
+    from salmask.explain.base import Explainer
+    from salmask.training.run import Loaded
+
+__all__ = ["ExplainCommand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainCommand(Command, PictureOptions, ProcessOptions):
+    """Explain pictures: a PNG (picture, mask, kept, removed, probabilities) and the raw map (.npy) of each; of sounds
+    the spectrogram, and what is kept and removed as .wav. With --data, the masks of a whole data set."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Picture files, or folders of them; sounds, where the classifier hears."""
+    explainer: str | None = None
+    """Folder of a run, a released checkpoint (.chk), or a name such as gradcam or rise:masks=500; where neither it nor
+    a classifier is given, the masker for photographs that comes with the package (`imagenet`)."""
+    out: Path = Path("explained")
+    """Folder for the pictures."""
+    list: bool = False
+    """List all explainers by name with their settings, and do nothing else."""
+    classifier: str | None = None
+    """timm:NAME, torchvision:NAME, hf:NAME or one's own module.py:function, each with @FILE for weights of a file; or a
+    run's folder, for explainers by name."""
+    target: str | None = None
+    """Class to explain, by name or index; the predicted one where not given."""
+    normalize: Normalize | None = None
+    """How maps outside [0, 1] are shown."""
+    top: int = 3
+    """How many class probabilities are shown."""
+    data: str | None = None
+    """A whole data set in place of files: a folder, wds:PATTERN, hf-dataset:PATH. Its masks go to --out with an index;
+    what is there already is not explained again."""
+    split: str = "val"
+    """Which part of --data."""
+    form: Literal["png", "array"] = "png"
+    """Of the masks of --data: an 8-bit PNG for each, or one array (masks.npy)."""
+    batch_size: int = 64
+    """Pictures of --data at once; halved where they do not fit into memory."""
+
+    def __call__(self) -> Facts | None:
+        """Run the command."""
+        import_networks()
+        from salmask.audio.hearing import Hearing
+        from salmask.cli.explain_files import Shown, explain_files
+        from salmask.cli.explain_sounds import explain_sounds
+        from salmask.explain import EXPLAINERS
+        from salmask.specs import SHIPPED, list_explainers, load_explainer
+        from salmask.training.run import load_classifier
+
+        if self.list:
+            say(list_explainers())
+            return {"explainers": [*EXPLAINERS]}
+        explainer = self.explainer or (None if self.classifier else SHIPPED)
+        if explainer is None:
+            raise ValueError("name an explainer with --explainer: a run's folder, or a name that --list shows")
+        loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
+        name, method, own = load_explainer(explainer, loaded=loaded)
+        own = own.seen(**self.pictures())
+        if self.data is not None:
+            return self._explain_data(self.data, method, own)
+        shown = Shown(self.target, self.normalize, self.top)
+        options: JSON = {"out": self.out, "shown": shown, "skip_broken": self.skip_broken, "say": say}
+        options["progress"] = progress_bar("explaining")
+        if isinstance(own.view, Hearing):
+            written = explain_sounds(self.images, name, method, own, **options)
+        else:
+            written = explain_files(self.images, name, method, own, max_pixels=self.max_pixels, **options)
+        for path in written:
+            say(str(path))
+        return {"explainer": name, "written": written}
+
+    def _explain_data(self, spec: str, explainer: "Explainer", loaded: "Loaded") -> Facts | None:
+        from salmask.cli.explain_files import class_index
+        from salmask.data import open_data
+        from salmask.data.flat import FlatFolder, is_flat
+        from salmask.evaluation.masks import INDEX, explain_data
+        from salmask.training.processes import move_to
+
+        if self.images:
+            raise ValueError("expected picture files or --data, got both: give one")
+        names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
+        target = None if self.target is None else class_index(self.target, names)
+        options: JSON = {"transform": loaded.view.transform(), "skip_broken": self.skip_broken}
+        options["read"] = loaded.reader(max_pixels=self.max_pixels)
+        flat = is_flat(Path(spec))
+        dataset = FlatFolder(spec, **options) if flat else open_data(spec, self.split, **options)
+        fabric = self.launch()
+        move_to(fabric, [(explainer, loaded)])
+        done = explain_data(
+            explainer,
+            loaded.classifier,
+            dataset,
+            out=self.out,
+            fabric=fabric,
+            form=self.form,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            how={"class": target, "normalize": self.normalize},
+            about={"data": spec, "split": self.split, "view": asdict(loaded.view)},
+            progress=progress_bar("explaining") if fabric.is_global_zero else iter,
+        )
+        if not fabric.is_global_zero:
+            return None
+        say(f"{done}: {self.out}")
+        return {"explainer": explainer.kind, "index": self.out / INDEX, **asdict(done)}

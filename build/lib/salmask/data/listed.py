@@ -1,0 +1,83 @@
+"""Pictures in files: listed when a data set is opened, decoded when they are read. All readers are of this kind."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from salmask.data.depth import settled
+from salmask.data.endings import ignored_files
+from salmask.data.rasters import PictureFile
+from salmask.data.sample import Sample, SampleTransform
+
+__all__ = ["ListedPictures", "ReadImage", "warn_of_ignored"]
+
+ReadImage = Callable[[PictureFile], Tensor]
+"""How a file becomes a picture, uint8 (C, H, W): a `Reader`."""
+
+
+class ListedPictures(Dataset[Sample]):
+    """Files below a root, by their paths from there: a reader lists `ids`, `targets` and `classes`, and makes `sample`.
+
+    transform: applied to every sample. read: decodes a file.
+    """
+
+    def __init__(self, root: str | Path, *, transform: SampleTransform | None, read: ReadImage) -> None:
+        self.root, self.transform, self.read = Path(root), transform, read
+        self.classes: list[str] = []
+        self.targets: list[int] = []
+        self.ids: list[str] = []
+
+    def sample(self, index: int) -> Sample:
+        """Return a picture, with what the files beside it say of it."""
+        raise NotImplementedError
+
+    def picture(self, index: int) -> Tensor:
+        """Return a decoded picture, uint8 (C, H, W)."""
+        return self.read(self.root / self.ids[index])
+
+    def settle_depth(self) -> None:
+        """Let all 16-bit files be read alike (`depth.settled`)."""
+        self.read = settled(self.read, [self.root / name for name in self.ids])
+
+    def leave_out_broken(self) -> None:
+        """Decode all pictures, and take those that cannot be read off the lists; warn of them, with the first reason.
+
+        Errors: ValueError where none is left.
+        """
+        reasons = {name: reason for name in self.ids if (reason := self._unread(self.root / name)) is not None}
+        if reasons:
+            names = ", ".join([*reasons][:5]) + (" ..." if len(reasons) > 5 else "")
+            first = next(iter(reasons.values()))
+            warnings.warn(
+                f"{len(reasons)} of {len(self.ids)} pictures cannot be read and are left out: {names} (the first: "
+                f"{first})",
+                stacklevel=4,
+            )
+        if len(reasons) == len(self.ids):
+            raise ValueError(f"none of the {len(self.ids)} pictures in {self.root} can be decoded")
+        kept = [index for index, name in enumerate(self.ids) if name not in reasons]
+        self.ids, self.targets = [self.ids[index] for index in kept], [self.targets[index] for index in kept]
+
+    def _unread(self, path: Path) -> str | None:
+        """Return why a picture cannot be read, or None where it can. A link that leads nowhere is one more reason."""
+        try:
+            self.read(path)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.sample(index)
+        return sample if self.transform is None else self.transform(sample)
+
+
+def warn_of_ignored(folders: Sequence[Path], where: Path) -> None:
+    """Warn, once for all folders, of files and folders in them that are not read."""
+    if ignored := ignored_files(folders):
+        warnings.warn(f"not read in {where}: {ignored}", stacklevel=4)

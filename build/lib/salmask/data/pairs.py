@@ -1,0 +1,160 @@
+"""Several images of one scene in paired folders, such as colour and depth.
+
+    root/rgb/<split>/<class>/*.jpg       each input is a data folder of its own (`ImageFolder`)
+    root/depth/<split>/<class>/*.png     partners have one class and one name, whatever their ending
+    root/rgb/<split>_boxes.csv           boxes and pixel masks lie in the folder of one of the inputs
+
+An input whose name ends in `_jet` is the one-channel input of the name before, shown in the colours from blue to red,
+as the depth of Kicki et al. (2021) is. Values of 16 bits need a range that is the same for all files: window and level
+in the files' own units (2000 and 1500: from 0.5 to 2.5 m in millimetres), or the bits that they use.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from salmask.classifier.fusion import JET
+from salmask.classifier.inputs import Inputs
+from salmask.data.endings import list_pictures
+from salmask.data.folders import ImageFolder
+from salmask.data.pictures import Reader
+from salmask.data.sample import SampleTransform
+
+__all__ = ["PairedFolder", "in_jet", "is_paired"]
+
+COLOUR = 3
+
+
+def is_paired(root: Path) -> bool:
+    """Return whether a folder holds the inputs `rgb` and `depth`."""
+    return (root / "rgb").is_dir() and (root / "depth").is_dir()
+
+
+def in_jet(values: UInt8[Tensor, "1 height width"]) -> UInt8[Tensor, "3 height width"]:
+    """Return one channel in colours from blue (low) over green to red (high): clip(1.5 - abs(4 v - c)), c = 3, 2, 1."""
+    scaled = 4 * values.float() / 255
+    planes = [1.5 - (scaled - centre).abs() for centre in (3.0, 2.0, 1.0)]
+    return (torch.cat(planes).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class PairedFolder(ImageFolder):
+    """Scenes of several inputs; a sample's image holds them stacked along the channels, in the order of `inputs`.
+
+    inputs: name -> channels, as the classifier reads them; None: the scenes can be counted, but not read.
+    read: window, level and depth are those of 16-bit files. Otherwise as `ImageFolder`, of the folder that has boxes or
+    pixel masks, else of the first input.
+    Errors: as `ImageFolder`; ValueError for a missing partner, and for partners that differ in size.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        inputs: Mapping[str, int] | Inputs | None = None,
+        transform: SampleTransform | None = None,
+        skip_broken: bool = False,
+        classes: Sequence[str] | None = None,
+        read: Reader | None = None,
+    ) -> None:
+        self._measure, self._scenes = Reader() if read is None else read, Path(root)
+        self.inputs = inputs if inputs is None or isinstance(inputs, Inputs) else Inputs.of(inputs)
+        names = ("rgb", "depth") if self.inputs is None else self.inputs.names
+        folders = list(dict.fromkeys(name.removesuffix(JET) for name in names))
+        for name in folders:
+            if not (self._scenes / name).is_dir():
+                there = ", ".join(sorted(path.name for path in self._scenes.glob("*") if path.is_dir()))
+                raise FileNotFoundError(f"no folder of the input {name!r} in {root}: it holds {there or 'no folders'}")
+        truth = [path for path in sorted(self._scenes.glob("*")) if _has_truth(path, split)]
+        home = truth[0] if truth else self._scenes / folders[0]
+        plain = Reader(COLOUR, max_pixels=self._measure.max_pixels)
+        super().__init__(home, split, transform=transform, classes=classes, read=plain)
+        self._partners = {name: self._partners_in(name, lonely=not skip_broken) for name in folders}
+        if skip_broken:
+            self.leave_out_broken()
+
+    def picture(self, index: int) -> UInt8[Tensor, "channels height width"]:
+        """Return the inputs of a scene, stacked. Errors: ValueError for sizes that differ."""
+        return self._stacked(self.ids[index])
+
+    def _stacked(self, scene: str) -> UInt8[Tensor, "channels height width"]:
+        if self.inputs is None:
+            raise ValueError(
+                f"{self._scenes} holds several inputs, and nothing says which are read: name a classifier of some, "
+                "such as early:rgb+depth:NAME, or give inputs={'rgb': 3, 'depth': 1}"
+            )
+        parts = {name: self._input(name, count, scene) for name, count in self.inputs.settings().items()}
+        sizes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
+        if len(set(sizes.values())) > 1:
+            words = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
+            raise ValueError(
+                f"the inputs of {scene} must have one size, got {words}: align them, and resize them to one"
+            )
+        return torch.cat(list(parts.values()))
+
+    def _input(self, name: str, channels: int, scene: str) -> UInt8[Tensor, "channels height width"]:
+        """Read one input of a scene."""
+        path = self._partners[name.removesuffix(JET)][scene]
+        if name.endswith(JET):
+            return in_jet(self._measured(path, 1))
+        return self.read(path) if channels == COLOUR else self._measured(path, channels)
+
+    def _measured(self, path: Path, channels: int) -> UInt8[Tensor, "channels height width"]:
+        """Read values that are measured and not seen, such as depth."""
+        read, deep = replace(self._measure, channels=channels, bands=None), _is_deep(path)
+        if deep and read.window is None and read.depth is None:
+            raise ValueError(
+                f"{path} has 16 bits, and nothing says which values are black and white: give a range that is the same "
+                "for all files by --window (its width) and --level (its centre), such as 2000 and 1500 for 0.5 to "
+                "2.5 m in millimetres, or the bits that the files use (--depth 16)"
+            )
+        return read(path) if deep else replace(read, window=None, level=None, depth=None)(path)
+
+    def _unread(self, path: Path) -> str | None:
+        """Return why one of the inputs of a scene cannot be read, or None where all can."""
+        try:
+            self._stacked(path.relative_to(self.root).as_posix())
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    def _partners_in(self, name: str, *, lonely: bool) -> dict[str, Path]:
+        """Return the file of each scene in the folder of an input.
+
+        Errors: ValueError for a scene without a partner there and, if `lonely`, for a file there without a scene.
+        """
+        home = self._scenes / name
+        if home == self.root:
+            return {scene: home / scene for scene in self.ids}
+        found: dict[str, Path] = {}
+        for folder in sorted({(home / scene).parent for scene in self.ids}):
+            for file in list_pictures(folder) if folder.is_dir() else ():
+                found[(folder / file).relative_to(home).with_suffix("").as_posix()] = folder / file
+        wanted = {Path(scene).with_suffix("").as_posix(): scene for scene in self.ids}
+        _check_partners([scene for stem, scene in wanted.items() if stem not in found], self.root, home)
+        if lonely:
+            _check_partners([stem for stem in found if stem not in wanted], home, self.root)
+        return {scene: found[stem] for stem, scene in wanted.items()}
+
+
+def _check_partners(missing: Sequence[str], here: Path, there: Path) -> None:
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the pictures in {here} have no partner of their name in {there}, such as {missing[0]}: "
+            "add it, or remove the picture"
+        )
+
+
+def _has_truth(folder: Path, split: str) -> bool:
+    return (folder / f"{split}_boxes.csv").is_file() or (folder / f"{split}_masks").is_dir()
+
+
+def _is_deep(path: Path) -> bool:
+    """Return whether a file has more than 8 bits a value."""
+    with Image.open(path) as picture:
+        return picture.mode.startswith(("I", "F"))

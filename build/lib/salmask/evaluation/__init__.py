@@ -1,0 +1,1 @@
+"""Explainers and saved maps, scored: one line per image, explainer and metric."""

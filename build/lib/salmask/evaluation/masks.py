@@ -1,0 +1,246 @@
+"""The masks of a whole data set, as files: one pass over any number of pictures, by any number of processes.
+
+    index.jsonl              a line a picture: {"row", "image", "file" (of PNGs), "class", "mean"}
+    masks/000/NAME.png       8-bit masks at the size that the classifier sees, 1,000 a folder; or
+    masks.npy                all of them as one array (N, H, W) uint8, mapped into memory by numpy.load(..., "r")
+    meta.json                the explainer, its settings and weights, the data
+
+A mask in [0, 1] is rounded to 255 steps. Each process appends to an index of its own after its masks are written, so a
+run that was killed goes on with the pictures that no index has, with any number of processes; the parts become one
+index at the end.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from salmask.classifier import Classifier
+from salmask.classifier.hold import remembering
+from salmask.data import Batch, Labelled, Subset
+from salmask.data.streams import Bar, DataStream
+from salmask.evaluation.cases import plain
+from salmask.explain.base import Explainer, Explanation
+from salmask.files import JSON, Facts, replace_file, writable_folder
+from salmask.rows.read import agree_on_meta, file_name, read_lines
+from salmask.rows.write import cut_partial_line
+from salmask.training.processes import share_of, within
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+__all__ = ["INDEX", "Form", "Throughput", "explain_data"]
+
+Form: TypeAlias = Literal["png", "array"]
+INDEX, ARRAY, FOLDER = "index.jsonl", "masks.npy", "masks"
+_PER_FOLDER = 1000
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a run has done. seconds: in all; waited: for pictures; before: explained by earlier runs."""
+
+    pictures: int
+    before: int
+    seconds: float
+    waited: float
+
+    def __str__(self) -> str:
+        earlier = f" ({self.before} were there)" if self.before else ""
+        rate = f"{self.pictures / self.seconds:.1f} pictures/s"
+        waiting = f"{self.waited / self.seconds:.0%} of the time waiting for pictures"
+        return f"explained {self.pictures} pictures{earlier} in {self.seconds:.1f} s: {rate}, {waiting}"
+
+
+def explain_data(
+    explainer: Explainer,
+    classifier: Classifier,
+    dataset: Labelled,
+    *,
+    out: Path,
+    fabric: "Fabric",
+    form: Form = "png",
+    batch_size: int = 64,
+    workers: int = 0,
+    how: Facts,
+    about: Facts,
+    progress: Bar = iter,
+) -> Throughput:
+    """Write a mask for every picture of a data set that has none yet; return what this process has done.
+
+    dataset: as the classifier sees it. how: "class", the number of the class explained, None for the predicted ones;
+    "normalize", how maps outside [0, 1] come into it, None for minimum and maximum. A batch that does not fit into
+    memory is halved for all that follow, with one warning. about: of the data, for meta.json.
+    Errors: ValueError for a folder of other settings, or an explainer that needs the truth.
+    """
+    if explainer.wants & {"boxes", "pixels"}:
+        raise ValueError(f"{explainer.kind} needs boxes or pixel masks: use `salmask evaluate`")
+    out = writable_folder(out)
+    if fabric.is_global_zero:
+        agree_on_meta(out, _described(explainer, classifier, dataset, form, about, how))
+        if form == "array" and not (out / ARRAY).exists():
+            replace_file(out / ARRAY, partial(_blank_array, shape=(len(dataset), *dataset[0].image.shape[-2:])))
+    target, normalize = how["class"], how["normalize"]
+    left = _rows_left(out, len(dataset)) if fabric.is_global_zero else []
+    with within(fabric):
+        left = fabric.broadcast(left)
+    stream = DataStream(Subset(dataset, left), batch_size, workers=workers, share=share_of(fabric))
+    start, count, waited = time.perf_counter(), 0, 0.0
+    with within(fabric), _writing(out, fabric.global_rank, form) as write, remembering():
+        for place, (wait, batch) in zip(_places(stream), progress(_Timed(stream)), strict=True):
+            targets = None if target is None else batch.targets.new_full((len(batch.ids),), target)
+            explanation = explainer(classifier, batch.images.to(classifier.device), targets)
+            write(left[place : place + len(batch.ids)], batch.ids, explanation, _in_bytes(explanation, normalize))
+            waited, count = waited + wait, count + len(batch.ids)
+        seconds = time.perf_counter() - start
+        done = fabric.all_reduce(torch.tensor([count, waited / fabric.world_size]), reduce_op="sum")
+    if fabric.is_global_zero:
+        _join(out)
+    assert isinstance(done, Tensor)
+    return Throughput(int(done[0]), len(dataset) - len(left), seconds, float(done[1]))
+
+
+class _Timed:
+    """Batches, each with the seconds for which it was waited."""
+
+    def __init__(self, stream: DataStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[tuple[float, Batch]]:
+        batches = iter(self.stream)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield time.perf_counter() - start, batch
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+
+def _places(stream: DataStream) -> Iterator[int]:
+    """Yield where each batch of a process's share begins."""
+    for number in range(len(stream)):
+        yield (stream.share.rank + number * stream.share.count) * stream.batch_size
+
+
+def _in_bytes(explanation: Explanation, normalize: str | None) -> np.ndarray:
+    """Return masks (B, H, W) uint8."""
+    scaled = explanation.bounded() if normalize is None else explanation.normalized(normalize)
+    masks = scaled.masks.detach().float()[:, 0]
+    if not bool(masks.isfinite().all()) or float(masks.min()) < 0 or float(masks.max()) > 1:
+        raise ValueError("a map leaves [0, 1], or is not finite: say how maps are normalised (--normalize)")
+    return (masks * 255).round().to(torch.uint8).cpu().numpy()
+
+
+Write: TypeAlias = Callable[[Sequence[int], Sequence[str], Explanation, np.ndarray], None]
+
+
+@contextmanager
+def _writing(out: Path, rank: int, form: Form) -> Iterator[Write]:
+    """Yield what writes the masks of a batch, and then its lines of the index."""
+    path = out / f"index-{rank}.jsonl"
+    path.touch()
+    cut_partial_line(path)
+
+    def write(rows: Sequence[int], ids: Sequence[str], explanation: Explanation, masks: np.ndarray) -> None:
+        files = [_png(out, row, name, mask) for row, name, mask in zip(rows, ids, masks, strict=True)] if png else []
+        if not png:
+            _into_array(out / ARRAY, rows, masks)
+        lines = []
+        for i, (row, name) in enumerate(zip(rows, ids, strict=True)):
+            line: JSON = {"row": row, "image": name, "class": int(explanation.targets[i])}
+            line |= {"file": files[i]} if png else {}
+            lines.append(json.dumps({**line, "mean": round(float(masks[i].mean()) / 255, 4)}, ensure_ascii=False))
+        index.write("\n".join(lines) + "\n")
+        index.flush()
+
+    png = form == "png"
+    with path.open("a", encoding="utf-8") as index:
+        yield write
+
+
+def _png(out: Path, row: int, name: str, mask: np.ndarray) -> str:
+    """Write one mask; return its place in the folder."""
+    folder = out / FOLDER / f"{row // _PER_FOLDER:03d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{file_name(name)}.png"
+    replace_file(path, partial(Image.fromarray(mask).save, format="PNG", compress_level=1))
+    return path.relative_to(out).as_posix()
+
+
+def _into_array(path: Path, rows: Sequence[int], masks: np.ndarray) -> None:
+    """Write masks at their rows, without mapping the file, whose pages would count as this process's memory."""
+    size = masks[0].nbytes
+    with path.open("r+b") as file:
+        start = _header_bytes(file)
+        for row, mask in zip(rows, masks, strict=True):
+            file.seek(start + row * size)
+            file.write(mask.tobytes())
+
+
+def _header_bytes(file: IO[bytes]) -> int:
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return file.tell()
+
+
+def _blank_array(path: Path, *, shape: tuple[int, ...]) -> None:
+    """Make an array of zeros, of which the disk keeps nothing before it is written."""
+    with path.open("wb") as file:
+        facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, facts)
+        file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)))
+
+
+def _parts(out: Path) -> list[Path]:
+    return sorted(out.glob("index*.jsonl"))
+
+
+def _rows_left(out: Path, count: int) -> list[int]:
+    """Return the rows that no index has."""
+    done = np.zeros(count, dtype=bool)
+    for path in _parts(out):
+        cut_partial_line(path)
+        for _, _, line in read_lines(path):
+            done[line["row"]] = True
+    return np.flatnonzero(~done).tolist()
+
+
+def _join(out: Path) -> None:
+    """Make one index, by row, of the parts."""
+    parts = _parts(out)
+    lines = sorted((line for path in parts for _, _, line in read_lines(path)), key=lambda line: line["row"])
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    replace_file(out / INDEX, lambda path: path.write_text(text, encoding="utf-8"))
+    for path in parts:
+        if path.name != INDEX:
+            path.unlink()
+
+
+def _described(
+    explainer: Explainer, classifier: Classifier, dataset: Labelled, form: Form, about: Facts, how: Facts
+) -> JSON:
+    """Return what must be the same in every run that fills a folder."""
+    names = dataset.ids
+    height, width = dataset[0].image.shape[-2:]
+    return {
+        "explainers": {"masks": {"kind": explainer.kind, "settings": plain(explainer.settings)}},
+        "weights": classifier.fingerprint(),
+        "reading": classifier.reading(),
+        "pictures": f"{len(names)}, {names[0]} to {names[-1]}",
+        "size": f"{width}x{height}",
+        "form": form,
+        **how,
+        **about,
+    }

@@ -1,0 +1,88 @@
+"""One explained picture as a person looks at it: whole, kept and removed, and what the classifier says of each.
+
+What `salmask explain`, the demo and the page in the browser show. The kept and the removed picture are played by
+`outcome.play`, under the mask that is shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salmask.classifier import Classifier
+from salmask.data import Sample, collate, no_boxes
+from salmask.evaluation.cases import StripParts
+from salmask.explain.base import Explanation
+from salmask.masking import MeanColour, keep, remove
+from salmask.outcome import play_at_rest
+from salmask.training.run import Loaded
+from salmask.types import Images, Infill, Masks, in_colour
+
+__all__ = [
+    "Panels",
+    "class_names_of",
+    "played_panels",
+    "seen",
+    "strip_parts",
+]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Pictures (3, H, W) in [0, 1] and a mask (1, H, W), on the CPU, with class probabilities of each picture.
+
+    probabilities: "whole", "kept", "removed" -> [(class, probability), ...]: the classes that are likeliest on the
+    whole picture, and the class explained if it is not one of them.
+    """
+
+    whole: Tensor
+    mask: Tensor
+    kept: Tensor
+    removed: Tensor
+    probabilities: Mapping[str, list[tuple[str, float]]]
+
+
+def class_names_of(loaded: Loaded) -> tuple[str, ...]:
+    """Return the names of a classifier's classes, or their numbers where they have none."""
+    return loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
+
+
+def seen(loaded: Loaded, name: str, image: Tensor) -> Images:
+    """Return what a classifier sees of a decoded picture (C, height, width): (1, C, size, size), where it lives."""
+    sample = loaded.view.transform()(Sample(id=name, image=image, target=0, boxes=no_boxes(), pixels=None))
+    return collate([sample]).images.to(loaded.classifier.device)
+
+
+def played_panels(
+    loaded: Loaded, images: Images, masks: Masks, explanation: Explanation, *, top: int, names: Sequence[str]
+) -> list[Panels]:
+    """Play masks in [0, 1] and return what each picture shows; the explanation says the classes explained.
+
+    images: (B, C, size, size). masks: (B, 1, size, size). top: how many classes are listed, at least one.
+    """
+    classifier = loaded.classifier
+    infill, masks = MeanColour.of(classifier), masks.float()
+    outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
+    sides = {"whole": explanation.logits, **outcome.answers}
+    shares = {side: classifier.probabilities(logits) for side, logits in sides.items()}
+    pictures = (images, keep(images, masks, infill), remove(images, masks, infill))
+    whole, kept, removed = (in_colour(one, loaded.view.colours).cpu() for one in pictures)
+    shown = []
+    for i, target in enumerate(explanation.targets.tolist()):
+        best = shares["whole"][i].topk(min(top, len(names))).indices.tolist()
+        best += [] if target in best else [target]
+        listed = {side: [(names[k], float(share[i, k])) for k in best] for side, share in shares.items()}
+        shown.append(Panels(whole[i], masks[i].cpu(), kept[i], removed[i], listed))
+    return shown
+
+
+def strip_parts(image: Images, mask: Masks, infill: Infill, classifier: Classifier) -> StripParts:
+    """Return one image, its mask, its kept and its removed picture in colour; several inputs lie side by side."""
+    inputs, spread = classifier.inputs, classifier.spread(mask)
+    pictures = image, keep(image, spread, infill), remove(image, spread, infill)
+    if inputs is None:
+        whole, kept, removed = (in_colour(one) for one in pictures)
+        return whole[0], mask[0], kept[0], removed[0]
+    whole, kept, removed = (inputs.beside(one) for one in pictures)
+    return whole[0], torch.cat(list(mask.expand(-1, len(inputs), -1, -1).unbind(1)), 2), kept[0], removed[0]

@@ -1,0 +1,1 @@
+"""Per-image explainers that optimise a mask."""

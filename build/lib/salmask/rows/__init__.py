@@ -1,0 +1,1 @@
+"""Rows of scores: reading, writing, statistics."""

@@ -1,0 +1,109 @@
+"""Several processes at one work: which part is this one's, what all add up, and what happens where one is lost.
+
+Lightning Fabric starts the processes and moves numbers between them, through gloo on CPUs and NCCL on GPUs; torchrun
+and Slurm may start them as well. With one process every function here gives back what it was given.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from salmask.classifier import Classifier
+from salmask.data.streams import Share
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from salmask.explain.base import Explainer
+    from salmask.training.run import Loaded
+
+__all__ = ["Strategy", "average", "check_alike", "launched", "move_to", "share_of", "within"]
+
+Strategy: TypeAlias = Literal["auto", "ddp"]
+_LOST = ("connection", "socket", "gloo", "nccl", "process group", "timed out")
+
+
+def launched(devices: int = 1, nodes: int = 1, strategy: Strategy = "auto", *, precision: str = "32-true") -> "Fabric":
+    """Return a Fabric whose processes run: `devices` on each of `nodes` machines.
+
+    Of one machine, the process that calls it starts the others, which run the same command from its beginning; of
+    several, or under torchrun, they run already. Errors: ValueError for fewer devices than were asked for, and for
+    another number of processes than runs.
+    """
+    if devices < 1 or nodes < 1:
+        raise ValueError(f"expected at least one device and one node, got {devices} and {nodes}")
+    from lightning.fabric import Fabric  # slow to import
+
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):  # what they say of themselves
+        logging.getLogger(name).setLevel(logging.WARNING)
+    chosen = "ddp" if devices * nodes > 1 else strategy
+    there = torch.cuda.device_count()
+    if there and devices > there:
+        raise ValueError(f"{devices} devices were asked for (--devices), this machine has {there}")
+    try:
+        fabric = Fabric(devices=devices, num_nodes=nodes, strategy=chosen, precision=precision)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{devices} devices on {nodes} nodes cannot be used: {error}") from error
+    with within(fabric):
+        fabric.launch()
+    return fabric
+
+
+def move_to(fabric: "Fabric", explainers: "Iterable[tuple[Explainer, Loaded]]", *others: "Loaded | None") -> None:
+    """Bring explainers, and the classifiers that they explain, to this process's device. Errors: as `check_alike`."""
+    pairs = list(explainers)
+    loaded = {id(one.classifier): one.classifier for one in [*(own for _, own in pairs), *others] if one is not None}
+    for classifier in loaded.values():
+        check_alike(fabric, classifier.to(fabric.device))
+    for explainer, _ in pairs:
+        if explainer.masker is not None:
+            explainer.masker.to(fabric.device)
+
+
+def share_of(fabric: "Fabric") -> Share:
+    """Return which part of the work is this process's."""
+    return Share(fabric.global_rank, fabric.world_size)
+
+
+def average(fabric: "Fabric", tensors: Sequence[Tensor]) -> None:
+    """Replace tensors, in place, by their means over all processes; one message for all of a kind."""
+    if fabric.world_size == 1:
+        return
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == kind]
+        flat = fabric.all_reduce(torch.cat([tensor.flatten() for tensor in alike]), reduce_op="mean")
+        assert isinstance(flat, Tensor)
+        for tensor, mean in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def check_alike(fabric: "Fabric", classifier: Classifier) -> None:
+    """Raise ValueError, in all processes, where they have not built the same network."""
+    if fabric.world_size == 1:
+        return
+    marks: list[str] = [""] * fabric.world_size
+    torch.distributed.all_gather_object(marks, classifier.fingerprint())
+    if len(set(marks)) > 1:
+        raise ValueError(
+            "the processes have built networks of different weights: load weights from a file, or seed the function "
+            "that makes the network"
+        )
+
+
+@contextmanager
+def within(fabric: "Fabric | None") -> Iterator[None]:
+    """Turn the many errors of a lost process into one line. Errors: ValueError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if fabric is None or fabric.world_size == 1 or not any(word in str(error).lower() for word in _LOST):
+            raise
+        raise ValueError(
+            f"process {fabric.global_rank} of {fabric.world_size} has lost another one, which was ended or cannot be "
+            "reached; what was saved is whole: give the same command again, a training with --resume"
+        ) from error
