@@ -1,5 +1,6 @@
 """Explaining files: which pictures, under which names, and maps that lie over the whole file."""
 
+import json
 import os
 import sys
 import unicodedata
@@ -10,12 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+import salmask.specs
 from salmask.classifier import Classifier
 from salmask.cli.explain_files import Shown, explain_files, named_pictures, pictures_in
+from salmask.cli.main import main
+from salmask.data.pictures import read_image
 from salmask.data.sight import Sight
+from salmask.evaluation.panels import seen
 from salmask.explain import EXPLAINERS, Explainer, Explanation, Passes
 from salmask.explain.learned import Learned
 from salmask.masker import Masker
+from salmask.masking import MeanColour, keep, remove
 from salmask.training.run import Loaded
 
 
@@ -32,11 +38,12 @@ class Ramp(Explainer):
         logits = classifier.logits(images).detach()
         line = torch.linspace(0, 1, images.shape[-1])
         masks = line.expand(len(images), 1, images.shape[-2], -1).clone()
-        return Explanation(masks, logits.argmax(1), logits, Passes(1))
+        return Explanation(masks, logits.argmax(1) if targets is None else targets, logits, Passes(1))
 
 
 def explain(paths: list[Path], loaded: Loaded, out: Path, **options: object) -> list[Path]:
-    return explain_files(paths, "ramp", Ramp(), loaded, out=out, **options)  # type: ignore[arg-type]
+    done = explain_files(paths, "ramp", Ramp(), loaded, out=out, **options)  # type: ignore[arg-type]
+    return [one.shown[0] for one in done]
 
 
 def paint(path: Path, size: tuple[int, int] = (32, 32), colour: tuple[int, int, int] = (90, 120, 30)) -> Path:
@@ -153,8 +160,44 @@ def test_a_map_by_name_of_a_grey_classifier_is_shown(tmp_path) -> None:
         pytest.skip(f"classifiers of one channel are not there yet: {error}")
     grey = Loaded(classifier, "own", Sight(32, "squash"))
     paint(tmp_path / "a.png", (40, 40))
-    (written,) = explain_files([tmp_path / "a.png"], "gradcam", EXPLAINERS["gradcam"](), grey, out=tmp_path / "out")
-    assert written.is_file()
+    (done,) = explain_files([tmp_path / "a.png"], "gradcam", EXPLAINERS["gradcam"](), grey, out=tmp_path / "out")
+    assert all(path.is_file() for path in (*done.shown, *done.beside))
+
+
+# What --json holds
+
+
+def test_json_has_class_probabilities_and_paths_of_each_picture(small_net, tmp_path, monkeypatch, capsys) -> None:
+    """Two classes share a name, and the class asked for is not the likeliest: the probability is that of its index."""
+    classifier = Classifier(small_net.eval(), mean=[0.5] * 3, std=[0.25] * 3, layers=["deep"], image_size=32)
+    names = ("crane",) * classifier.num_classes
+    loaded = Loaded(classifier, "own", Sight(32, "squash"), names)
+    monkeypatch.setattr(salmask.specs, "load_explainer", lambda *a, **k: ("ramp", Ramp(), loaded))
+    square, wide = paint(tmp_path / "a.png"), paint(tmp_path / "b.png", (64, 32), (200, 10, 90))
+    out = tmp_path / "out"
+    words = ["explain", str(square), str(wide), "--explainer", "ramp", "--out", str(out)]
+    for target in (0, classifier.num_classes - 1):
+        assert main([*words, "--json", "--target", str(target)]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert [one["file"] for one in result["pictures"]] == [str(square), str(wide)]
+        for one, path in zip(result["pictures"], (square, wide), strict=True):
+            image = seen(loaded, path.name, read_image(path))
+            mask = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+            infill = MeanColour.of(classifier)
+            for side, shown in (
+                ("whole", image),
+                ("kept", keep(image, mask, infill)),
+                ("removed", remove(image, mask, infill)),
+            ):
+                expected = classifier.logits(shown).softmax(1)[0, target].item()
+                assert one["probability"][side] == pytest.approx(expected, abs=1e-5)
+            assert one["class"] == "crane" and one["class_agnostic"] is False
+        for one in result["pictures"]:
+            stem = Path(one["file"]).stem
+            assert {Path(path) for path in one["written"]} == {*out.glob(f"{stem}.*")}
+    assert len(result["pictures"][0]["written"]) == 2 and len(result["pictures"][1]["written"]) == 4
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().out.split() == [str(out / "a.png"), str(out / "b.png")]
 
 
 # What is said above the figure

@@ -15,7 +15,7 @@ import pytest
 
 from salmask.cli import doctor
 from salmask.cli import main as front
-from salmask.cli.console import Command, carry_out, progress_bar, say
+from salmask.cli.console import Command, carry_out, count_bar, progress_bar, say
 from salmask.cli.main import COMMANDS, main
 from salmask.cli.overview import MORE, USUAL
 from salmask.training import precision
@@ -134,6 +134,16 @@ def test_a_terminal_gets_colours_and_a_bar_with_the_rate_and_no_color_takes_the_
     assert "\x1b[1m" in in_terminal(helping) and "\x1b[" not in in_terminal(helping, NO_COLOR="1")
     piped = subprocess.run([sys.executable, "-c", helping], capture_output=True, text=True, check=True)
     assert "\x1b[" not in piped.stdout
+
+
+def test_what_is_counted_by_its_own_clock_has_a_bar_on_a_terminal_and_none_elsewhere(capsys) -> None:
+    bar = "from salmask.cli.console import count_bar, say\n"
+    bar += "with count_bar('few_shot') as move:\n  move(0, 7, None)\n  say('[1/7] done')\n  move(1, 7, 65.0)"
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", in_terminal(bar))
+    assert "few_shot" in text and "1/7" in text and "0:01:05 left" in text and text.count("[1/7] done") == 1
+    with count_bar("few_shot") as move:
+        move(1, 7, 65.0)
+    assert capsys.readouterr() == ("", "")
 
 
 # The overview, completion, doctor

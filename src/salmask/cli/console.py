@@ -27,7 +27,7 @@ import tyro
 
 from salmask.files import Facts
 
-__all__ = ["Command", "carry_out", "print_table", "progress_bar", "say", "typed_command"]
+__all__ = ["Command", "carry_out", "count_bar", "print_table", "progress_bar", "say", "typed_command"]
 
 T = TypeVar("T")
 _EVERY = 30.0  # seconds between lines of progress where there is no terminal
@@ -122,6 +122,31 @@ def _bar(console: object, what: str, items: Iterable[T]) -> Iterator[T]:
             yield item
             speed = bar.tasks[task].speed
             bar.update(task, advance=1, rate=f"{speed:.2f}/s" if speed else "")
+
+
+@contextlib.contextmanager
+def count_bar(what: str) -> Iterator[Callable[[int, int, float | None], None]]:
+    """Yield a function (count, total, seconds left or None) that moves a bar, for what is counted by its own clock.
+
+    Without a terminal, and under --quiet, there is no bar: whoever counts prints lines of his own. What is printed
+    meanwhile stands above the bar, and stays on stdout where that is no terminal.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if _quiet.get() or not console.is_interactive:
+        yield lambda count, total, left: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    clock = TextColumn("{task.fields[left]}")
+    with Progress(*columns, clock, console=console, redirect_stdout=sys.stdout.isatty()) as bar:
+        task = bar.add_task(what, total=None, left="")
+
+        def move(count: int, total: int, left: float | None) -> None:
+            bar.update(task, completed=count, total=total, left="" if left is None else f"{_clock(left)} left")
+
+        yield move
 
 
 def _lines(what: str, items: Iterable[T], every: float) -> Iterator[T]:

@@ -76,12 +76,13 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
         options: JSON = {"out": self.out, "shown": shown, "skip_broken": self.skip_broken, "say": say}
         options["progress"] = progress_bar("explaining")
         if isinstance(own.view, Hearing):
-            written = explain_sounds(self.images, name, method, own, **options)
+            done = explain_sounds(self.images, name, method, own, **options)
         else:
-            written = explain_files(self.images, name, method, own, max_pixels=self.max_pixels, **options)
+            done = explain_files(self.images, name, method, own, max_pixels=self.max_pixels, **options)
+        written = [path for one in done for path in one.shown]
         for path in written:
             say(str(path))
-        return {"explainer": name, "written": written}
+        return {"explainer": name, "written": written, "pictures": [one.facts() for one in done]}
 
     def _explain_data(self, spec: str, explainer: "Explainer", loaded: "Loaded") -> Facts | None:
         from salmask.cli.explain_files import class_index

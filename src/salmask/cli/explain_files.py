@@ -26,15 +26,17 @@ from salmask.data.listed import ReadImage
 from salmask.data.streams import Bar
 from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
 from salmask.explain.base import Explainer, Explanation
-from salmask.files import replace_file, writable_folder
+from salmask.files import Facts, replace_file, writable_folder
 from salmask.report.pictures import overlay, picture
 from salmask.training.run import Loaded
 from salmask.types import in_colour
 
 __all__ = [
+    "ExplainedFile",
     "Shown",
     "class_index",
     "explain_files",
+    "explained_file",
     "figure_of",
     "named_pictures",
     "on_scale",
@@ -62,6 +64,32 @@ class Shown:
             raise ValueError(f"expected at least one class probability to show (top, --top), got {self.top}")
 
 
+@dataclass(frozen=True)
+class ExplainedFile:
+    """What became of one file: the class explained, its probability on each picture, and what was written.
+
+    probability: "whole", "kept", "removed" -> in [0, 1]. class_agnostic: the map is the same whatever class is asked
+    for. shown: what was written to look at and listen to, the figure first. beside: the other files written.
+    """
+
+    file: Path
+    explained: str
+    class_agnostic: bool
+    probability: Mapping[str, float]
+    shown: tuple[Path, ...]
+    beside: tuple[Path, ...]
+
+    def facts(self) -> Facts:
+        """Return it as JSON has it. All are texts, so that --quiet does not take the file for one that was written."""
+        return {
+            "file": str(self.file),
+            "class": self.explained,
+            "class_agnostic": self.class_agnostic,
+            "probability": dict(self.probability),
+            "written": [str(path) for path in (*self.shown, *self.beside)],
+        }
+
+
 def explain_files(
     paths: Sequence[Path],
     name: str,
@@ -74,8 +102,8 @@ def explain_files(
     max_pixels: int | None = None,
     progress: Bar = iter,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Path]:
-    """Explain picture files, or all in a folder, one by one; return the PNGs written, one a picture.
+) -> list[ExplainedFile]:
+    """Explain picture files, or all in a folder, one by one; return what became of each.
 
     All files are read before the first is explained, so that a broken one loses no work; skip_broken leaves those
     that cannot be read out, with a warning that names them. No file that something else has written is
@@ -93,7 +121,7 @@ def explain_files(
     cut = {path: loaded.sight.cut(*size) for path, size in sizes.items()}
     if any(height != width for height, width in sizes.values()):
         say(_fit_note(cut, loaded.sight.fit))
-    written, agnostic = [], False
+    done: list[ExplainedFile] = []
     for stem, path in progress(list(files.items())):
         image = read(path)
         images = seen(loaded, path.name, image)
@@ -102,13 +130,20 @@ def explain_files(
         (panels,) = played_panels(loaded, images, scaled.masks, explanation, top=shown.top, names=names)
         lost = f", {cut[path]:.0%} of the file cut off" if _worth_saying(cut[path]) else ""
         write_png(out, stem, figure_of(panels, title_of(path.name, name, explanation, names, lost=lost)))
-        _write_whole(out, stem, image, explanation, scaled, loaded)
+        whole = _write_whole(out, stem, image, explanation, scaled, loaded)
         replace_file(out / f"{stem}.npy", partial(save_array, explanation.masks[0, 0]))
-        written.append(out / f"{stem}.png")
-        agnostic = agnostic or explanation.class_agnostic
-    if agnostic and shown.target is not None:
+        done.append(explained_file(path, panels, explanation, (out / f"{stem}.png",), (out / f"{stem}.npy", *whole)))
+    if shown.target is not None and any(one.class_agnostic for one in done):
         warnings.warn(f"{name} is class-agnostic: its maps are the same whatever class is asked for", stacklevel=2)
-    return written
+    return done
+
+
+def explained_file(
+    path: Path, panels: Panels, explanation: Explanation, shown: tuple[Path, ...], beside: tuple[Path, ...]
+) -> ExplainedFile:
+    """Return what became of one file; shown, beside: the files written."""
+    probability = panels.explained_probability
+    return ExplainedFile(path, panels.explained, explanation.class_agnostic, probability, shown, beside)
 
 
 def pictures_in(paths: Iterable[Path]) -> list[Path]:
@@ -229,13 +264,13 @@ def write_png(out: Path, stem: str, image: Image.Image) -> None:
 
 def _write_whole(
     out: Path, stem: str, image: Tensor, explanation: Explanation, shown: Explanation, loaded: Loaded
-) -> None:
-    """Write map and overlay at the size of the file, where that is another than the map's."""
+) -> tuple[Path, ...]:
+    """Write map and overlay at the size of the file, where that is another than the map's; return the files."""
     height, width = image.shape[-2:]
     if explanation.masks.shape[-2:] == (height, width):
         for ending in _ENDINGS[2:4]:  # of an earlier look at the file, fitted in another way
             (out / f"{stem}{ending}").unlink(missing_ok=True)
-        return
+        return ()
     whole = loaded.sight.to_file(explanation.masks.detach().cpu(), height, width)[0, 0]
     replace_file(out / f"{stem}.whole.npy", partial(save_array, whole))
     values = loaded.sight.to_file(shown.masks.detach().cpu(), height, width)[0, 0]
@@ -245,6 +280,7 @@ def _write_whole(
     outside = (colours.permute(1, 2, 0) * 255).round().to(torch.uint8)
     drawn[unseen] = outside[unseen]
     write_png(out, f"{stem}.whole", Image.fromarray(drawn.numpy()))
+    return out / f"{stem}.whole.png", out / f"{stem}.whole.npy"
 
 
 def class_index(target: str, names: Sequence[str]) -> int:

@@ -16,8 +16,10 @@ import torch
 from salmask.audio.hearing import Hearing
 from salmask.audio.sounds import Recording, read_sound, sounds_in, write_sound
 from salmask.cli.explain_files import (
+    ExplainedFile,
     Shown,
     class_index,
+    explained_file,
     figure_of,
     named_pictures,
     on_scale,
@@ -46,8 +48,8 @@ def explain_sounds(
     skip_broken: bool = False,
     progress: Bar = iter,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Path]:
-    """Explain sound files, or all in a folder, one by one; return the PNGs and WAVs written, in the order of the files.
+) -> list[ExplainedFile]:
+    """Explain sound files, or all in a folder, one by one; return what became of each.
 
     All files are read before the first is explained; skip_broken leaves out those that cannot be, with a warning. say:
     prints one line where the classifier hears less than the file. Warns of files that are silent or clipped.
@@ -61,7 +63,7 @@ def explain_sounds(
     recordings = _readable(sounds_in(paths), hearing, skip_broken=skip_broken)
     if note := _length_note(recordings, hearing.seconds):
         say(note)
-    written: list[Path] = []
+    done: list[ExplainedFile] = []
     for stem, path in progress(list(named_pictures(list(recordings), writable_folder(out)).items())):
         heard = hearing.hear(recordings[path].wave)
         images = heard.picture[None].to(loaded.classifier.device)
@@ -74,8 +76,9 @@ def explain_sounds(
         for side, play in (("kept", keep), ("removed", remove)):
             sound = hearing.sound(play(images, masks, infill)[0], heard)
             write_sound(out / f"{stem}.{side}.wav", sound, hearing.sample_rate)
-        written += [out / f"{stem}{ending}" for ending in (".png", ".kept.wav", ".removed.wav")]
-    return written
+        written = tuple(out / f"{stem}{ending}" for ending in (".png", ".kept.wav", ".removed.wav"))
+        done.append(explained_file(path, panels, explanation, written, (out / f"{stem}.npy",)))
+    return done
 
 
 def _readable(files: Sequence[Path], hearing: Hearing, *, skip_broken: bool) -> dict[Path, Recording]:

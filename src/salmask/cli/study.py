@@ -9,7 +9,7 @@ import tyro
 
 from salmask import __version__
 from salmask.cli.connectivity import CONNECTIVITY, ConnectivityOptions, connect_checkpoints
-from salmask.cli.console import Command, progress_bar, say, typed_command
+from salmask.cli.console import Command, count_bar, progress_bar, say, typed_command
 from salmask.cli.options import SightOptions
 from salmask.files import JSON, Facts
 from salmask.training.settings import Precision
@@ -87,21 +87,23 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
         reports: dict[str, Path] = {}
         for name, study in studies.items():
             out = self.out / name if len(studies) > 1 else self.out
-            result = run_study(
-                study(scale),
-                source,
-                scale,
-                out=out,
-                jobs=self.jobs,
-                engine=self._engine(),
-                say=say,
-                about={
-                    "data": "built-in pictures" if self.data is None else Path(self.data).name,
-                    "classifier": ", ".join(self.classifier) or "trained on built-in pictures",
-                    "command": typed_command(),
-                    "version": __version__,
-                },
-            )
+            with count_bar(name) as meter:
+                result = run_study(
+                    study(scale),
+                    source,
+                    scale,
+                    out=out,
+                    jobs=self.jobs,
+                    engine=self._engine(),
+                    say=say,
+                    meter=meter,
+                    about={
+                        "data": "built-in pictures" if self.data is None else Path(self.data).name,
+                        "classifier": ", ".join(self.classifier) or "trained on built-in pictures",
+                        "command": typed_command(),
+                        "version": __version__,
+                    },
+                )
             failed |= result.failed
             reports[name] = out / "index.html"
             say(f"report: {out / 'index.html'}; table: {out / 'study.md'}")

@@ -33,7 +33,8 @@ class Panels:
     """Pictures (3, H, W) in [0, 1] and a mask (1, H, W), on the CPU, with class probabilities of each picture.
 
     probabilities: "whole", "kept", "removed" -> [(class, probability), ...]: the classes that are likeliest on the
-    whole picture, and the class explained if it is not one of them.
+    whole picture, and the class explained if it is not one of them. explained: the name of the class explained;
+    explained_probability: "whole", "kept", "removed" -> its probability, by its index, as two classes may share a name.
     """
 
     whole: Tensor
@@ -41,6 +42,8 @@ class Panels:
     kept: Tensor
     removed: Tensor
     probabilities: Mapping[str, list[tuple[str, float]]]
+    explained: str
+    explained_probability: Mapping[str, float]
 
 
 def class_names_of(loaded: Loaded) -> tuple[str, ...]:
@@ -73,7 +76,8 @@ def played_panels(
         best = shares["whole"][i].topk(min(top, len(names))).indices.tolist()
         best += [] if target in best else [target]
         listed = {side: [(names[k], float(share[i, k])) for k in best] for side, share in shares.items()}
-        shown.append(Panels(whole[i], masks[i].cpu(), kept[i], removed[i], listed))
+        own = {side: float(share[i, target]) for side, share in shares.items()}
+        shown.append(Panels(whole[i], masks[i].cpu(), kept[i], removed[i], listed, names[target], own))
     return shown
 
 

@@ -4,16 +4,18 @@ A job is a folder and a phase; it runs in a process of its own (`python -m salma
 one that fails, or is killed for its memory, takes no other with it.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event, Lock
 
 from salmask.files import JSON
 from salmask.training.settings import ReadAs
@@ -21,6 +23,7 @@ from salmask.training.settings import ReadAs
 __all__ = ["Local", "Slurm", "Task"]
 
 Done = Callable[["Task", float, str | None], None]
+_GRACE = 5.0  # seconds in which a training that Ctrl-C has reached ends its step and keeps it
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ class Local:
     def run(self, tasks: Sequence[Task], done: Done) -> None:
         """Carry out all tasks; done(task, seconds, error or None) is called as they end.
 
-        Where this is interrupted (Ctrl-C), what runs is stopped and what waits is not begun.
+        Where this is interrupted (Ctrl-C), what runs is stopped, after a few seconds in which it may keep its last
+        step, and what waits is not begun.
         """
         free: SimpleQueue[str] = SimpleQueue()
         processes: set[subprocess.Popen[bytes]] = set()
+        stopped, starting = Event(), Lock()
         for worker in range(self.workers):
             free.put(self.devices[worker % len(self.devices)] if self.devices else "")
         threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
@@ -77,8 +82,11 @@ class Local:
                 with (task.folder / "log.txt").open("ab") as log:
                     options = json.dumps(task.options())
                     call = [sys.executable, "-m", "salmask.study.work", str(task.folder), task.on, options]
-                    process = subprocess.Popen(call, stdout=log, stderr=log, env=environment)
-                    processes.add(process)
+                    with starting:
+                        if stopped.is_set():
+                            return 0.0, "interrupted"
+                        process = subprocess.Popen(call, stdout=log, stderr=log, env=environment)
+                        processes.add(process)
                     code = process.wait()
             finally:
                 free.put(device)
@@ -91,9 +99,22 @@ class Local:
                     done(running[future], *future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in [*processes]:
-                    process.terminate()
+                with starting:
+                    stopped.set()
+                _stop(processes)
                 raise
+
+
+def _stop(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
+    """Wait a little for processes that a terminal's Ctrl-C has reached, too; stop those that go on."""
+    end = time.monotonic() + _GRACE
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+    finally:  # Ctrl-C again: at once
+        for process in processes:
+            process.terminate()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from salmask.training.variant import Variant
 __all__ = ["Engine", "StudyResult", "run_study"]
 
 Say = Callable[[str], None]
+Meter = Callable[[int, int, float | None], None]
 _READ = 0.1  # cost of reading a masker that is trained, beside that of training one
 
 
@@ -53,17 +54,19 @@ def run_study(
     jobs: Path,
     engine: Engine,
     say: Say,
+    meter: Meter = lambda count, total, left: None,
     about: Facts | None = None,
 ) -> StudyResult:
     """Do what is missing of a study and write its folder; call it again to retry what failed.
 
     jobs: folder of all jobs; studies that share it share their maskers. out: folder of this study's rows and report.
+    meter: is called with jobs done, all jobs, seconds left (None before the first is done).
     Rows whose jobs failed are left out of the tables and named. Errors: ValueError where nothing could be measured.
     """
     writable_folder(out)
     writable_folder(jobs)
     fingerprint = source.fingerprint()
-    desk = _Desk(source, scale, jobs, fingerprint, engine, say)
+    desk = _Desk(source, scale, jobs, fingerprint, engine, say, meter)
     chosen, tuning, failed = desk.tune(study)
     members = {row.name: desk.members(row, chosen) for row in study.rows if not row.candidates or row.name in chosen}
     failed |= desk.do(_flat(members), later=_checks(study, members))
@@ -95,6 +98,7 @@ class _Desk:
     fingerprint: JSON
     engine: Engine
     say: Say
+    meter: Meter
     job_of: dict[Path, StudyJob] = field(default_factory=dict)
     count: int = 0
     spent: float = 0.0
@@ -165,6 +169,8 @@ class _Desk:
         costs = self._costs(missing | self._missing(later))
         total, whole = self.spent + sum(costs.values()), self.count + len(costs)
         failed: dict[str, str] = {}
+        if costs:
+            self.meter(self.count, whole, None)
 
         def done(task: Task, seconds: float, error: str | None) -> None:
             self.spent, self.count = self.spent + costs[_results(task, self.scale)], self.count + 1
@@ -172,6 +178,7 @@ class _Desk:
             end = f"failed: {error}" if error else f"{seconds:.0f} s"
             name = task.name if task.on in ("tuning", "val") else f"{task.name}, {task.on}"
             self.say(f"[{self.count}/{whole}, {left / 60:.0f} min left] {name} ({task.folder.name}): {end}")
+            self.meter(self.count, whole, left)
             if error:
                 failed[name] = error
 

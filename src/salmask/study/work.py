@@ -171,6 +171,8 @@ def work(
         with FileLock(folder / ".job.lock"):
             try:
                 _work(folder, on, ReadAs(top=top, area=area, reads=reads), pictures)
+            except KeyboardInterrupt:  # the study was interrupted; the job has not failed
+                raise
             except BaseException:
                 (folder / "failed.txt").write_text(traceback.format_exc())
                 raise
@@ -302,4 +304,7 @@ def _split(source: Source, held_out: int) -> tuple[Labelled, Labelled]:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}"))
+    try:
+        work(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}"))
+    except KeyboardInterrupt:
+        sys.exit(130)
