@@ -130,6 +130,9 @@ def _exported() -> Names:
 
 def _check_exported(names: Names, printed: str) -> None:
     assert names["logits"].shape == (1, 10) and names["masks"].shape == (1, 1, 32, 32)
+
+
+def _check_shared(names: Names, printed: str) -> None:
     assert names["again"].fingerprint() == names["masker"].fingerprint()
 
 
@@ -145,6 +148,7 @@ PAGES = {
     ),
     "docs/pooling.md": Page(check=_check_pooling),
     "docs/export.md": Page(_exported, {"(224, 224)": "(32, 32)"}, _check_exported),
+    "docs/sharing.md": Page(_classified, check=_check_shared),
 }
 
 

@@ -19,6 +19,7 @@ from salmask.cli.main import main
 from salmask.data import Sight
 from salmask.data.synthetic import Synthetic
 from salmask.masker import Masker
+from salmask.report.card import card_text
 from salmask.specs import load_explainer, parse
 from salmask.training.provenance import hub_folder
 from salmask.training.run import Loaded, load_classifier, load_run, save_run
@@ -479,3 +480,24 @@ def test_the_card_shows_what_was_measured_of_this_masker_and_of_no_other(run, tm
     (scores / "meta.json").write_text(json.dumps({"explainers": explainers}))
     assert main([*words, "--out", str(tmp_path / "none")]) == 1
     assert "none of which is this masker" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_the_card_of_the_package_s_masker_says_what_its_readme_says(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("salmask.training.run.load_shipped", lambda: load_run(run))
+    assert main(["share", "imagenet", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out/README.md").read_text()
+    card = huggingface_hub.ModelCard(text)
+    assert card.data.license == "other" and "non-commercial-research" in card.data.license_name
+    assert "| how it was trained | recipe `reader`" in text and "| data | 55,000 crops" in text
+    assert "LE .248 [.222, .277]" in text and "unspecified" not in text and "Nobody has measured" not in text
+    assert main(["share", "imagenet", "--out", str(tmp_path / "own"), "--data-name", "crops", "--licence", "mit"]) == 0
+    own = (tmp_path / "own/README.md").read_text()
+    assert "| data | crops |" in own and "| licence | mit |" in own and "| licence of the data | ImageNet" in own
+
+
+def test_costs_are_no_metrics_of_a_card(run) -> None:
+    measured = {"mean": 0.25, "low": 0.125, "high": 0.5, "n": 7}
+    columns = ("le", "acc_kept", "seconds", "passes", "passes_forward", "passes_backward", "degenerate")
+    scores = {"mine": dict.fromkeys(columns, measured)}
+    text = card_text(json.loads((run / "run.json").read_text()), place="me/mine", scores=scores, own=["mine"])
+    assert huggingface_hub.ModelCard(text).data.metrics == ["le", "acc_kept"] and "| seconds |" in text

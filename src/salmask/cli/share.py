@@ -10,7 +10,7 @@ from salmask.cli.console import Command, say
 from salmask.files import JSON, Facts, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["ShareCommand"]
 
@@ -19,7 +19,7 @@ _CARD, _PICTURE = "README.md", "pictures.png"
 
 @dataclass(frozen=True, kw_only=True)
 class ShareCommand(Command):
-    """Write a run into one folder for others, with a model card; --push sends it to the hub (docs/export.md)."""
+    """Write a run into one folder for others, with a model card; --push sends it to the hub (docs/sharing.md)."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or `imagenet`, the masker for photographs that comes with the package."""
@@ -42,8 +42,10 @@ class ShareCommand(Command):
 
     def __call__(self) -> Facts:
         """Run the command."""
+        from salmask.report.card import told_rows
         from salmask.specs import SHIPPED
         from salmask.training.provenance import place_on_hub
+        from salmask.training.run import SHIPPED as MASKER
         from salmask.training.run import load_run, load_shipped
         from salmask.training.sharing import push_folder, reference_to, run_facts, share_run
 
@@ -55,9 +57,10 @@ class ShareCommand(Command):
         own = self._own(run.masker.fingerprint())
         reference = None if self.include_classifier else reference_to(run.loaded)
         content = share_run(run, self.out, facts, reference=reference)
-        beside = self._write_card(content, own)
+        told = told_rows(MASKER / _CARD) if shipped else {}
+        beside = self._write_card(content, own, told)
         say(f"run: {self.out} ({', '.join(sorted(path.name for path in self.out.iterdir() if path.is_file()))})")
-        if self.licence == "unspecified":
+        if self.licence == "unspecified" and not shipped:
             say("licence: unspecified, and so says the card; name one with --licence")
         address = None
         if self.push is not None:
@@ -80,7 +83,7 @@ class ShareCommand(Command):
             run_pictures(self.scores, own[0], self.pictures)  # for its clear error, before anything is written
         return own
 
-    def _write_card(self, content: JSON, own: "Sequence[str]") -> "Sequence[str]":
+    def _write_card(self, content: JSON, own: "Sequence[str]", told: "Mapping[str, str]") -> "Sequence[str]":
         """Write README.md and its picture, and return the names of what is written."""
         from salmask.report.card import card_text, run_pictures, scores_of
         from salmask.rows.read import read_meta
@@ -100,6 +103,7 @@ class ShareCommand(Command):
             measured="" if self.scores is None else str(read_meta(self.scores).get("data", "unnamed data")),
             own=own,
             picture=picture,
+            told=told,
         )
         replace_file(self.out / _CARD, lambda at: at.write_text(text, encoding="utf-8"))
         return [_CARD] if picture is None else [_CARD, picture]

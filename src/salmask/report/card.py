@@ -12,7 +12,7 @@ from salmask.report.sheet import MAP_KEPT_REMOVED, picture_sheet
 from salmask.report.tables import number
 from salmask.rows.read import META, read_meta
 
-__all__ = ["UNSPECIFIED", "card_text", "own_rows", "run_pictures", "scores_of"]
+__all__ = ["UNSPECIFIED", "card_text", "own_rows", "run_pictures", "scores_of", "told_rows"]
 
 UNSPECIFIED = "unspecified"
 """The licence of a run whose owner has named none."""
@@ -22,6 +22,8 @@ _LICENCES = (
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail"),
 )
 _SUMMARY = {str: {str: {"mean": NUMBER, "low": NUMBER, "high": NUMBER, "n?": (int, type(None))}}}
+_COSTS = ("seconds", "passes", "passes_forward", "passes_backward", "degenerate")
+"""Columns of an evaluation that say what maps cost or lack; a card's `metrics:` names what was measured of quality."""
 Scores = Mapping[str, Mapping[str, Facts]]
 
 
@@ -32,6 +34,17 @@ def scores_of(folder: Path) -> Scores:
         raise FileNotFoundError(f"no evaluation in {folder}: expected the --out of `salmask evaluate`")
     scores: Scores = read_json(path, _SUMMARY, remedy="make it again with `salmask report`")
     return scores
+
+
+def told_rows(path: Path) -> dict[str, str]:
+    """Return the rows of the first table of a README, name -> text: what the package's own masker says of itself.
+
+    Errors: ValueError for a file without such a table.
+    """
+    rows = re.findall(r"^\| ([^|\n]+) \| ([^|\n]+) \|$", path.read_text(encoding="utf-8"), re.M)
+    if not rows:
+        raise ValueError(f"expected a table of two columns in {path}, got none: install the package anew")
+    return dict(rows)
 
 
 def own_rows(folder: Path, weights: str) -> list[str]:
@@ -68,19 +81,24 @@ def card_text(
     measured: str = "",
     own: Sequence[str] = (),
     picture: str | None = None,
+    told: Mapping[str, str] | None = None,
 ) -> str:
     """Return README.md of a shared run.
 
     facts: of run.json. place: OWNER/NAME on the hub, or what stands for it. data: on which it was trained, as it is to
     be named; that of the run where None. scores: of `scores_of`, measured on `measured`; own: the rows of this masker.
-    picture: file beside the card.
+    picture: file beside the card. told: of `told_rows`, rows that stand where run.json says nothing.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    told = dict(told or {})
+    measured_before = told.pop("scores", None)
+    if licence == UNSPECIFIED and "licence of the data" in told:
+        licence = told["licence of the data"].split(". ")[0]
     data = data or facts.get("data")
     slug = data if data and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data) else None
     known = licence.lower() in _LICENCES
-    metrics = list(dict.fromkeys(metric for name in own for metric in (scores or {})[name]))
+    metrics = list(dict.fromkeys(metric for name in own for metric in (scores or {})[name] if metric not in _COSTS))
     head = ModelCardData(
         library_name="salmask",
         license=licence.lower() if known else "unknown" if licence == UNSPECIFIED else "other",
@@ -94,10 +112,16 @@ def card_text(
     parts = [f"---\n{head.to_yaml()}\n---\n", f"# A masker for {facts['network']}\n", _opening(place)]
     if picture is not None:
         parts.append(f"![Pictures, the mask of each, what it keeps and what is left without it]({picture})\n")
-    parts += [_table(_about(facts, data=data, licence=licence)), "## Scores\n"]
-    parts.append(
-        _scores(scores, own, measured) if scores else "Nobody has measured this masker (`salmask evaluate`).\n"
-    )
+    about = _about(facts, data=data, licence=licence)
+    if "how it was trained" in told:
+        about.pop("recipe")
+    parts += [_table({**about, **told, **({"data": about["data"]} if data else {})}), "## Scores\n"]
+    if measured_before is not None:
+        parts.append(f"As the package measured it: {measured_before}.\n")
+    if scores:
+        parts.append(_scores(scores, own, measured))
+    elif measured_before is None:
+        parts.append("Nobody has measured this masker (`salmask evaluate`).\n")
     text = "\n".join(parts)
     ModelCard(text)  # what the hub could not read is refused here
     return text
