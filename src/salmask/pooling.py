@@ -26,11 +26,13 @@ from salmask.classifier import Classifier
 from salmask.classifier.neck import Neck, Reheaded, find_neck, options_of, rebuilt
 from salmask.classifier.weights import load_module, read_config, save_module, saved_in
 from salmask.files import JSON, Maybe, Several, Within, Word
-from salmask.types import FeatureMap, Images, Logits
+from salmask.types import Images, Logits
 
 __all__ = ["Attended", "Pooled", "QueryStream", "read_stream"]
 
 LEAST_STRIDE = 4  # of the stages that are read unless some are named: the source's first map is that after the stem
+
+StageMap = Float[Tensor, "_ _ _ _"]  # of one picture where only later stages have many
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Attended:
     """What a stream makes of a batch of maps: the last query (B, width), and, of each stage, shallow to deep,
 
     attentions (B, 1, h, w), which sum to 1, and the scores F q / sqrt d (B, 1, h, w) that they are the softmax of.
+    A stage may have one picture where later ones have many: those that differ from there on.
     """
 
     query: Float[Tensor, "batch width"]
@@ -101,11 +104,11 @@ class QueryStream(nn.Module):
             generator=generator,
         )
 
-    def forward(self, maps: Sequence[FeatureMap]) -> Float[Tensor, "batch width"]:
+    def forward(self, maps: Sequence[StageMap]) -> Float[Tensor, "batch width"]:
         """Return the last query, in place of the pooled vector."""
         return self.attend(maps).query
 
-    def attend(self, maps: Sequence[FeatureMap]) -> Attended:
+    def attend(self, maps: Sequence[StageMap]) -> Attended:
         """Return the last query with the attention of every stage; maps (B, d_l, h, w), shallow to deep."""
         given = tuple(one.shape[1] for one in maps)
         if given != self.channels:

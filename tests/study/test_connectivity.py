@@ -396,7 +396,7 @@ def test_clusters_are_those_of_the_gaps_in_the_loss_that_the_file_names(study) -
         gaps = np.zeros((3, 3))
         for path in content["paths"]:
             a, b = path["ends"]
-            gaps[a, b] = gaps[b, a] = convexity_gap(path["values"][f"loss:{name}"])
+            gaps[a, b] = gaps[b, a] = convexity_gap(np.array(path["values"][f"loss:{name}"]))
         assert one["clusters"] == clusters_of(gaps).tolist()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from salmask.classifier.tensors import tensor_of
 from salmask.classifier.wrappers import named_layers, passed_through
 
-__all__ = ["Footprint", "corner_pictures", "footprints", "lies_straight", "lies_turned"]
+__all__ = ["Footprint", "corner_pictures", "footprints", "lies_level", "lies_straight", "lies_turned"]
 
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top left, top right, bottom left, bottom right
 _CLEAR = 0.25
@@ -52,21 +52,33 @@ def corner_pictures(pictures: Tensor) -> Tensor:
 
 
 def footprints(network: nn.Module, ask: Callable[[Tensor], object], pictures: Tensor) -> dict[str, Footprint]:
-    """Return how the corners move every module's (last) output, by name; one pass of five pictures."""
+    """Return how the corners move every module's (last) output, by name; five passes of one picture, that fit where
+    explaining one picture does.
+    """
+    first, *others = [_outputs(network, ask, one) for one in corner_pictures(pictures).split(1)]
     moved: dict[str, Footprint] = {}
-    with _listening(network, moved), torch.no_grad():
-        ask(corner_pictures(pictures))
+    for name, output in first.items():
+        if all(name in other and other[name].shape == output.shape for other in others):
+            differences = torch.cat([(other[name] - output).abs() for other in others])
+            moved[name] = Footprint(differences.sum(-1), differences.sum(1))
     return moved
 
 
+def _outputs(network: nn.Module, ask: Callable[[Tensor], object], picture: Tensor) -> dict[str, Tensor]:
+    """Return every module's (last) output of one picture that may be a map, by name."""
+    outputs: dict[str, Tensor] = {}
+    with _listening(network, outputs), torch.no_grad():
+        ask(picture)
+    return outputs
+
+
 @contextmanager
-def _listening(network: nn.Module, moved: dict[str, Footprint]) -> Iterator[None]:
+def _listening(network: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
     def listen(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             tensor = tensor_of(output)
-            if tensor is not None and tensor.ndim in (3, 4) and len(tensor) == 5:
-                differences = (tensor[1:] - tensor[:1]).detach().float().abs()
-                moved[name] = Footprint(differences.sum(-1), differences.sum(1))
+            if tensor is not None and tensor.ndim in (3, 4) and len(tensor) == 1:
+                outputs[name] = tensor.detach().float().clone()
 
         return hook
 
@@ -80,6 +92,12 @@ def _listening(network: nn.Module, moved: dict[str, Footprint]) -> Iterator[None
     finally:
         for handle in hooks:
             handle.remove()
+
+
+def lies_level(moved: Moved) -> bool:
+    """Return whether corners move a map alike everywhere: one without contrast, which lies as well any way."""
+    low, high = moved.amin((1, 2)), moved.amax((1, 2))
+    return bool((high - low <= 1e-5 * high).all())
 
 
 def lies_straight(moved: Moved) -> bool:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier.corners import Footprint, footprints, lies_straight, lies_turned
+from salmask.classifier.corners import Footprint, footprints, lies_level, lies_straight, lies_turned
 from salmask.classifier.fusion import LateFusion
 from salmask.classifier.grids import Corners, Grid, LaysOut, Rolled, Tokens, ToMap, channels_first, grid_of, grids_of
 from salmask.classifier.tensors import tensor_of, with_tensor
@@ -189,7 +189,7 @@ def _lies(probe: Probe, name: str, shape: tuple[int, ...]) -> tuple[ToMap, Grid]
     fitting = [way for way in ways if lies_straight(moved.first if way is channels_first else moved.last)]
     if len(fitting) == 1:
         return fitting[0], ways[fitting[0]]
-    return square if len(set(shape[1:])) > 1 else None
+    return square if len(set(shape[1:])) > 1 or lies_level(moved.first) else None
 
 
 def check_straight(probe: Probe, name: str, rule: ToMap) -> None:

@@ -25,6 +25,7 @@ MORE: Mapping[str, str] = MappingProxyType(
         "report": "rebuild the page of an evaluation from its rows",
         "layers": "what is read of a network: names, shapes, strides",
         "export": "classifier and masker as one ONNX or torch.export graph",
+        "share": "a run as one folder with a model card, for others or the hub",
         "inpainter": "train a counterfactual infill",
         "pooling": "attention pooling beside a frozen classifier",
         "convert": "a run from a checkpoint of the paper's released code",
