@@ -2,6 +2,10 @@
 
 import sys
 
-from salmask.cli.main import main
+try:
+    from salmask.cli.main import main
+except KeyboardInterrupt:  # Ctrl-C before there is a command
+    sys.exit(130)
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -255,3 +256,17 @@ def test_an_interrupted_command_prints_the_line_that_goes_on(words, line, monkey
     assert main(words) == 130
     shown = capsys.readouterr().err
     assert shown.startswith("salmask: interrupted; ") and shown.endswith(f"{line}\n")
+
+
+def test_an_interruption_while_the_command_is_imported_prints_no_traceback(monkeypatch, capsys) -> None:
+    class Interrupted:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "salmask.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "salmask.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("salmask", run_name="__main__")
+    assert ended.value.code == 130 and capsys.readouterr() == ("", "")
