@@ -153,6 +153,7 @@ def test_the_page_in_the_browser_plays_what_is_shown(digits: Path, run: Path, tm
     *_, session = looks.explained(looks.open_file(path), ["mine", "gradcam"], None)
     text = draw(looks, session, ["mine", "gradcam"], opacity=0.8, threshold=0.0)
     assert text.count("<audio") == 1 + 2 * 2 and "0.20 seconds are heard" in text
+    assert "of the whole sound" in text and "of the spectrogram" in text and "of the picture" not in text
     hearing = chosen.base.view
     assert isinstance(hearing, Hearing)
     wave = read_sound(path, 2000, seconds=0.2).wave

@@ -81,11 +81,12 @@ def _decision(looks: Looks, session: Visit, done: Sequence[Mapped]) -> str:
     if first is not None:
         panels = looks.panels(session, first.title)
         bars = _bars(panels.probabilities["whole"], "whole-side", _explained_name(looks, first))
+    heard = "picture" if look.wave is None else "sound"
     return (
         f'<div class="line"><figure class="whole">'
         f"<figcaption>{escape(look.name)}, {note}</figcaption>"
         f"{_image(picture, 'the whole picture')}{_player(looks.recording(session), 'the recording')}</figure>"
-        f"<figure><figcaption>probabilities of the whole picture</figcaption>{bars}</figure></div>"
+        f"<figure><figcaption>probabilities of the whole {heard}</figcaption>{bars}</figure></div>"
     )
 
 
@@ -116,12 +117,13 @@ def _line(looks: Looks, session: Visit, mapped: Mapped, *, opacity: float, thres
     name = _explained_name(looks, mapped)
     drawn = overlay_of(panels, values, opacity=opacity, threshold=threshold)
     sounds = looks.sounds(session, mapped.title, threshold)
-    kept = f"kept where the map is above {threshold:.2f}" if threshold > 0 else "kept: picture &times; map"
+    shown = "picture" if session.look.wave is None else "spectrogram"
+    kept = f"kept where the map is above {threshold:.2f}" if threshold > 0 else f"kept: {shown} &times; map"
     figures = [
         f"<figure><figcaption>map, mean {values.mean():.2f}{_range_note(mapped)}</figcaption>"
         f'{_image(drawn, f"map of {mapped.title}")}<div class="scale"></div>'
         '<div class="ends"><span>0 hidden</span><span>1 evidence</span></div></figure>',
-        f"<figure><figcaption>{kept}, {panels.mask.mean():.0%} of the picture</figcaption>"
+        f"<figure><figcaption>{kept}, {panels.mask.mean():.0%} of the {shown}</figcaption>"
         f"{_image(to_uint8(panels.kept), f'kept by {mapped.title}')}"
         f"{_player(sounds.get('kept'), f'kept by {mapped.title}')}{_bars(panels.probabilities['kept'], 'kept', name)}"
         "</figure>",
