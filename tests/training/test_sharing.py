@@ -488,7 +488,7 @@ def test_the_card_of_the_package_s_masker_says_what_its_readme_says(run, tmp_pat
     text = (tmp_path / "out/README.md").read_text()
     card = huggingface_hub.ModelCard(text)
     assert card.data.license == "other" and "non-commercial-research" in card.data.license_name
-    assert "| how it was trained | recipe `reader`" in text and "| data | 55,000 crops" in text
+    assert "| how it was trained | recipe `reader`" in text and "| data | 55,320 crops" in text
     assert "LE .248 [.222, .277]" in text and "unspecified" not in text and "Nobody has measured" not in text
     assert main(["share", "imagenet", "--out", str(tmp_path / "own"), "--data-name", "crops", "--licence", "mit"]) == 0
     own = (tmp_path / "own/README.md").read_text()
