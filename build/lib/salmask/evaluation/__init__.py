@@ -1,1 +1,0 @@
-"""Explainers and saved maps, scored: one line per image, explainer and metric."""

@@ -1,1 +1,0 @@
-"""Per-image explainers that optimise a mask."""

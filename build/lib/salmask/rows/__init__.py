@@ -1,1 +1,0 @@
-"""Rows of scores: reading, writing, statistics."""

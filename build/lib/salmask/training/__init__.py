@@ -1,1 +1,0 @@
-"""What is learned: maskers, classifiers, inpainters."""
