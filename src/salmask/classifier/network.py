@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held, without_checkpoints
 from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass
-from salmask.classifier.layers import Layer, Probe, check_straight, described_layers, pick_layers, to_map_of
+from salmask.classifier.layers import Layer, check_straight, described_layers, pick_layers, to_map_of
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
+from salmask.classifier.probe import Probe
 from salmask.classifier.tensors import tensor_of, with_tensor
 from salmask.classifier.weights import fingerprint
 from salmask.classifier.wrappers import Called, Network, as_module, bare, find_layers, passed_through
