@@ -172,7 +172,7 @@ def test_a_shared_run_names_no_folder_of_this_machine_and_no_command(tmp_path) -
         network="/home/me/secret place/net.py:build",
         data="pets:/home/me/patients/xray",
         command="salmask train --data /home/me/patients",
-        variant={"infill": "~/work/inpainter.safetensors", "layers": [3, 4], "note": "1/3 and 2/3"},
+        variant={"infill": "~/models/inpainter.safetensors", "layers": [3, 4], "note": "1/3 and 2/3"},
     )
     network = load_classifier_network()
     share_run(load_run(tmp_path / "run", network=network), tmp_path / "out", run_facts(tmp_path / "run"))
