@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from salmask.classifier import Classifier
+from salmask.classifier import Classifier, reach
 from salmask.classifier.weights import weights_digest
 from salmask.cli.main import main
 from salmask.data import Sight
@@ -93,6 +93,7 @@ def hub(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", place)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", place.fetch)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", place.fetch_all)
+    monkeypatch.setattr(reach, "reachable", lambda address: True)
     return place.folder
 
 
@@ -155,6 +156,20 @@ def test_a_place_that_is_none_is_refused_before_anything_is_asked(place, monkeyp
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(ValueError, match="expected hf-hub:OWNER/NAME"):
         hub_folder(place)
+
+
+def test_a_hub_out_of_reach_is_not_waited_for(monkeypatch, tmp_path) -> None:
+    """The client then looks at what has been downloaded alone, and tries no server again and again."""
+    offline: list[bool] = []
+    monkeypatch.setattr(reach, "reachable", lambda address: False)
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *_, **__: (offline.append(huggingface_hub.constants.HF_HUB_OFFLINE), str(tmp_path))[1],
+    )
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    assert hub_folder("hf-hub:me/run") == tmp_path and offline == [True]
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_a_place_without_a_run_is_one_line(hub, capsys) -> None:

@@ -14,6 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from salmask.classifier.fusion import FUSIONS
+from salmask.classifier.reach import bounded
 from salmask.classifier.weights import CONFIG, WEIGHTS
 from salmask.classifier.wrappers import Network
 
@@ -52,7 +53,8 @@ def hub_folder(run: str) -> Path:
 
     place, revision = place_on_hub(run)
     try:
-        return Path(snapshot_download(place, revision=revision, allow_patterns=list(FILES)))
+        with bounded():
+            return Path(snapshot_download(place, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
