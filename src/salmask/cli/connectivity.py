@@ -37,6 +37,8 @@ class ConnectivityOptions:
     """connectivity: of built-in pictures, the cue beside the outline: mark or texture."""
     networks: int = 3
     """connectivity: on built-in pictures, trainings of each of three ways."""
+    seed: int = 0
+    """connectivity: of the maskers, of the pictures, and of networks that are trained."""
 
 
 def connect_checkpoints(
@@ -54,6 +56,7 @@ def connect_checkpoints(
         fresh_statistics=options.fresh_statistics,
         clusters=options.clusters,
         explainers=options.explainer or EXPLAINED_BY,
+        seed=options.seed,
         **extent,
     )
     if data is None:

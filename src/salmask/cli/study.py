@@ -1,6 +1,7 @@
 """`salmask study`: which ingredient of masking matters."""
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from salmask.study import Engine, Scale, Source
 
 __all__ = ["StudyCommand"]
+
+_CONNECTIVITY_ALONE = frozenset(one.name for one in fields(ConnectivityOptions))
+_CONNECTIVITY_TOO = frozenset({"name", "out", "data", "classifier", "measured", "batch_size"})  # of other studies, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,7 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
 
         if self.name == CONNECTIVITY:
             return {"report": self._connect()}
+        self._refuse(_CONNECTIVITY_ALONE)
         scale = self._scale()
         # before the source, which trains a classifier where none is given
         studies = chosen_studies(self.name, inpainter=self.inpainter, classes=lambda: self._source().classes())
@@ -113,10 +118,23 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
         return {"reports": reports}
 
     def _connect(self) -> Path:
+        kinds = (Command, ConnectivityOptions, SightOptions) if self.data else (Command, ConnectivityOptions)
+        used = {one.name for kind in kinds for one in fields(kind)} | _CONNECTIVITY_TOO
+        self._refuse({one.name for one in fields(self)} - used, of=None if self.data else "built-in pictures")
+        if self.data:
+            self._refuse({"cue", "networks"}, of="pictures of one's own")
         asked = {"measured": self.measured, "batch_size": self.batch_size}
         extent = {name: value for name, value in asked.items() if value is not None}
         sight = self.pictures()
         return connect_checkpoints(self, self.classifier, data=self.data, out=self.out, sight=sight, extent=extent)
+
+    def _refuse(self, unused: Collection[str], *, of: str | None = None) -> None:
+        """Refuse options that were given and that this study (of these pictures) does not read."""
+        given = [one.name for one in fields(self) if one.name in unused and getattr(self, one.name) != one.default]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            study = f"the study {self.name}{f' of {of}' if of else ''}"
+            raise ValueError(f"{study} has no use for {names}: leave {'them' if given[1:] else 'it'} out")
 
     def _scale(self) -> "Scale":
         from salmask.study.settings import SCALE_SETTINGS, Scale
