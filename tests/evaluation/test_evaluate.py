@@ -332,6 +332,13 @@ def test_metrics_that_the_data_cannot_serve_are_left_out_with_the_reason(tmp_pat
     assert "no boxes" in json.loads((tmp_path / "meta.json").read_text())["left_out"]["boxes"]
 
 
+def test_where_none_of_the_metrics_can_be_measured_nothing_is(tmp_path):
+    data = [one._replace(boxes=[torch.zeros(0, 4)] * len(one.ids)) for one in batches_whole(4)]
+    with pytest.raises(ValueError, match=r"none of the metrics .* \(boxes: the data's first batch has no boxes\)"):
+        run(tmp_path / "out", data=data, metrics={"boxes": METRICS["boxes"]})
+    assert not (tmp_path / "out").exists()
+
+
 def test_each_explainer_may_have_its_own_classifier(tmp_path):
     class Turned(SumsHalves):
         def logits(self, images):

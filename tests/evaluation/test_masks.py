@@ -85,6 +85,47 @@ def test_every_mask_is_that_of_the_explainer_also_after_a_kill(form, learned, cl
     assert run(whole, classifier, pictures, tmp_path, form=form).pictures == 0 and whole.calls == []
 
 
+@pytest.mark.parametrize("form", ["png", "array"])
+def test_a_kill_as_the_index_is_joined_counts_nothing_twice(form, learned, classifier, pictures, tmp_path) -> None:
+    run(learned, classifier, pictures, tmp_path, form=form)
+    text = (tmp_path / INDEX).read_text()
+    (tmp_path / "index-0.jsonl").write_text("".join(text.splitlines(keepends=True)[3:8]))  # joined, not yet deleted
+    assert run(learned, classifier, pictures, tmp_path, form=form).pictures == 0
+    assert (tmp_path / INDEX).read_text() == text
+    assert sorted(path.name for path in tmp_path.glob("index*")) == [INDEX]
+
+
+def test_masks_that_were_lost_are_made_again_or_missed(learned, classifier, pictures, tmp_path) -> None:
+    run(learned, classifier, pictures, tmp_path / "png")
+    text, lost = (tmp_path / "png" / INDEX).read_text(), sorted((tmp_path / "png").rglob("*.png"))[4]
+    content = lost.read_bytes()
+    lost.unlink()
+    assert run(learned, classifier, pictures, tmp_path / "png").pictures == 1
+    assert lost.read_bytes() == content and (tmp_path / "png" / INDEX).read_text() == text
+    run(learned, classifier, pictures, tmp_path / "array", form="array")
+    array = tmp_path / "array" / "masks.npy"
+    whole = array.read_bytes()
+    for broken in (whole[:-5], b"hello"):
+        array.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"masks\.npy: expected the 2816 bytes of masks .* got \d"):
+            run(learned, classifier, pictures, tmp_path / "array", form="array")
+    array.unlink()
+    with pytest.raises(ValueError, match="got no file"):
+        run(learned, classifier, pictures, tmp_path / "array", form="array")
+    (tmp_path / "array" / INDEX).unlink()
+    run(learned, classifier, pictures, tmp_path / "array", form="array")
+    assert array.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ['{"row": 11', '{"row": -1', '{"row": true', '{"row": "1"', '{"place": 1'])
+def test_an_index_of_something_else_is_refused_by_line(line, learned, classifier, pictures, tmp_path) -> None:
+    run(learned, classifier, pictures, tmp_path)
+    with (tmp_path / INDEX).open("a") as file:
+        file.write(line + ', "image": "a", "class": 1, "mean": 0.5}\n')
+    with pytest.raises(ValueError, match=r"index\.jsonl, line 12"):
+        run(learned, classifier, pictures, tmp_path)
+
+
 def test_another_run_is_refused(learned, classifier, pictures, tmp_path) -> None:
     run(learned, classifier, pictures, tmp_path)
     with pytest.raises(ValueError, match="form"):

@@ -4,6 +4,8 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,10 @@ from salmask.cli import train as train_command
 from salmask.cli.main import main
 from salmask.data.synthetic import Synthetic, write_folder
 from salmask.pooling import Pooled, QueryStream
+from salmask.training import classifier as module_of_classifiers
 from salmask.training.classifier import FitSettings, fit_classifier
 from salmask.training.pooling import CroppedPictures, Maps, PoolingSettings, fit_stream
-from salmask.training.unfinished import discard, interruptible
+from salmask.training.unfinished import Unfinished, discard, interruptible
 
 PICTURES = Synthetic(24, seed=0, size=16)
 SETTINGS = FitSettings(epochs=2, batch_size=8, lr=0.05, precision="32-true")
@@ -110,6 +113,37 @@ def test_a_classifier_that_goes_on_is_the_one_of_a_whole_training(tmp_path) -> N
     assert done == [5] and same(weights(again.network), weights(whole.network))
     discard(folder)
     assert not folder.exists()
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+def killing(at: int, seen: list[int]) -> Callable[[Iterable[int]], Iterator[int]]:
+    """Return a bar that kills the training as step `at` begins, and notes the steps."""
+
+    def bar(steps: Iterable[int]) -> Iterator[int]:
+        for step in steps:
+            if step == at:
+                raise Killed
+            seen.append(step)
+            yield step
+
+    return bar
+
+
+@pytest.mark.parametrize("every", [0.0, 300.0])
+def test_a_classifier_that_was_killed_is_the_same_and_loses_what_was_not_kept(every, tmp_path, monkeypatch) -> None:
+    whole = fit_classifier(new_classifier(), PICTURES, settings=SETTINGS)
+    monkeypatch.setattr(module_of_classifiers, "Unfinished", partial(Unfinished, every=every))
+    folder, seen = tmp_path / "kept", list[int]()
+    for at in (2, 5, 6):
+        with pytest.raises(Killed) if at < 6 else nullcontext():
+            again = fit_classifier(
+                new_classifier(), PICTURES, settings=SETTINGS, unfinished=folder, progress=killing(at, seen)
+            )
+    assert seen == ([0, 1, 2, 3, 4, 5] if every == 0 else [0, 1, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5])
+    assert same(weights(again.network), weights(whole.network))
 
 
 def test_a_training_of_other_settings_or_a_file_of_something_else_is_not_taken_up(tmp_path) -> None:

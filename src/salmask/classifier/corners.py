@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from salmask.classifier.tensors import tensor_of
 from salmask.classifier.wrappers import named_layers, passed_through
 
-__all__ = ["Footprint", "corner_pictures", "footprints", "lies_level", "lies_straight", "lies_turned"]
+__all__ = ["Footprint", "corner_pictures", "footprints", "lies_level", "lies_straight", "lies_turned", "module_outputs"]
 
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top left, top right, bottom left, bottom right
 _CLEAR = 0.25
@@ -55,7 +55,7 @@ def footprints(network: nn.Module, ask: Callable[[Tensor], object], pictures: Te
     """Return how the corners move every module's (last) output, by name; five passes of one picture, that fit where
     explaining one picture does.
     """
-    first, *others = [_outputs(network, ask, one) for one in corner_pictures(pictures).split(1)]
+    first, *others = [module_outputs(network, ask, one) for one in corner_pictures(pictures).split(1)]
     moved: dict[str, Footprint] = {}
     for name, output in first.items():
         if all(name in other and other[name].shape == output.shape for other in others):
@@ -64,7 +64,7 @@ def footprints(network: nn.Module, ask: Callable[[Tensor], object], pictures: Te
     return moved
 
 
-def _outputs(network: nn.Module, ask: Callable[[Tensor], object], picture: Tensor) -> dict[str, Tensor]:
+def module_outputs(network: nn.Module, ask: Callable[[Tensor], object], picture: Tensor) -> dict[str, Tensor]:
     """Return every module's (last) output of one picture that may be a map, by name."""
     outputs: dict[str, Tensor] = {}
     with _listening(network, outputs), torch.no_grad():

@@ -16,15 +16,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier.corners import lies_level, lies_straight, lies_turned
+from salmask.classifier.borders import check_borders, check_frame, enlarged
+from salmask.classifier.corners import lies_level, lies_straight, lies_turned, module_outputs
 from salmask.classifier.fusion import LateFusion
 from salmask.classifier.grids import Grid, LaysOut, Rolled, Tokens, ToMap, channels_first, grid_of, grids_of
 from salmask.classifier.probe import Probe, Seen
 from salmask.classifier.wrappers import bare, named_layers, unwrapped
-from salmask.types import Logits
+from salmask.types import FeatureMap, Logits
 
 __all__ = [
     "Layer",
+    "check_field",
     "check_straight",
     "described_layers",
     "pick_layers",
@@ -121,6 +123,38 @@ def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
         )
 
 
+def check_field(probe: Probe, taps: Mapping[str, Tensor], maps: Mapping[str, FeatureMap]) -> None:
+    """Raise ValueError where a map that is read belongs to a part of the picture, or to more than the picture.
+
+    Whether a part of a fixed size is cut out shows at larger pictures, where the network takes them.
+    taps, maps: raw outputs of the layers and what is made of them, for the probe's pictures.
+    """
+    if _vouched(probe.network) or any(isinstance(module, LaysOut) for module in probe.network.modules()):
+        return
+    grids = {name: (one.shape[2], one.shape[3]) for name, one in maps.items()}
+    check_borders(probe, grids)
+    for name, one in maps.items():
+        check_frame(name, one)
+    larger = enlarged(probe)
+    outputs = _outputs_if_taken(larger)
+    check_borders(
+        larger,
+        {name: grids[name] for name in taps if name in outputs and outputs[name].shape[1:] == taps[name].shape[1:]},
+    )
+
+
+def _outputs_if_taken(probe: Probe) -> dict[str, Tensor]:
+    """Return the outputs of modules for the probe's first picture; none where the network does not take its size."""
+    if probe.pictures.is_cuda and any(isinstance(module, nn.Embedding) for module in probe.network.modules()):
+        return {}  # a place beyond the last one would end the whole process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return module_outputs(probe.network, probe.ask, probe.pictures[:1])
+    except Exception:  # whatever a network's code says to a size that it does not take
+        return {}
+
+
 def _vouched(network: nn.Module) -> bool:
     """Return whether a network is timm's or torchvision's own, whose families have been looked at one by one."""
     return type(unwrapped(network)).__module__.partition(".")[0] in ("timm", "torchvision")
@@ -188,10 +222,11 @@ def _of_branches(network: nn.Module, fused: LateFusion) -> list[str] | None:
 def pick_layers(probe: Probe) -> list[str]:
     """Choose at most five layers, shallow to deep.
 
-    Modules that are used several times are passed over, for only their last call could be read; so are pooling to a
-    fixed size, attention (rows that sum to 1), values that the next module puts on another grid (windows), and what
-    the logits do not hang on. A network of one or two resolutions
-    (a plain transformer) gives five of its repeated blocks. Errors: ValueError where there is no spatial output.
+    Of each resolution the last one counts, and what a block works with before it gives another resolution only where
+    there is nothing else. Modules that are used several times are passed over, for only their last call could be read;
+    so are pooling to a fixed size, attention (rows that sum to 1), values that the next module puts on another grid
+    (windows), and what the logits do not hang on. A network of one or two resolutions (a plain transformer) gives five
+    of its repeated blocks. Errors: ValueError where there is no spatial output.
     """
     logits, calls = probe.trace()
     reached = _reached(logits, calls)
@@ -205,11 +240,7 @@ def pick_layers(probe: Probe) -> list[str]:
             spatial[call.name] = grid
             probe.before[call.name] = list(seen)
             seen += [grid] if call.output.ndim == 4 else []
-    last: dict[Grid, str] = {}
-    for name, grid in spatial.items():
-        last.pop(grid, None)
-        last[grid] = name
-    names = list(last.values())
+    names = _last_of_each(spatial, named_layers(probe.network))
     if len(names) < 3:
         names = _repeated(probe.network, spatial) or names
     _tell_of_unread(probe.network, calls, reached, names)
@@ -224,12 +255,41 @@ def pick_layers(probe: Probe) -> list[str]:
             "the network shows its layers other batches than the pictures (crops or patches of them): explain the "
             "network that is called inside, or give layers=[] for explainers that ask for logits alone"
         )
-    if not names:
+    if not names:  # a part of the picture that is not square makes grids that are none, which is then the reason
+        check_borders(
+            probe, {call.name: (call.output.shape[2], call.output.shape[3]) for call in calls if _is_grid(call)}
+        )
         raise ValueError(
             "no layer of the network has a spatial extent: give `layers` by module name, "
             "or layers=[] for explainers that ask for logits alone, such as rise and occlusion"
         )
     return names[-_MOST:]
+
+
+def _is_grid(call: Seen) -> bool:
+    return call.output.ndim == 4 and min(call.output.shape[2:]) > 1
+
+
+def _last_of_each(spatial: Mapping[str, Grid], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the last map of each resolution, one within a block that gives another only where there is no other."""
+    within = {name: spatial.get(_block_around(name, modules), grid) != grid for name, grid in spatial.items()}
+    last: dict[Grid, str] = {}
+    for name, grid in spatial.items():
+        if grid not in last or not within[name] or within[last[grid]]:
+            last.pop(grid, None)
+            last[grid] = name
+    return list(last.values())
+
+
+def _block_around(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """Return the innermost block that a module lies in, or is: an entry of a list of composite modules; "" for none."""
+    while name and not _lists_blocks(modules.get(name.rpartition(".")[0])):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _lists_blocks(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList) and all([*one.children()] for one in module)
 
 
 def _tell_of_unread(network: nn.Module, calls: list[Seen], reached: list[bool], names: list[str]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held, without_checkpoints
 from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass
-from salmask.classifier.layers import Layer, check_straight, described_layers, pick_layers, to_map_of
+from salmask.classifier.layers import Layer, check_field, check_straight, described_layers, pick_layers, to_map_of
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
 from salmask.classifier.probe import Probe
@@ -337,6 +337,7 @@ class Classifier(nn.Module):
             check_straight(probe, name, rule)
             self._to_map.append(rule)
             maps.append(rule(tap, probe.size))
+        check_field(probe, *(dict(zip(self.layers, tensors, strict=True)) for tensors in (taps, maps)))
         self.channels = tuple(m.shape[1] for m in maps)
         self._grids = tuple((m.shape[2], m.shape[3]) for m in maps)
         self.strides = tuple(round(self.image_size / m.shape[2]) for m in maps)

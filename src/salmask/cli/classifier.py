@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from salmask.training.run import Loaded
 
 from salmask.cli.console import Command, progress_bar, say
-from salmask.cli.options import DataOptions
+from salmask.cli.options import DataOptions, refuse_unused
 from salmask.files import JSON, Facts
 from salmask.training.settings import Precision
 
@@ -57,6 +57,8 @@ class ClassifierCommand(Command, DataOptions):
         from salmask.training.run import save_classifier
         from salmask.training.unfinished import discard
 
+        if not self.audio:
+            refuse_unused(self, ("sample_rate", "seconds", "n_fft"), "of sounds, and --audio is not given")
         writable_folder(self.out.parent)
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out names a .safetensors file, got {self.out}")
@@ -108,6 +110,7 @@ class ClassifierCommand(Command, DataOptions):
         torch.manual_seed(self.seed)  # timm draws first weights from torch's global generator
         fused = name.startswith(("early:", "late:"))
         if "@" in name or fused:
+            refuse_unused(self, ("pretrained",), f"for a network that begins anew, and {self.network} does not")
             loaded = load_classifier(self.network, num_classes=len(classes) if fused else None, **self.pictures())
             if loaded.classifier.num_classes != len(classes):
                 raise ValueError(

@@ -60,7 +60,7 @@ class EvaluateCommand(Command, DataOptions, ProcessOptions):
         from salmask.evaluation.evaluate import compare
         from salmask.evaluation.explained import Rules, decided_label
         from salmask.report.training import add_training
-        from salmask.rows.read import ROWS
+        from salmask.rows.read import ROWS, read_meta
         from salmask.training.processes import move_to
 
         chosen, judge = self._chosen()
@@ -94,6 +94,8 @@ class EvaluateCommand(Command, DataOptions, ProcessOptions):
         if not fabric.is_global_zero:
             return None
         say(f"report: {self.out / 'index.html'}")
+        for name, reason in read_meta(self.out)["left_out"].items():
+            say(f"{name} is left out: {reason}")
         print_table(summary, tuple(metrics))
         return {"report": self.out / "index.html", "rows": self.out / ROWS, "summary": summary}
 

@@ -1,13 +1,14 @@
 """`salmask explain`: pictures, or sounds, with their maps."""
 
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from salmask.cli.console import Command, progress_bar, say
-from salmask.cli.options import Normalize, PictureOptions, ProcessOptions
+from salmask.cli.options import Normalize, PictureOptions, ProcessOptions, refuse_unused
 from salmask.cli.quick import import_networks
 from salmask.files import JSON, Facts
 
@@ -64,11 +65,18 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
         if self.list:
             say(list_explainers())
             return {"explainers": [*EXPLAINERS]}
+        self._check_used()
         explainer = self.explainer or (None if self.classifier else SHIPPED)
         if explainer is None:
             raise ValueError("name an explainer with --explainer: a run's folder, or a name that --list shows")
         loaded = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         name, method, own = load_explainer(explainer, loaded=loaded)
+        if loaded is not None and _other_weights(loaded, own):
+            warnings.warn(
+                f"{explainer} explains the classifier that it was trained for, {own.network}, with the weights of its "
+                f"run, and not {self.classifier}",
+                stacklevel=2,
+            )
         own = own.seen(**self.pictures())
         if self.data is not None:
             return self._explain_data(self.data, method, own)
@@ -84,6 +92,14 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
             say(str(path))
         return {"explainer": name, "written": written, "pictures": [one.facts() for one in done]}
 
+    def _check_used(self) -> None:
+        """Raise ValueError for options of a whole data set without one, and those of single files with one."""
+        if self.data is None:
+            of_data = ("split", "form", "batch_size", *(field.name for field in fields(ProcessOptions)))
+            refuse_unused(self, of_data, "of a whole data set, and --data is not given")
+        else:
+            refuse_unused(self, ("top",), "of the figures of single files, and --data is given")
+
     def _explain_data(self, spec: str, explainer: "Explainer", loaded: "Loaded") -> Facts | None:
         from salmask.cli.explain_files import class_index
         from salmask.data import open_data
@@ -98,6 +114,8 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
         options: JSON = {"transform": loaded.view.transform(), "skip_broken": self.skip_broken}
         options["read"] = loaded.reader(max_pixels=self.max_pixels)
         flat = is_flat(Path(spec))
+        if flat:
+            refuse_unused(self, ("split",), f"of data with train and val, and {spec} is one folder of pictures")
         dataset = FlatFolder(spec, **options) if flat else open_data(spec, self.split, **options)
         fabric = self.launch()
         move_to(fabric, [(explainer, loaded)])
@@ -118,3 +136,8 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
             return None
         say(f"{done}: {self.out}")
         return {"explainer": explainer.kind, "index": self.out / INDEX, **asdict(done)}
+
+
+def _other_weights(given: "Loaded", own: "Loaded") -> bool:
+    """Return whether the classifier that is explained is not the one that was given."""
+    return own.classifier is not given.classifier and own.classifier.fingerprint() != given.classifier.fingerprint()

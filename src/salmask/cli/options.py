@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,10 +18,39 @@ if TYPE_CHECKING:
 
 from salmask.files import JSON
 
-__all__ = ["DataOptions", "Normalize", "OutputKind", "PictureOptions", "ProcessOptions", "SightOptions"]
+__all__ = [
+    "DataOptions",
+    "Normalize",
+    "OutputKind",
+    "PictureOptions",
+    "ProcessOptions",
+    "SightOptions",
+    "given_options",
+    "refuse_unused",
+]
 
 Normalize = Literal["none", "minmax", "max", "rank"]
 OutputKind = Literal["auto", "logits", "binary", "multilabel", "probabilities"]
+
+
+def given_options(command: object, names: Iterable[str] | None = None) -> list[str]:
+    """Return which fields of a command, among these names (all of them for None), are not at their default."""
+    wanted = None if names is None else set(names)
+    return [
+        field.name
+        for field in fields(command)  # type: ignore[arg-type]  # commands are dataclasses
+        if (wanted is None or field.name in wanted)
+        and getattr(command, field.name)
+        != (field.default if field.default_factory is MISSING else field.default_factory())
+    ]
+
+
+def refuse_unused(command: object, names: Iterable[str], why: str) -> None:
+    """Raise ValueError where an option is given that what was asked for makes no use of. why: ends "it is ..."."""
+    if given := given_options(command, names):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        are, them = ("is", "it") if len(given) == 1 else ("are", "them")
+        raise ValueError(f"{options} {are} {why}: leave {them} out")
 
 
 @dataclass(frozen=True, kw_only=True)

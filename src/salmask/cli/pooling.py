@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from salmask.cli.console import Command, progress_bar, say, typed_command
-from salmask.cli.options import DataOptions
+from salmask.cli.options import DataOptions, refuse_unused
 from salmask.files import JSON, Facts
 
 __all__ = ["PoolingCommand"]
@@ -56,6 +56,9 @@ class PoolingCommand(Command, DataOptions):
         from salmask.training.run import check_classes, check_labels, load_classifier
         from salmask.training.unfinished import discard
 
+        if self.crops:
+            refuse_unused(self, ("memory",), "for maps that are kept, and --crops keeps none")
+        refuse_unused(self, ("mix",), "for `train`, `evaluate` and `classifier`, and this takes sounds as they are")
         settings = PoolingSettings(
             recipe=self.recipe,
             epochs=self.epochs,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salmask.cli.console import Command, progress_bar, say
-from salmask.cli.options import DataOptions
+from salmask.cli.options import DataOptions, refuse_unused
 from salmask.files import Facts
 
 __all__ = ["SanityCommand"]
@@ -38,6 +38,7 @@ class SanityCommand(Command, DataOptions):
         from salmask.specs import load_explainer
         from salmask.training.run import load_classifier
 
+        refuse_unused(self, ("mix",), "for `train`, `evaluate` and `classifier`, and this takes sounds as they are")
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         _, explainer, loaded = load_explainer(self.explainer, loaded=base, seed=self.seed, bank=self.bank)
         dataset = self.read(self.split, loaded, transform=loaded.view.transform())

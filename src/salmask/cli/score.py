@@ -1,6 +1,6 @@
 """`salmask score`: maps that any other tool has made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +8,7 @@ import tyro
 
 from salmask import __version__
 from salmask.cli.console import Command, print_table, progress_bar, say, typed_command
-from salmask.cli.options import Normalize, SightOptions
+from salmask.cli.options import Normalize, SightOptions, refuse_unused
 from salmask.files import Facts
 
 __all__ = ["ScoreCommand"]
@@ -62,6 +62,11 @@ class ScoreCommand(Command, SightOptions):
             raise ValueError("scores that show pictures to a classifier need both: --classifier and --data")
         if self.classifier is not None and self.labels is None:
             raise ValueError("which class is to be scored? Give --labels, a CSV with image,label")
+        if self.classifier is None:
+            seen = (field.name for field in fields(SightOptions))
+            refuse_unused(self, seen, "for a classifier that scores, and --classifier is not given")
+        if self.labels is None:
+            refuse_unused(self, ("target",), "a column of --labels, which is not given")
         scoring = None
         if self.classifier is not None and self.data is not None:
             loaded = load_classifier(self.classifier, **self.pictures())

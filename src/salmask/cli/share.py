@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from salmask.cli.console import Command, say
+from salmask.cli.options import refuse_unused
 from salmask.files import JSON, Facts, replace_file
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ class ShareCommand(Command):
         from salmask.training.run import load_run, load_shipped
         from salmask.training.sharing import push_folder, reference_to, run_facts, share_run
 
-        if self.push is not None:
+        if self.push is None:
+            refuse_unused(self, ("private",), "of a place on the hub, and --push is not given")
+        else:
             place_on_hub(f"hf-hub:{self.push}")  # for its clear error, before anything is written
         shipped = self.run == SHIPPED and not Path(self.run).is_dir()
         run = load_shipped() if shipped else load_run(self.run)

@@ -11,7 +11,7 @@ import tyro
 from salmask import __version__
 from salmask.cli.connectivity import CONNECTIVITY, ConnectivityOptions, connect_checkpoints
 from salmask.cli.console import Command, count_bar, progress_bar, say, typed_command
-from salmask.cli.options import SightOptions
+from salmask.cli.options import SightOptions, refuse_unused
 from salmask.files import JSON, Facts
 from salmask.training.settings import Precision
 
@@ -81,6 +81,7 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
         """Run the command."""
         from salmask.study import chosen_studies, run_study
 
+        self._check_used()
         if self.name == CONNECTIVITY:
             return {"report": self._connect()}
         self._refuse(_CONNECTIVITY_ALONE)
@@ -116,6 +117,24 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
             name, reason = next(iter(failed.items()))
             raise ValueError(f"{len(failed)} jobs failed, first {name}: {reason}; the same command tries them again")
         return {"reports": reports}
+
+    def _check_used(self) -> None:
+        """Raise ValueError for options that the study that is asked for makes no use of."""
+        own, seen = ({field.name for field in fields(kind)} for kind in (ConnectivityOptions, SightOptions))
+        if self.name == CONNECTIVITY:
+            shared = {*own, *seen, "name", "out", "data", "classifier", "measured", "batch_size", "quiet", "json"}
+            others = {field.name for field in fields(self)} - shared
+            refuse_unused(self, others, f"of no use to the study {CONNECTIVITY}, which trains no table of maskers")
+            if self.data is not None:
+                refuse_unused(self, ("cue", "networks"), "of built-in pictures, and --data is given")
+        else:
+            refuse_unused(self, own, f"of the study {CONNECTIVITY} alone, asked for is {self.name}")
+        if self.data is None:
+            refuse_unused(self, seen, "of pictures of --data; built-in ones are seen as their classifier was trained")
+        if self.name not in ("infilling", "all"):
+            refuse_unused(self, ("inpainter",), f"for the study infilling, asked for is {self.name}")
+        if self.slurm is not None:
+            refuse_unused(self, ("devices", "threads"), "of this machine, and --slurm runs the jobs on a cluster")
 
     def _connect(self) -> Path:
         kinds = (Command, ConnectivityOptions, SightOptions) if self.data else (Command, ConnectivityOptions)

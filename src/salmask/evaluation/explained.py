@@ -154,6 +154,9 @@ class Explained:
         )
         lacking |= {} if all(one.inputs for one in asked) else {"inputs": "second input"}
         served, left_out = usable(metrics, lacking, "the data's first batch has no {}")
+        if metrics and not served:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise ValueError(f"none of the metrics that were asked for can be measured ({reasons}): name others")
         named = {name: explainer_of(one) for name, one in methods.items()}
         classifiers = {name: _classifier_of(classifier, name) for name in named}
         return cls(named, classifiers, served, left_out, again, first, rules, about, progress)

@@ -11,6 +11,7 @@ index at the end.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from salmask.data import Batch, Labelled, Subset
 from salmask.data.streams import Bar, DataStream
 from salmask.evaluation.cases import plain
 from salmask.explain.base import Explainer, Explanation
-from salmask.files import JSON, Facts, replace_file, writable_folder
+from salmask.files import JSON, Facts, Within, check_shape, regular_file, replace_file, writable_folder
 from salmask.rows.read import agree_on_meta, file_name, read_lines
 from salmask.rows.write import cut_partial_line
 from salmask.training.processes import share_of, within
@@ -87,10 +88,10 @@ def explain_data(
     out = writable_folder(out)
     if fabric.is_global_zero:
         agree_on_meta(out, _described(explainer, classifier, dataset, form, about, how))
-        if form == "array" and not (out / ARRAY).exists():
-            replace_file(out / ARRAY, partial(_blank_array, shape=(len(dataset), *dataset[0].image.shape[-2:])))
     target, normalize = how["class"], how["normalize"]
     left = _rows_left(out, len(dataset)) if fabric.is_global_zero else []
+    if fabric.is_global_zero and form == "array":
+        _keep_array(out, (len(dataset), *dataset[0].image.shape[-2:]), empty=len(left) == len(dataset))
     with within(fabric):
         left = fabric.broadcast(left)
     stream = DataStream(Subset(dataset, left), batch_size, workers=workers, share=share_of(fabric))
@@ -203,6 +204,30 @@ def _blank_array(path: Path, *, shape: tuple[int, ...]) -> None:
         file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)))
 
 
+def _keep_array(out: Path, shape: tuple[int, ...], *, empty: bool) -> None:
+    """Make the array where there is none. Errors: ValueError where an index speaks of masks that it does not hold."""
+    path, wanted = out / ARRAY, math.prod(shape)
+    held = _bytes_held(path) if path.exists() else None
+    if held == wanted:
+        return
+    if not empty:
+        raise ValueError(
+            f"{path}: expected the {wanted} bytes of masks that the index beside it speaks of, got "
+            f"{'no file' if held is None else held}: delete the folder, or choose another --out"
+        )
+    replace_file(path, partial(_blank_array, shape=shape))
+
+
+def _bytes_held(path: Path) -> int:
+    """Return the size of an array without its header; 0 for what is no array."""
+    regular_file(path, "an array of masks")
+    with path.open("rb") as file:
+        try:
+            return path.stat().st_size - _header_bytes(file)
+        except ValueError:
+            return 0
+
+
 def _parts(out: Path) -> list[Path]:
     return sorted(out.glob("index*.jsonl"))
 
@@ -211,17 +236,20 @@ def _rows_left(out: Path, count: int) -> list[int]:
     """Return the rows that no index has."""
     done = np.zeros(count, dtype=bool)
     for path in _parts(out):
+        regular_file(path, "an index, a JSON object a line")
         cut_partial_line(path)
-        for _, _, line in read_lines(path):
-            done[line["row"]] = True
+        for number, _, line in read_lines(path):
+            shape = {"row": Within(0, count - 1), "image": str, "class": int, "file?": str, "mean": (int, float)}
+            check_shape(f"{path}, line {number}", line, shape, remedy="delete the line, and its mask is made again")
+            done[line["row"]] = "file" not in line or (out / line["file"]).is_file()
     return np.flatnonzero(~done).tolist()
 
 
 def _join(out: Path) -> None:
-    """Make one index, by row, of the parts."""
+    """Make one index, by row, of the parts, of which a killed run may have left some that are in it already."""
     parts = _parts(out)
-    lines = sorted((line for path in parts for _, _, line in read_lines(path)), key=lambda line: line["row"])
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    lines = {line["row"]: line for path in parts for _, _, line in read_lines(path)}
+    text = "".join(json.dumps(lines[row], ensure_ascii=False) + "\n" for row in sorted(lines))
     replace_file(out / INDEX, lambda path: path.write_text(text, encoding="utf-8"))
     for path in parts:
         if path.name != INDEX:

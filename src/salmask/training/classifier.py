@@ -3,6 +3,7 @@
 SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smoothing, random crops and flips.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from itertools import islice
@@ -124,12 +125,12 @@ def descend(
 ) -> None:
     """Lower a loss by one step a batch. batches: k -> those from number k on.
 
-    With `unfinished`, Ctrl-C waits for the end of a step and is kept there. Errors: ValueError for a loss that is not a
-    number at the end.
+    With `unfinished`, Ctrl-C waits for the end of a step, which is kept, and so is one every few minutes.
+    Errors: ValueError for a loss that is not a number at the end.
     """
     start = 0 if unfinished is None else unfinished.take_up(descent, fabric.device)
     wrapped: Any = fabric.setup_optimizers(descent.optimiser)  # Any: for Fabric, one or several
-    loss = torch.zeros(())
+    loss, kept = torch.zeros(()), time.monotonic()
     with interruptible(alone=unfinished is not None) as stops:
         for step, item in zip(progress(range(start, steps)), islice(batches(start), steps - start), strict=True):
             loss = loss_of(item)
@@ -137,9 +138,12 @@ def descend(
             fabric.backward(loss)
             wrapped.step()
             descent.schedule.step()
-            if stops() and unfinished is not None:
+            stopped = stops()
+            if unfinished is not None and (stopped or time.monotonic() - kept >= unfinished.every):
                 unfinished.save(step + 1, descent)
-                raise KeyboardInterrupt
+                kept = time.monotonic()
+                if stopped:
+                    raise KeyboardInterrupt
     if not bool(loss.isfinite()):
         raise ValueError("the loss is not a number: lower the learning rate (--lr), and look for broken pictures")
 

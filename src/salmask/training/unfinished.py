@@ -1,7 +1,8 @@
 """Trainings that are interrupted: Ctrl-C waits for the end of a step, and the next training goes on from there.
 
-What has no run's folder with checkpoints (a classifier, a stream) is kept in a folder of its own until it is done. On a
-CPU, a training that was interrupted and went on gives the bits of one that was not.
+What has no run's folder with checkpoints (a classifier, a stream) is kept in a folder of its own until it is done, and
+every few minutes, so that one that is killed loses no more than these. On a CPU, a training that was interrupted and
+went on gives the bits of one that was not.
 """
 
 import json
@@ -67,10 +68,14 @@ class Descent:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder of a training that may be interrupted, and the facts that tell it from others."""
+    """The folder of a training that may be interrupted, and the facts that tell it from others.
+
+    every: seconds after which it is kept without being interrupted.
+    """
 
     folder: Path
     facts: Facts
+    every: float = 300.0
 
     def save(self, step: int, descent: Descent) -> None:
         """Write all state after so many steps."""
