@@ -1,13 +1,27 @@
 """Mixtures: the ratio asked for, parts that add up, the same draw for the same key, and decibels known by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from salmask.audio.hearing import Hearing
-from salmask.audio.mixtures import Another, Mixed, Mixing, Other, White, mix, read_mix, si_snr, snr
+from salmask.audio.mixtures import (
+    Another,
+    Excerpt,
+    Mixed,
+    Mixing,
+    OneOf,
+    Other,
+    White,
+    ideal_mask,
+    mix,
+    read_mix,
+    si_snr,
+    snr,
+)
 from salmask.audio.readers import SoundSample
 from salmask.data import Sample, no_boxes
 
@@ -77,6 +91,56 @@ def test_another_sound_is_of_another_class_with_silence_after_it() -> None:
         Another(tones)(10, 0, torch.Generator())
 
 
+def test_ratios_are_drawn_between_two() -> None:
+    tones = Tones()
+    mixed = Mixed(tones, White(), (-6.0, 6.0))
+    ratios = [20 * math.log10(float(one.sound.norm() / one.other.norm())) for one in map(mixed.mixture, range(3))]
+    assert all(-6 <= ratio <= 6 for ratio in ratios) and len({round(ratio, 3) for ratio in ratios}) == 3
+    assert torch.equal(mixed.wave(1), Mixed(tones, White(), (-6.0, 6.0)).wave(1))
+    fixed, drawn = Mixed(tones, White(), 3.0).mixture(0), Mixed(tones, White(), (3.0, 3.0)).mixture(0)
+    assert torch.equal(fixed.wave, drawn.wave)
+
+
+def test_one_of_several_kinds_is_drawn_for_each_sound() -> None:
+    sample = Tones()[0]
+    kinds = OneOf((lambda one: replace(one, id="a"), lambda one: replace(one, id="b")))
+    torch.manual_seed(0)
+    drawn = [kinds(sample).id for _ in range(40)]
+    assert 10 < drawn.count("a") < 30 and drawn.count("a") + drawn.count("b") == 40
+    with pytest.raises(ValueError, match="expected a share in"):
+        Mixing(Tones(), White(), (0.0, 0.0), share=1.5)
+
+
+@pytest.mark.parametrize("domain", ["log", "linear"])
+def test_the_ideal_mask_keeps_the_part_that_it_was_made_of(domain: str) -> None:
+    hearing = Hearing(2000, 0.2, n_fft=64, window=64, hop=32, domain=domain)
+    times = torch.arange(400) / 2000
+    mixture = mix(*(torch.sin(2 * math.pi * hertz * times) for hertz in (200.0, 700.0)), 0.0)
+    heard = hearing.hear(mixture.wave)
+    for own, other in ((mixture.sound, mixture.other), (mixture.other, mixture.sound)):
+        mask = ideal_mask(own, heard, hearing)
+        assert mask.shape == heard.picture.shape and 0 <= float(mask.min()) <= float(mask.max()) <= 1
+        kept = hearing.sound(mask * heard.picture, heard)
+        assert si_snr(kept, own) > 20 and si_snr(kept, other) < -10
+    assert torch.allclose(ideal_mask(mixture.wave, heard, hearing), torch.ones(()), atol=1e-3)
+    assert float((ideal_mask(torch.zeros(400), heard, hearing) * heard.picture).max()) == 0
+    assert bool((ideal_mask(torch.zeros(9), hearing.hear(torch.zeros(9)), hearing) == 1).all())
+
+
+def test_excerpts_begin_anywhere_in_a_file_of_any_rate(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "long.wav", torch.linspace(0, 0.9, 8000).numpy(), 4000)  # 2 seconds that rise
+    source, _ = read_mix(f"{tmp_path}:6", Tones())
+    assert isinstance(source, Excerpt)
+    drawn = [source(200, 0, torch.Generator().manual_seed(seed)).wave for seed in range(20)]
+    middles = [float(wave[100]) for wave in drawn]
+    assert {len(wave) for wave in drawn} == {200} and min(middles) < 0.3 < 0.6 < max(middles)
+    rise = [float(wave[150] - wave[50]) for wave in drawn]
+    assert rise == pytest.approx([0.9 * 0.05 / 2] * 20, abs=2e-3)  # 100 samples at 2000 a second
+    short = source(6000, 0, torch.Generator()).wave  # longer than the file: silence after it
+    assert len(short) == 6000 and not short[4001:].any() and short[3000:3900].any()
+
+
 def test_training_mixes_anew_from_the_global_generator() -> None:
     tones, mixing = Tones(), Mixing(Tones(), White(), (0.0, 10.0), share=0.5)
     torch.manual_seed(0)
@@ -91,10 +155,10 @@ def test_training_mixes_anew_from_the_global_generator() -> None:
 
 def test_what_a_user_types_names_source_and_ratio(tmp_path: Path) -> None:
     tones = Tones()
-    assert read_mix("white:6", tones) == (White(), 6.0)
-    source, ratio = read_mix("other:-3.5", tones)
-    assert ratio == -3.5 and isinstance(source(10, 1, torch.Generator()), Other)
-    for text in ("white", "white:loud", ":6", "white:inf"):
+    assert read_mix("white:6", tones) == (White(), (6.0, 6.0))
+    source, ratios = read_mix("other:-6..3.5", tones)
+    assert ratios == (-6.0, 3.5) and isinstance(source(10, 1, torch.Generator()), Other)
+    for text in ("white", "white:loud", ":6", "white:inf", "white:3..", "white:6..-6", "white:1..2..3"):
         with pytest.raises(ValueError, match="expected white:DB"):
             read_mix(text, tones)
     with pytest.raises(FileNotFoundError, match="no folder"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from salmask.audio.hearing import Hearing
+from salmask.audio.mixtures import mix, si_snr
 from salmask.audio.sounds import read_sound
 from salmask.cli.main import main
+from salmask.explain.learned import Learned
 from salmask.training.run import load_classifier, load_run
 
 soundfile = pytest.importorskip("soundfile")
@@ -107,6 +110,10 @@ def test_explain_says_what_is_cut_off_and_warns_of_silence(
         (["explain", "{broken}", "--explainer", "{run}"], "cannot be decoded"),
         (["evaluate", "--data", "{digits}", "--explainer", "{run}", "--split", "zoe", "--out", "{out}"], "a speaker"),
         (["evaluate", "--data", "{digits}", "--explainer", "{run}", "--mix", "loud", "--out", "{out}"], "white:DB"),
+        (
+            ["evaluate", "--data", "{digits}", "--explainer", "{run}", "--mix", "white:6", "other:0", "--out", "{out}"],
+            "measure once for each kind",
+        ),
         (["explain", "{sound}", "--explainer", "{run}", "--fit", "pad"], "setting of pictures"),
         (["train", "--data", "{digits}", "--classifier", "audio:cnn14", "--out", "{out}"], "audio:NAME@FILE"),
         (["classifier", "--data", "{digits}", "--out", "{out}/a.safetensors"], "for sounds give --audio"),
@@ -124,18 +131,96 @@ def test_bad_input_is_one_line(
     assert len(said) == 1 and words in said[0]
 
 
-def test_the_page_plays_recording_kept_and_removed(digits: Path, run: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def measured(digits: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of four recordings over another one, explained by two explainers."""
+    out = tmp_path_factory.mktemp("measured")
     arguments = ["evaluate", "--data", str(digits), "--explainer", f"L-MAC={run}", "gradcam", "--no-baselines"]
     arguments += ["--metric", "average_drop", "fidelity_in", "sparseness", "--target", "predicted", "--limit", "4"]
-    assert main([*arguments, "--mix", "other:12", "--out", str(tmp_path)]) == 0
-    page = (tmp_path / "index.html").read_text()
+    assert main([*arguments, "--mix", "other:12", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_page_plays_recording_kept_and_removed(digits: Path, measured: Path) -> None:
+    page = (measured / "index.html").read_text()
     addresses = re.findall(r'<audio[^>]* src="([^"]+)"', page)
     assert len(addresses) == 4 * (1 + 2 * 2)
     for address in addresses:
-        recording = read_sound(tmp_path / address)
+        recording = read_sound(measured / address)
         assert recording.sample_rate == 2000 and len(recording.wave) == 400
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (measured / "rows.jsonl").read_text().splitlines()]
     assert {row["image"] for row in rows} <= {path.name for path in digits.iterdir()}
+    assert "other:12" in page
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
+def test_a_browser_loads_every_sound_of_the_page_at_its_length_and_plays_it(measured: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is steered by playwright")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = chromium.new_page()
+        page.goto((measured / "index.html").as_uri())
+        lengths = page.evaluate(
+            """async () => Promise.all([...document.querySelectorAll("audio")].map(async (sound) => {
+              sound.load();
+              await new Promise((done) => { sound.onloadedmetadata = done; sound.onerror = done; });
+              return sound.error ? sound.error.message : sound.duration; }))"""
+        )
+        played = page.evaluate(
+            """async () => { const sound = document.querySelector("audio"); await sound.play();
+              await new Promise((done) => { sound.onended = done; }); return sound.currentTime; }"""
+        )
+        chromium.close()
+    assert lengths == pytest.approx([0.2] * 4 * (1 + 2 * 2), abs=1e-3) and played == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_folder_of_speech_is_mixed_in(digits: Path, run: Path, tmp_path: Path) -> None:
+    speech = tmp_path / "speech"
+    speech.mkdir()
+    soundfile.write(speech / "one.flac", 0.3 * np.sin(np.arange(16000) / 3), 8000)  # longer, of another rate
+    arguments = ["evaluate", "--data", str(digits), "--explainer", f"L-MAC={run}", "--no-baselines", "--limit", "2"]
+    arguments += [
+        "--metric",
+        "mask_mean",
+        "--target",
+        "predicted",
+        "--mix",
+        f"{speech}:6",
+        "--out",
+        str(tmp_path / "e"),
+    ]
+    assert main(arguments) == 0
+    page = (tmp_path / "e" / "index.html").read_text()
+    address = re.findall(r'<audio[^>]* src="([^"]+)"', page)[0]
+    wave = read_sound(tmp_path / "e" / address).wave
+    powers = torch.fft.rfft(wave).abs()
+    hertz = torch.fft.rfftfreq(len(wave), 1 / 2000)
+    loudest = hertz[powers.argmax()]
+    speech_power, whole = powers[(hertz - 8000 / 6 / np.pi).abs() < 20].square().sum(), powers.square().sum()
+    assert min(abs(float(loudest) - 200), abs(float(loudest) - 700)) < 10
+    assert float(speech_power / whole) == pytest.approx(1 / (1 + 10**0.6), abs=0.05)
+
+
+def test_a_masker_that_is_told_the_class_and_trained_on_mixtures_keeps_the_sound_that_is_asked_for(
+    digits: Path, classifier: str, tmp_path: Path
+) -> None:
+    arguments = ["train", "--data", str(digits), "--classifier", classifier, "--out", str(tmp_path), "--epochs", "40"]
+    arguments += ["--batch-size", "8", "--decoder", "transposed", "--width", "8", "--lr", "0.01", "--recipe", "lmac"]
+    arguments += ["--class-condition", "--mix", "white:20..40", "other:-6..6", "--mix-share", "0.9"]
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["target"] == "label"
+    loaded, masker = load_run(tmp_path).loaded, load_run(tmp_path).masker
+    hearing = loaded.view
+    assert isinstance(hearing, Hearing)
+    parts = [read_sound(digits / f"{digit}_cid_0.wav", 2000, seconds=0.2).wave for digit in (0, 1)]
+    mixture = mix(*parts, 0.0)
+    heard = hearing.hear(mixture.wave)
+    for target, (own, other) in enumerate([(mixture.sound, mixture.other), (mixture.other, mixture.sound)]):
+        masks = Learned(masker)(loaded.classifier, heard.picture[None], torch.tensor([target])).masks
+        kept = hearing.sound(masks[0] * heard.picture, heard)
+        near, far = (torch.nn.functional.cosine_similarity(kept, one, dim=0) for one in (own, other))
+        assert near > far + 0.3 and si_snr(kept, own) > si_snr(mixture.wave, own) + 3
 
 
 def test_the_page_in_the_browser_plays_what_is_shown(digits: Path, run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from salmask.masker import Masker
 from salmask.metrics import METRICS
 from salmask.metrics.case import Case
 from salmask.objective import OBJECTIVES
@@ -41,9 +42,12 @@ def test_the_released_code_counts_the_area_once_for_each_of_16_sounds() -> None:
     assert as_released(RECIPES["fix"]).settings()["weights"] == RECIPES["fix"].settings()["weights"]
 
 
-def test_the_class_predicted_is_explained_whatever_the_settings_say() -> None:
-    assert RECIPES["lmac"].settled(Settings(target="label")).target == "predicted"
-    assert RECIPES["fix"].settled(Settings(target="label")).target == "label"
+def test_the_class_predicted_is_explained_whatever_the_settings_say_unless_the_masker_is_told_one() -> None:
+    masker, conditioned = Masker((4,), (4,)), Masker((4,), (4,), classes=3)
+    assert RECIPES["lmac"].settled(Settings(target="label"), masker).target == "predicted"
+    assert RECIPES["fix"].settled(Settings(target="label"), masker).target == "label"
+    for target in ("label", "predicted"):
+        assert RECIPES["lmac"].settled(Settings(target=target), conditioned).target == target  # type: ignore[arg-type]
     assert RECIPES["lmac"].settings()["target"] == "predicted" and "target" not in RECIPES["fix"].settings()
     with pytest.raises(ValueError, match="target is label or predicted"):
         RECIPES["lmac"].__class__(OBJECTIVES["lmac"], target="other")

@@ -7,7 +7,7 @@ kept = hearing.sound(mask * heard.picture, heard)
 
 from salmask.audio.decoder import TransposedMasker
 from salmask.audio.hearing import Heard, Hearing, MelBands
-from salmask.audio.mixtures import Another, Mixed, Mixing, White, mix, si_snr, snr
+from salmask.audio.mixtures import Another, Mixed, Mixing, OneOf, White, ideal_mask, mix, si_snr, snr
 from salmask.audio.network import Cnn14, sound_network
 from salmask.audio.readers import Sounds, SoundSample, open_sounds
 from salmask.audio.sounds import read_sound, write_sound
@@ -20,10 +20,12 @@ __all__ = [
     "MelBands",
     "Mixed",
     "Mixing",
+    "OneOf",
     "SoundSample",
     "Sounds",
     "TransposedMasker",
     "White",
+    "ideal_mask",
     "mix",
     "open_sounds",
     "read_sound",

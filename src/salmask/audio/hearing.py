@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from salmask.audio.sounds import read_sound
@@ -163,7 +163,7 @@ class Hearing:
         if self.peak is None and most > 1:
             raise ValueError(f"expected samples in [-1, 1], got {most:.3g}: give a peak to scale sounds to")
         gain = 1.0 if self.peak is None or most == 0 else self.peak / most
-        spectrum = self._stft(nn.functional.pad(wave * gain, (0, self.samples - length)))
+        spectrum = self.spectrum(wave * gain)
         return Heard(self.pictures(spectrum.abs()[None, None])[0], spectrum.angle(), gain, length)
 
     def sound(self, picture: Float[Tensor, "1 bins frames"], heard: Heard) -> Wave:
@@ -198,9 +198,11 @@ class Hearing:
         heard = torch.where(turned < 0, torch.zeros_like(turned), turned)  # a clamp would stop gradients at silence
         return DOMAINS[self.domain].back(heard, self.loudest)
 
-    def _stft(self, wave: Tensor) -> Tensor:
+    def spectrum(self, wave: Wave) -> Complex[Tensor, "bins frames"]:
+        """Return the complex spectrum of as much of a sound as is heard, as loud as it is, lowest frequency first."""
+        wave = wave[: self.samples]
         return torch.stft(
-            wave,
+            nn.functional.pad(wave, (0, self.samples - len(wave))),
             self.n_fft,
             self.hop,
             self.window,

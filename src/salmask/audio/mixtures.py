@@ -20,15 +20,34 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from salmask.audio.readers import Audible, Sounds, SoundSample
-from salmask.audio.sounds import list_sounds
+from salmask.audio.hearing import Heard, Hearing
+from salmask.audio.readers import Audible, SoundSample
+from salmask.audio.sounds import read_sound, sound_header, sounds_in
 from salmask.data.flat import UNLABELLED
-from salmask.data.sample import Sample, no_boxes
+from salmask.data.sample import Sample, SampleTransform, no_boxes
 from salmask.draws import generator_for
 
-__all__ = ["Another", "Mixed", "Mixing", "Mixture", "Other", "Source", "White", "mix", "read_mix", "si_snr", "snr"]
+__all__ = [
+    "Another",
+    "Excerpt",
+    "Mixed",
+    "Mixing",
+    "Mixture",
+    "OneOf",
+    "Other",
+    "Ratios",
+    "Source",
+    "White",
+    "ideal_mask",
+    "mix",
+    "read_mix",
+    "si_snr",
+    "snr",
+]
 
 Wave = Float[Tensor, " samples"]
+Ratios = tuple[float, float]
+"""Lowest and highest ratio in decibels, between which one is drawn."""
 
 
 class Other(NamedTuple):
@@ -95,14 +114,32 @@ class Another:
         return Other(F.pad(wave, (0, max(0, samples - len(wave)))), self.sounds.targets[place])
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """A part of one of many files of noise or speech, which begins anywhere; with silence after a shorter file."""
+
+    files: tuple[Path, ...]
+    sample_rate: int
+
+    def __call__(self, samples: int, target: int, generator: Generator) -> Other:
+        """Return the part drawn. Errors: as `read_sound`."""
+        path = self.files[int(torch.randint(len(self.files), (), generator=generator))]
+        seconds = samples / self.sample_rate
+        start = float(torch.rand((), generator=generator)) * max(0.0, sound_header(path)[1] - seconds)
+        wave = read_sound(path, self.sample_rate, seconds=seconds, start=start).wave
+        return Other(F.pad(wave, (0, max(0, samples - len(wave)))), UNLABELLED)
+
+
 class Mixed(Dataset[Sample]):
     """A data set of sounds, each with another one mixed in; the same at every reading, keyed by seed and id.
 
-    ratio: decibels by which the sound is above the other. `mixture` gives the parts.
+    ratio: decibels by which the sound is above the other, or between which two this is drawn. `mixture` gives the
+    parts.
     """
 
-    def __init__(self, sounds: Audible, source: Source, ratio: float, *, seed: int = 0) -> None:
-        self.sounds, self.source, self.ratio, self.seed = sounds, source, ratio, seed
+    def __init__(self, sounds: Audible, source: Source, ratio: float | Ratios, *, seed: int = 0) -> None:
+        self.sounds, self.source, self.seed = sounds, source, seed
+        self.ratios = ratio if isinstance(ratio, tuple) else (ratio, ratio)
         self.hearing = sounds.hearing
         self.classes, self.targets, self.ids = sounds.classes, sounds.targets, sounds.ids
 
@@ -123,21 +160,27 @@ class Mixed(Dataset[Sample]):
         generator = generator_for(self.seed, self.ids[index], "mixture")
         wave = self.sounds.wave(index)
         other = self.source(len(wave), self.targets[index], generator)
-        return replace(mix(wave, other.wave, self.ratio), other_target=other.target)
+        return replace(mix(wave, other.wave, _drawn(self.ratios, generator)), other_target=other.target)
 
 
 @dataclass(frozen=True)
 class Mixing:
     """Training: mix another sound in, drawn anew at each reading, at a ratio drawn from `ratios` (lowest, highest).
 
+    The label stays that of the sound, which is the quieter one where the ratio is below 0: with another sound of the
+    same data, either of two labels is so explained as often as the other, while both can be heard.
     Draws from torch's global generator, which `training_batches` sets per sound. share: of the sounds that are mixed.
-    Errors: ValueError for samples that are no sounds.
+    Errors: ValueError for a share that is none, and for samples that are no sounds.
     """
 
     sounds: Audible
     source: Source
-    ratios: tuple[float, float]
+    ratios: Ratios
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"expected a share in [0, 1] of the sounds to mix, got {self.share}")
 
     def __call__(self, sample: Sample) -> Sample:
         """Return the sample with another sound mixed in."""
@@ -145,34 +188,69 @@ class Mixing:
             raise ValueError(f"only sounds can be mixed, got {sample.id}, which is a picture")
         if float(torch.rand(())) >= self.share:
             return sample
-        low, high = self.ratios
-        ratio = low + (high - low) * float(torch.rand(()))
+        ratio = _drawn(self.ratios, None)
         generator = Generator().manual_seed(int(torch.randint(2**62, ())))
         wave = mix(sample.wave, self.source(len(sample.wave), sample.target, generator).wave, ratio).wave
         return replace(sample, image=self.sounds.hearing.hear(wave).picture, wave=wave)
 
 
-def read_mix(text: str, sounds: Audible) -> tuple[Source, float]:
-    """Return source and ratio of `white:DB`, `other:DB` (another class of the same data) or `FOLDER:DB`.
+@dataclass(frozen=True)
+class OneOf:
+    """Training: one of several transforms, drawn anew for each sample from torch's global generator."""
 
-    Errors: ValueError for another form, FileNotFoundError for a folder that is not there.
+    transforms: tuple[SampleTransform, ...]
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the sample as the transform drawn leaves it."""
+        return self.transforms[int(torch.randint(len(self.transforms), ()))](sample)
+
+
+def _drawn(ratios: Ratios, generator: Generator | None) -> float:
+    low, high = ratios
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def read_mix(text: str, sounds: Audible) -> tuple[Source, Ratios]:
+    """Return source and ratios of `white:DB`, `other:DB` (another class of the same data) or `FOLDER:DB`.
+
+    DB is a number of decibels, or two with .. between them, such as -6..6. Errors: ValueError for another form,
+    FileNotFoundError for a folder that is not there.
     """
     name, colon, decibels = text.rpartition(":")
-    try:
-        ratio = float(decibels)
-    except ValueError:
-        ratio = math.nan
-    if not colon or not name or not math.isfinite(ratio):
-        raise ValueError(f"expected white:DB, other:DB or FOLDER:DB with the ratio in decibels, got {text!r}")
+    ratios = _read_ratios(decibels)
+    if not colon or not name or ratios is None:
+        raise ValueError(
+            "expected white:DB, other:DB or FOLDER:DB with the ratio in decibels, or a lower and a higher one as "
+            f"LOW..HIGH, got {text!r}"
+        )
     if name == "white":
-        return White(), ratio
+        return White(), ratios
     if name == "other":
-        return Another(sounds), ratio
+        return Another(sounds), ratios
     if not (folder := Path(name)).is_dir():
         raise FileNotFoundError(f"no folder {folder} of sounds to mix in: expected white, other or a folder")
-    return Another(
-        Sounds(folder, [(one, None) for one in list_sounds(folder)], sounds.hearing), other_class=False
-    ), ratio
+    return Excerpt(tuple(sounds_in([folder])), sounds.hearing.sample_rate), ratios
+
+
+def _read_ratios(text: str) -> Ratios | None:
+    low, dots, high = text.partition("..")
+    try:
+        ratios = float(low), float(high if dots else low)
+    except ValueError:
+        return None
+    return ratios if math.isfinite(ratios[0]) and math.isfinite(ratios[1]) and ratios[0] <= ratios[1] else None
+
+
+def ideal_mask(part: Wave, heard: Heard, hearing: Hearing) -> Float[Tensor, "1 bins frames"]:
+    """Return the mask that keeps a known part of a sound: its share of the sound's picture, at most 1.
+
+        m = min(1, picture(part) / picture(sound)),  1 where both are silent
+
+    What it keeps has the magnitudes of the part wherever the sound is as loud, and the phase of the sound: what a mask
+    can reach at best, the ideal ratio mask of the domain of `hearing`. part: at the loudness at which the sound has it.
+    """
+    own, whole = hearing.pictures(hearing.spectrum(part * heard.gain).abs()[None, None])[0], heard.picture
+    return torch.where(whole > 0, (own / whole.clamp_min(torch.finfo(whole.dtype).tiny)).clamp(max=1), 1.0)
 
 
 def snr(estimate: Wave, reference: Wave) -> float:

@@ -84,8 +84,10 @@ def sounds_in(paths: Sequence[Path]) -> list[Path]:
     return list(files.values())
 
 
-def read_sound(path: Path | Held, sample_rate: int | None = None, *, seconds: float | None = None) -> Recording:
-    """Read a sound: the mean of its channels, resampled, cut after `seconds`.
+def read_sound(
+    path: Path | Held, sample_rate: int | None = None, *, seconds: float | None = None, start: float = 0.0
+) -> Recording:
+    """Read a sound: the mean of its channels, resampled, from `start` (in seconds) on, cut after `seconds`.
 
     sample_rate: what it is brought to; None: as it is stored. Errors: ImportError without the extra `audio`;
     FileNotFoundError; ValueError naming a file that cannot be decoded, is empty, or holds NaN.
@@ -96,6 +98,8 @@ def read_sound(path: Path | Held, sample_rate: int | None = None, *, seconds: fl
     try:
         with path.open("rb") as source, soundfile.SoundFile(source) as file:
             rate, whole = file.samplerate, file.frames
+            if start > 0:
+                file.seek(min(round(start * rate), max(0, whole - 1)))
             count = -1 if seconds is None else math.ceil((seconds + _MARGIN) * rate)
             stored = file.read(count, dtype="float64", always_2d=True)
     except Exception as error:  # decoders raise whatever a broken byte leads them to

@@ -146,5 +146,5 @@ class EvaluateCommand(Command, DataOptions, ProcessOptions):
             "classifier": self.classifier or named(self.explainer[0])[1],
             "command": typed_command(),
             "version": __version__,
-            **({} if heard is None else {"heard": str(heard.sounds.hearing), "mixed with": self.mix}),
+            **({} if heard is None else {"heard": str(heard.sounds.hearing), "mixed with": " ".join(self.mix) or None}),
         }

@@ -137,9 +137,12 @@ class DataOptions(PictureOptions):
     class_names: Path | None = None
     """File that lists the classifier's classes, one a line in the order of its outputs, where it does not name them
     itself: folders go by these names. Else classes.txt beside the folders."""
-    mix: Annotated[str | None, tyro.conf.arg(metavar="white:DB|other:DB|FOLDER:DB")] = None
-    """Of sounds: put each beneath noise, another recording of another class, or one of a folder, which is so many
-    decibels quieter; in training drawn anew at each reading."""
+    mix: Annotated[tuple[str, ...], tyro.conf.arg(metavar="white:DB|other:DB|FOLDER:DB ...")] = ()
+    """Of sounds: put each over noise, another recording of another class, or one of a folder, which is so many decibels
+    quieter, or between two numbers of decibels, such as other:-6..6; in training drawn anew at each reading, and of
+    several kinds one."""
+    mix_share: float = 1.0
+    """Share of the sounds that --mix mixes, in training."""
     download: bool = False
     """Fetch Oxford-IIIT Pet into the DIR of pets:DIR, if it is not there."""
 
@@ -159,7 +162,7 @@ class DataOptions(PictureOptions):
         if loaded is not None and isinstance(loaded.view, Hearing):
             own = classes if self.class_names is None else loaded.named(self.class_names).classes
             return open_sounds(self.data, split, loaded.view, classes=own, skip_broken=self.skip_broken)
-        if self.mix is not None:
+        if self.mix:
             raise ValueError("the classifier sees pictures, and --mix is for sounds: leave it out")
         if loaded is not None and classes == loaded.classes:
             if self.class_names is not None:
@@ -184,24 +187,32 @@ class DataOptions(PictureOptions):
         return data
 
     def mixed(self, dataset: "Labelled") -> "Labelled":
-        """Return a data set of sounds with the others mixed in that --mix names; the data set itself without --mix."""
+        """Return a data set of sounds with the others mixed in that --mix names; the data set itself without --mix.
+
+        Errors: ValueError for several kinds, and for a share: sounds that are measured are all mixed alike.
+        """
         from salmask.audio.mixtures import Mixed, read_mix
         from salmask.audio.readers import Sounds
 
-        if self.mix is None or not isinstance(dataset, Sounds):
+        if not self.mix or not isinstance(dataset, Sounds):
             return dataset
-        return Mixed(dataset, *read_mix(self.mix, dataset))
+        if len(self.mix) > 1 or self.mix_share != 1:
+            raise ValueError(
+                f"sounds that are measured are all mixed in one way, got --mix {' '.join(self.mix)} --mix-share "
+                f"{self.mix_share:g}: measure once for each kind"
+            )
+        return Mixed(dataset, *read_mix(self.mix[0], dataset))
 
     def augmentation(self, loaded: "Loaded", dataset: "Labelled") -> "SampleTransform":
         """Return the transform of training, with the sounds mixed in that --mix names."""
-        from salmask.audio.mixtures import Mixing, read_mix
+        from salmask.audio.mixtures import Mixing, OneOf, read_mix
         from salmask.audio.readers import Sounds
 
         own = loaded.view.augmentation()
-        if self.mix is None or not isinstance(dataset, Sounds):
+        if not self.mix or not isinstance(dataset, Sounds):
             return own
-        source, ratio = read_mix(self.mix, dataset)
-        mixing = Mixing(dataset, source, (ratio, ratio))
+        kinds = [Mixing(dataset, *read_mix(one, dataset), share=self.mix_share) for one in self.mix]
+        mixing = kinds[0] if len(kinds) == 1 else OneOf(tuple(kinds))
         return lambda sample: own(mixing(sample))
 
     def bank(self, loaded: "Loaded") -> "Tensor":

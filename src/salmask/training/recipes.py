@@ -23,6 +23,7 @@ from types import MappingProxyType
 
 from salmask.classifier import Classifier
 from salmask.files import JSON
+from salmask.masker import Masker
 from salmask.objective import OBJECTIVES, Objective
 from salmask.training.settings import Settings
 
@@ -51,7 +52,8 @@ class Recipe:
         of the "given" classifier, which stays as it is, while the opponent is a copy that is thrown away.
     areas_for: the number of classes that the weights of the conditional areas are meant for. With K classes they count
         log K / log areas_for times, as cross-entropy and entropy do, whose range is log K. None: as they stand.
-    target: what is explained in training, "label" or "predicted", whatever the settings say; None: what they say.
+    target: what a masker that is not told a class explains in training, "label" or "predicted", whatever the settings
+        say; None: what they say.
     """
 
     objective: Objective
@@ -84,9 +86,15 @@ class Recipe:
         if self.target not in (None, "label", "predicted"):
             raise ValueError(f"target is label or predicted, got {self.target!r}")
 
-    def settled(self, settings: Settings) -> Settings:
-        """Return the settings as the recipe is carried out: it may say itself what is explained."""
-        return settings if self.target is None else replace(settings, target=self.target)  # type: ignore[arg-type]
+    def settled(self, settings: Settings, masker: Masker) -> Settings:
+        """Return the settings as the recipe is carried out: it may say itself what is explained.
+
+        A masker that is told the class explains what the settings say: told the decision alone, it would have no use
+        for what it is told.
+        """
+        if self.target is None or masker.classes is not None:
+            return settings
+        return replace(settings, target=self.target)  # type: ignore[arg-type]
 
     @property
     def spares_classifier(self) -> bool:

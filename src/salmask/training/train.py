@@ -69,7 +69,7 @@ def train_masker(
     masker.fits(classifier)
     recipe.check(classifier)
     recipe = recipe.at(classifier.answers)
-    settings = recipe.settled(settings)
+    settings = recipe.settled(settings, masker)
     out = writable_folder(out)
     if fabric is None:
         settings = replace(settings, precision=chosen_precision(settings.precision, classifier))

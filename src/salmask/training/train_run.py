@@ -51,15 +51,15 @@ def train_run(  # noqa: PLR0913  (what is trained, how, and where; each is one t
     """
     from salmask.training.train import train_masker  # slow to import: explaining needs none of it
 
-    settings = recipe.settled(settings)
+    generator = torch.Generator().manual_seed(settings.seed)
+    masker = new_masker(loaded.classifier, generator=generator, **masker_options)
+    settings = recipe.settled(settings, masker)
     if settings.target == "label":
         check_labels(dataset)
         check_classes(dataset, loaded)
     recipe = recipe.at(loaded.classifier.answers)
     settings = replace(settings, precision=chosen_precision(settings.precision, loaded.classifier))
     learner = loaded.classifier if recipe.spares_classifier else copy.deepcopy(loaded.classifier)
-    generator = torch.Generator().manual_seed(settings.seed)
-    masker = new_masker(loaded.classifier, generator=generator, **masker_options)
     with ExitStack() as held:
         if fabric is None or fabric.is_global_zero:
             held.enter_context(in_use(writable_folder(out)))
