@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from salmask.audio.hearing import Hearing
-from salmask.audio.mixtures import Another, Mixed, Mixing, Mixture, OneOf, Ratios, White, ideal_mask, si_snr, snr
+from salmask.audio.mixtures import Another, AnyOf, Mixed, Mixing, Mixture, Ratios, White, ideal_mask, si_snr, snr
 from salmask.audio.network import sound_network
 from salmask.audio.readers import Sounds, open_sounds
 from salmask.classifier import Classifier
@@ -85,7 +85,7 @@ def trained_classifier(sounds: Sounds, path: Path, kinds: Sequence[Mixing], *, e
             classifier,
             cached(sounds),
             settings=FitSettings(epochs=epochs, batch_size=32, precision="32-true"),
-            augment=shifted(kinds[0] if len(kinds) == 1 else OneOf(tuple(kinds))),
+            augment=shifted(kinds[0] if len(kinds) == 1 else AnyOf(tuple(kinds))),
         )
         save_classifier(path, Loaded(classifier, f"audio:{NETWORK}", HEARING, tuple(sounds.classes)))
         print(f"classifier: {spent(*began)}", flush=True)

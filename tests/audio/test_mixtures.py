@@ -10,10 +10,10 @@ import torch
 from salmask.audio.hearing import Hearing
 from salmask.audio.mixtures import (
     Another,
+    AnyOf,
     Excerpt,
     Mixed,
     Mixing,
-    OneOf,
     Other,
     White,
     ideal_mask,
@@ -103,7 +103,7 @@ def test_ratios_are_drawn_between_two() -> None:
 
 def test_one_of_several_kinds_is_drawn_for_each_sound() -> None:
     sample = Tones()[0]
-    kinds = OneOf((lambda one: replace(one, id="a"), lambda one: replace(one, id="b")))
+    kinds = AnyOf((lambda one: replace(one, id="a"), lambda one: replace(one, id="b")))
     torch.manual_seed(0)
     drawn = [kinds(sample).id for _ in range(40)]
     assert 10 < drawn.count("a") < 30 and drawn.count("a") + drawn.count("b") == 40

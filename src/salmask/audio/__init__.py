@@ -7,20 +7,20 @@ kept = hearing.sound(mask * heard.picture, heard)
 
 from salmask.audio.decoder import TransposedMasker
 from salmask.audio.hearing import Heard, Hearing, MelBands
-from salmask.audio.mixtures import Another, Mixed, Mixing, OneOf, White, ideal_mask, mix, si_snr, snr
+from salmask.audio.mixtures import Another, AnyOf, Mixed, Mixing, White, ideal_mask, mix, si_snr, snr
 from salmask.audio.network import Cnn14, sound_network
 from salmask.audio.readers import Sounds, SoundSample, open_sounds
 from salmask.audio.sounds import read_sound, write_sound
 
 __all__ = [
     "Another",
+    "AnyOf",
     "Cnn14",
     "Heard",
     "Hearing",
     "MelBands",
     "Mixed",
     "Mixing",
-    "OneOf",
     "SoundSample",
     "Sounds",
     "TransposedMasker",

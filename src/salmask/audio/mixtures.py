@@ -29,11 +29,11 @@ from salmask.draws import generator_for
 
 __all__ = [
     "Another",
+    "AnyOf",
     "Excerpt",
     "Mixed",
     "Mixing",
     "Mixture",
-    "OneOf",
     "Other",
     "Ratios",
     "Source",
@@ -195,7 +195,7 @@ class Mixing:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class AnyOf:
     """Training: one of several transforms, drawn anew for each sample from torch's global generator."""
 
     transforms: tuple[SampleTransform, ...]

@@ -205,14 +205,14 @@ class DataOptions(PictureOptions):
 
     def augmentation(self, loaded: "Loaded", dataset: "Labelled") -> "SampleTransform":
         """Return the transform of training, with the sounds mixed in that --mix names."""
-        from salmask.audio.mixtures import Mixing, OneOf, read_mix
+        from salmask.audio.mixtures import AnyOf, Mixing, read_mix
         from salmask.audio.readers import Sounds
 
         own = loaded.view.augmentation()
         if not self.mix or not isinstance(dataset, Sounds):
             return own
         kinds = [Mixing(dataset, *read_mix(one, dataset), share=self.mix_share) for one in self.mix]
-        mixing = kinds[0] if len(kinds) == 1 else OneOf(tuple(kinds))
+        mixing = kinds[0] if len(kinds) == 1 else AnyOf(tuple(kinds))
         return lambda sample: own(mixing(sample))
 
     def bank(self, loaded: "Loaded") -> "Tensor":
