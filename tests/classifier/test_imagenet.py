@@ -37,6 +37,19 @@ def test_weights_of_a_package_go_by_the_names_of_timm(package) -> None:
         torch.testing.assert_close(classifier.logits(pictures), network((pictures - 0.5) / 0.5))
 
 
+def test_weights_of_a_package_serve_other_classes_and_channels_too(package) -> None:
+    torch.manual_seed(3)
+    network = timm.create_model(NAME).eval()
+    package(network.state_dict())
+    few = Classifier.from_timm(NAME, pretrained=True, num_classes=7, image_size=64)
+    assert few.num_classes == 7
+    state = few.network.state_dict()
+    torch.testing.assert_close(state["blocks.6.0.conv_pw.weight"], network.state_dict()["blocks.6.0.conv_pw.weight"])
+    grey = Classifier.from_timm(NAME, pretrained=True, num_classes=7, image_size=64, channels=1, mean=[0.5], std=[0.5])
+    expected = network.state_dict()["conv_stem.weight"].sum(1, keepdim=True)
+    torch.testing.assert_close(grey.network.state_dict()["conv_stem.weight"], expected)
+
+
 def test_a_package_of_other_weights_is_refused(package) -> None:
     package({"fc": torch.zeros(3)})
     with pytest.raises(ValueError, match=f"does not hold the weights of {NAME}: install another version"):

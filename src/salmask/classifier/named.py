@@ -15,8 +15,8 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -118,15 +118,7 @@ def named_network(
     """
     if network is None and kind in ("timm", "torchvision"):
         build = timm_network if kind == "timm" else torchvision_network
-        try:
-            return build(name, pretrained=not file, num_classes=None if file else num_classes, checkpoint=file or None)
-        except (OSError, RuntimeError) as error:
-            if file:
-                raise
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"the pretrained weights of {name} cannot be had ({reason}): give {kind}:{name}@FILE"
-            ) from error
+        return build(name, pretrained=not file, num_classes=None if file else num_classes, checkpoint=file or None)
     if network is None and kind in FUSIONS:
         made, inputs = fused_network(kind, name, file=file or None, num_classes=num_classes)
         colours = {"mean": (0.5,) * inputs.total, "std": (0.25,) * inputs.total}
@@ -151,15 +143,14 @@ def timm_network(
 ) -> Named:
     """Build a timm network in eval mode. Errors: ValueError for unknown names and weights that do not fit.
 
-    channels: that it reads; None: as many as the weights of a file read, or three. Of others than three the
-    normalisation is not known.
+    pretrained: with timm's weights, from an installed package where one holds them (`packaged_weights`); a classifying
+    layer for other classes begins anew. channels: that it reads; None: as many as the weights of a file read, or three.
+    Of others than three the normalisation is not known.
     """
     if not timm.is_model(name) and not name.startswith(_HUB):
         near = get_close_matches(name, timm.list_models(), 3)
         raise ValueError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
     weights = None if checkpoint is None else load_weights(checkpoint)
-    if pretrained and weights is None and num_classes in (None, 1000):
-        weights = packaged_weights(name)  # the hub's, to the bit
     own = timm.get_pretrained_cfg(name)
     if weights is not None and checkpoint is not None and own is not None and channels is None:
         first = weights.get(f"{own.first_conv}.weight")
@@ -170,9 +161,12 @@ def timm_network(
     options: JSON = {} if num_classes is None else {"num_classes": num_classes}
     if channels not in (None, 3):
         options["in_chans"] = channels
-    asks = (pretrained and weights is None) or name.startswith(_HUB[:2])
-    with bounded() if asks else nullcontext():
-        network = _flexible(name, {"pretrained": pretrained and weights is None, **options}).eval()
+    if pretrained and weights is None:
+        packaged = packaged_weights(name)  # the hub's, to the bit
+        options |= {"pretrained": True} if packaged is None else _given(packaged)
+    asks = (options.get("pretrained") and "pretrained_cfg_overlay" not in options) or name.startswith(_HUB[:2])
+    with _asking("timm", name) if asks else nullcontext(), bounded() if asks else nullcontext():
+        network = _flexible(name, options).eval()
     if weights is not None:
         fit_weights(network, weights, name if checkpoint is None else f"{name} from {checkpoint}")
     config = timm.data.resolve_model_data_config(network)
@@ -184,6 +178,23 @@ def timm_network(
         "squash" if config.get("crop_mode") == "squash" else "crop",
         float(config["crop_pct"]),
     )
+
+
+def _given(weights: Mapping[str, Tensor]) -> JSON:
+    """Let timm begin with these weights as with its own: other classes and channels are seen to."""
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
+
+
+@contextmanager
+def _asking(kind: str, name: str) -> Iterator[None]:
+    """Say in one line what cannot be had, and the way out, while weights are asked for."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the pretrained weights of {name} cannot be had ({reason}): give {kind}:{name}@FILE"
+        ) from error
 
 
 def _flexible(name: str, options: Facts) -> nn.Module:
@@ -231,7 +242,7 @@ def torchvision_network(
         num_classes = _classes_in(weights, head, name)
     options: JSON = {} if num_classes is None else {"num_classes": num_classes}
     asked = default if pretrained and weights is None else None
-    with patient():
+    with nullcontext() if asked is None else _asking("torchvision", name), patient():
         network = torchvision.models.get_model(name, weights=asked, **options).eval()
     if weights is not None:
         fit_weights(network, weights, f"{name} from {checkpoint}")
