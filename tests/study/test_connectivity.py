@@ -616,10 +616,9 @@ def test_bad_input_is_one_line(tmp_path, capsys) -> None:
     assert "at least 3 points" in refused(capsys, "--points", "2", "--out", out)
     assert "goes with --data" in refused(capsys, "--classifier", "timm:resnet18", "--out", out)
     assert "texture or mark" in refused(capsys, "--cue", "smell", "--out", out)
-    assert "study connectivity of built-in pictures has no use for --images, --seeds: leave them out" in refused(
-        capsys, "--images", "30", "--seeds", "2", "--out", out
+    assert "--seeds, --lr are of no use to the study connectivity" in refused(
+        capsys, "--lr", "1", "--seeds", "2", "--out", out
     )
-    assert "built-in pictures has no use for --fit: leave it out" in refused(capsys, "--fit", "pad", "--out", out)
     path = tmp_path / "one.safetensors"
     save_classifier(path, loaded(0))
     error = refused(capsys, "--data", str(tmp_path), "--classifier", f"{NETWORK}@{path}", "--out", out)
@@ -629,21 +628,20 @@ def test_bad_input_is_one_line(tmp_path, capsys) -> None:
     both = [f"{NETWORK}@{path}", f"{NETWORK}@{other}"]
     assert "see pictures alike" in refused(capsys, "--data", str(tmp_path), "--classifier", *both, "--out", out)
     own = ["--data", str(tmp_path), "--classifier", *both, "--out", out]
-    assert "of pictures of one's own has no use for --cue: leave it out" in refused(capsys, "--cue", "texture", *own)
-    assert "connectivity has no use for --threads: leave it out" in refused(capsys, "--threads", "1", *own)
-    assert main(["study", "masks", "--points", "5", "--out", out]) == 1
-    assert "the study masks has no use for --points: leave it out" in capsys.readouterr().err
+    assert "--cue is of built-in pictures, and --data is given" in refused(capsys, "--cue", "texture", *own)
     twice = refused(capsys, "--data", str(tmp_path), "--classifier", both[0], both[0], "--out", out)
     assert "two checkpoints are named one" in twice
 
 
-def test_the_seed_of_the_command_is_that_of_the_study(tmp_path, monkeypatch) -> None:
+def test_seed_and_images_of_the_command_are_those_of_the_study(tmp_path, monkeypatch) -> None:
     asked = []
 
     def stop(options, settings, out):
-        asked.append(settings.seed)
+        asked.append((settings.seed, settings.steps, settings.batch_size))
         raise ValueError("stopped")
 
     monkeypatch.setattr("salmask.cli.connectivity._builtin", stop)
-    assert main(["study", "connectivity", "--seed", "3", "--out", str(tmp_path / "out")]) == 1
-    assert asked == [3]
+    out = str(tmp_path / "out")
+    assert main(["study", "connectivity", "--seed", "3", "--images", "90", "--out", out]) == 1
+    assert main(["study", "connectivity", "--images", "90", "--batch-size", "9", "--out", out]) == 1
+    assert asked == [(3, 3, 40), (0, 10, 9)]

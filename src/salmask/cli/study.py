@@ -1,7 +1,7 @@
 """`salmask study`: which ingredient of masking matters."""
 
+import math
 import shutil
-from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StudyCommand"]
 
-_CONNECTIVITY_ALONE = frozenset(one.name for one in fields(ConnectivityOptions))
-_CONNECTIVITY_TOO = frozenset({"name", "out", "data", "classifier", "measured", "batch_size"})  # of other studies, too
-
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCommand(Command, ConnectivityOptions, SightOptions):
@@ -40,7 +37,7 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
     jobs: Path = Path("runs/study")
     """Folder of all trained maskers; studies share them, and nothing is trained twice."""
     images: int | None = None
-    """Training images shown to a masker (11,000; 3,000 built-in ones)."""
+    """Training images shown to a masker (11,000; 3,000 built-in ones; of connectivity 9,600)."""
     final: float | None = None
     """How many times as many the last rows of table1 are shown (3; 2 on built-in pictures)."""
     seeds: int | None = None
@@ -84,7 +81,6 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
         self._check_used()
         if self.name == CONNECTIVITY:
             return {"report": self._connect()}
-        self._refuse(_CONNECTIVITY_ALONE)
         scale = self._scale()
         # before the source, which trains a classifier where none is given
         studies = chosen_studies(self.name, inpainter=self.inpainter, classes=lambda: self._source().classes())
@@ -120,10 +116,14 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
 
     def _check_used(self) -> None:
         """Raise ValueError for options that the study that is asked for makes no use of."""
-        own, seen = ({field.name for field in fields(kind)} for kind in (ConnectivityOptions, SightOptions))
+        own, seen = ([field.name for field in fields(kind)] for kind in (ConnectivityOptions, SightOptions))
         if self.name == CONNECTIVITY:
-            shared = {*own, *seen, "name", "out", "data", "classifier", "measured", "batch_size", "quiet", "json"}
-            others = {field.name for field in fields(self)} - shared
+            shared = {
+                *own,
+                *seen,
+                *("name", "out", "data", "classifier", "images", "measured", "batch_size", "quiet", "json"),
+            }
+            others = [field.name for field in fields(self) if field.name not in shared]
             refuse_unused(self, others, f"of no use to the study {CONNECTIVITY}, which trains no table of maskers")
             if self.data is not None:
                 refuse_unused(self, ("cue", "networks"), "of built-in pictures, and --data is given")
@@ -137,23 +137,14 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
             refuse_unused(self, ("devices", "threads"), "of this machine, and --slurm runs the jobs on a cluster")
 
     def _connect(self) -> Path:
-        kinds = (Command, ConnectivityOptions, SightOptions) if self.data else (Command, ConnectivityOptions)
-        used = {one.name for kind in kinds for one in fields(kind)} | _CONNECTIVITY_TOO
-        self._refuse({one.name for one in fields(self)} - used, of=None if self.data else "built-in pictures")
-        if self.data:
-            self._refuse({"cue", "networks"}, of="pictures of one's own")
+        from salmask.study.connect import Extent
+
         asked = {"measured": self.measured, "batch_size": self.batch_size}
         extent = {name: value for name, value in asked.items() if value is not None}
+        if self.images is not None:
+            extent["steps"] = math.ceil(self.images / (self.batch_size or Extent.batch_size))
         sight = self.pictures()
         return connect_checkpoints(self, self.classifier, data=self.data, out=self.out, sight=sight, extent=extent)
-
-    def _refuse(self, unused: Collection[str], *, of: str | None = None) -> None:
-        """Refuse options that were given and that this study (of these pictures) does not read."""
-        given = [one.name for one in fields(self) if one.name in unused and getattr(self, one.name) != one.default]
-        if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            study = f"the study {self.name}{f' of {of}' if of else ''}"
-            raise ValueError(f"{study} has no use for {names}: leave {'them' if given[1:] else 'it'} out")
 
     def _scale(self) -> "Scale":
         from salmask.study.settings import SCALE_SETTINGS, Scale
