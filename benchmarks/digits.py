@@ -72,6 +72,7 @@ class Trained(NamedTuple):
     start: str | None = None
     target: Target = "predicted"
     others: Ratios | None = None
+    decay_at: Sequence[float] = Settings.decay_at
 
 
 def trained_classifier(sounds: Sounds, path: Path, kinds: Sequence[Mixing], *, epochs: float) -> Loaded:
@@ -136,6 +137,8 @@ def train_maskers(
                 target=row.target,
                 seed=seed,
                 averaging=0.9,
+                decay_at=row.decay_at,
+                save_every=40,
                 precision="32-true",
             )
             first = None if row.start is None else load_run(run_folder(rows, out, row.start, seed)).masker
@@ -149,6 +152,7 @@ def train_maskers(
                 out=folder,
                 masker_options={**row.options, "start": first},
                 facts={"row": name},
+                resume=True,
             )
             print(f"{name}, seed {seed}: {spent(began, worked)}", flush=True)
 

@@ -36,6 +36,7 @@ from digits import (
     trained_classifier,
     two_digits,
 )
+from lmac import METRIC_NAMES, measure
 
 from salmask.audio.mixtures import Another, Mixed, Mixing, Mixture, White
 from salmask.audio.readers import open_sounds
@@ -58,12 +59,12 @@ def class_gone(recipe: Recipe) -> Recipe:
     """
     terms = dict(recipe.objective.terms)
     del terms["max_entropy_removed"]
-    return replace(recipe, objective=Objective({"min_class_removed": (0.2, TERMS["min_class_removed"]), **terms}))
+    return replace(recipe, objective=Objective({"min_class_removed": (1.0, TERMS["min_class_removed"]), **terms}))
 
 
 def asked(recipe: Recipe) -> Trained:
     """Return a row whose maskers are told the class and trained on mixtures."""
-    return Trained(recipe, {**TRANSPOSED, "classes": 10}, target="label", others=OTHERS)
+    return Trained(recipe, {**TRANSPOSED, "classes": 10}, target="label", others=OTHERS, decay_at=(0.6, 0.9))
 
 
 MASKERS: Mapping[str, Trained] = {
@@ -128,15 +129,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--classifier-epochs", type=float, default=30)
-    parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--rows", nargs="*", default=list(MASKERS), help="train and measure these alone")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop between two pieces after so many")
     options = parser.parse_args()
     out, began = writable_folder(options.out), time.monotonic()
     sounds = open_sounds(options.data, "train", HEARING)
-    others = Mixing(sounds, Another(sounds), (-10.0, 10.0), share=0.8)
-    white = Mixing(sounds, White(), (0.0, 20.0), share=0.8)
+    white, others = (Mixing(sounds, kind, (0.0, 20.0), share=0.7) for kind in (White(), Another(sounds)))
     epochs = options.classifier_epochs
     loaded = trained_classifier(sounds, out / "mixtures.safetensors", [white, others], epochs=epochs)
     judge = trained_classifier(sounds, out / "classifier.safetensors", [noise(sounds)], epochs=20)
@@ -158,7 +158,11 @@ def main() -> None:
     table = {name: one for name, one in table.items() if name.partition(" #")[0] in {*rows, *PER_IMAGE}}
     listener = Listener(table, loaded, judge)
     results: dict[str, object] = {"accuracy": right, "mixtures": {}}
-    text = ""
+    mixed = two_digits(measured, options.count, 0.0)
+    title = f"two digits, 0 dB, decision explained: {len(mixed)} mixtures"
+    folder = out / "two-digits-0-dB-metrics"
+    results["measured"] = cells = measure({name: (one, loaded) for name, one in table.items()}, mixed, folder, title)
+    text = f"## {title}\n\n{table_of(cells, METRIC_NAMES)}\n"
     for title, (ratio, turns) in CONDITIONS.items():
         mixed = two_digits(measured, options.count, ratio)
         folder = out / title.replace(" ", "-").replace(",", "")
