@@ -45,7 +45,6 @@ from salmask.files import writable_folder
 from salmask.objective import Objective
 from salmask.training.classifier import accuracy
 from salmask.training.recipes import RECIPES, Recipe
-from salmask.training.released import as_released
 from salmask.training.variant import TERMS
 
 OTHERS = (-6.0, 6.0)
@@ -69,11 +68,9 @@ def asked(recipe: Recipe) -> Trained:
 
 MASKERS: Mapping[str, Trained] = {
     "L-MAC (area .4)": asked(RECIPES["lmac"]),
-    "L-MAC (area 6.4)": asked(as_released(RECIPES["lmac"])),
     "FIX": asked(class_gone(RECIPES["fix"])),
     "CA": asked(class_gone(replace(RECIPES["ca"], statistics="held"))),
     "frozen reader": asked(class_gone(RECIPES["reader"])),
-    "FIX, entropy": asked(RECIPES["fix"]),
     "L-MAC (area .4), not told": Trained(RECIPES["lmac"], TRANSPOSED, others=OTHERS),
     "L-MAC (area .4), no mixtures": asked(RECIPES["lmac"])._replace(others=None),
 }
