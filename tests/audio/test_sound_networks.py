@@ -1,14 +1,17 @@
 """Classifiers of sounds, where their maps lie, and the masker of transposed convolutions."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from salmask.api import evaluate
 from salmask.audio.decoder import TransposedMasker
 from salmask.audio.hearing import Hearing
 from salmask.audio.network import Cnn14, SoundNetwork, sound_network
+from salmask.audio.readers import open_sounds
 from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
@@ -150,3 +153,15 @@ def test_a_fine_tuning_begins_with_the_weights_of_its_first_stage() -> None:
     assert second.fingerprint() == first.fingerprint()
     with pytest.raises(ValueError, match="width"):
         new_masker(classifier, decoder="transposed", width=5, start=first)
+
+
+def test_sounds_that_are_heard_otherwise_than_the_network_hears_them_are_refused(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "0_ann_0.wav", torch.sin(torch.arange(900.0)).numpy(), HEARING.sample_rate)
+    classifier, linear = _classifier(), replace(HEARING, domain="linear")
+    scores = evaluate(
+        classifier, ["center"], open_sounds(str(tmp_path), "ann", HEARING), metrics=["mask_mean"], targets=[1]
+    )
+    assert scores.rows
+    with pytest.raises(ValueError, match=r"the classifier hears .*domain='log'.* open it with"):
+        evaluate(classifier, ["center"], open_sounds(str(tmp_path), "ann", linear), metrics=["mask_mean"], targets=[1])
