@@ -32,18 +32,19 @@ TARGET, SIDE, BATCH = 0.9, 224, 32
 
 
 class Plain(torch.utils.data.Dataset):
-    """What everybody writes first."""
+    """What everybody writes first: pictures and labels, as torchvision's ImageFolder has them."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.rglob("*.jpg"))
+        self.labels = [int(file.parent.name[1:]) for file in self.files]
         self.resize = v2.Resize((SIDE, SIDE), antialias=True)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         picture = np.array(Image.open(self.files[index]).convert("RGB"))
-        return self.resize(torch.from_numpy(picture).permute(2, 0, 1))
+        return self.resize(torch.from_numpy(picture).permute(2, 0, 1)), self.labels[index]
 
 
 def jpegs(count: int, size: int) -> list[bytes]:
@@ -103,8 +104,9 @@ def main() -> None:
 
         def read_plain() -> None:
             loader = DataLoader(plain, BATCH, shuffle=True, num_workers=given.workers)
-            for batch in loader:
-                batch.float().div_(255)
+            for pictures, _labels in loader:
+                images = pictures.float().div_(255)  # held until the next batch is there, as training holds it
+            assert len(images) == BATCH
 
         def read(spec: str) -> Callable[[], None]:
             data = open_data(spec, "train", transform=Squash(SIDE))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["drawing", "drawing_on", "generator_for"]
+__all__ = ["draw_from", "drawing", "drawing_on", "generator_for", "seed_of", "undisturbed"]
 
 
 def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
@@ -22,14 +22,30 @@ def generator_for(seed: int, image: str, purpose: str = "") -> torch.Generator:
 @contextmanager
 def drawing(*key: int) -> Iterator[None]:
     """Let torch's global CPU generator draw from `key` inside the block, and leave it as it was found."""
+    with undisturbed():
+        draw_from(seed_of(*key))
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave torch's global CPU generator as it was found."""
     state = torch.get_rng_state()
     try:
-        # Not torch.manual_seed, which would set the generators of the accelerators too.
-        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-        torch.default_generator.manual_seed(int(seed >> 1))
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def seed_of(*key: int) -> int:
+    """Return the seed that a key stands for."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def draw_from(seed: int) -> None:
+    """Let torch's global CPU generator draw from a seed from now on; inside `undisturbed`."""
+    # Not torch.manual_seed, which would set the generators of the accelerators too.
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

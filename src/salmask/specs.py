@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from salmask.classifier import Classifier
 from salmask.data import Labelled, collate
 from salmask.data.streams import spread
+from salmask.data.unreadable import samples_read
 from salmask.explain import EXPLAINERS
 from salmask.explain.attention import RawAttention
 from salmask.explain.base import Explainer
@@ -384,7 +385,7 @@ _BANK = 256  # images that fill holes
 def load_bank(dataset: Labelled, view: View) -> Tensor:
     """Return pictures (N, 3, H, W) that fill holes, spread over a data set, as the classifier sees them."""
     some, transform = spread(dataset, _BANK), view.transform()
-    return collate([transform(some[index]) for index in range(len(some))]).images
+    return collate([transform(sample) for sample in samples_read(some)]).images
 
 
 def load_infills(

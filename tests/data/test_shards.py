@@ -14,7 +14,7 @@ from PIL import Image
 
 from salmask.data import Squash, evaluation_batches, open_data, read_image, training_batches
 from salmask.data.numbered import mixed_order
-from salmask.data.rasters import Held
+from salmask.data.rasters import Held, is_common
 from salmask.data.shards import Shards, shard_files
 from salmask.data.streams import DataStream, Share
 from salmask.training.run import Loaded
@@ -164,23 +164,84 @@ def test_a_cut_shard_is_named_and_what_lies_before_the_cut_is_kept(shards: Path)
 
 
 def test_bad_samples_are_named_counted_and_passed_over(shards: Path) -> None:
-    files = [("a.jpg", b"\xff\xd8\xff no picture"), ("b.cls", b"1"), ("c.jpg", jpeg(0)), ("c.png", jpeg(1))]
+    files = [("a.jpg", b"\xff\xd8\xff no picture"), ("a.cls", b"1"), ("b.cls", b"1")]
+    files += [("c.jpg", jpeg(0)), ("c.png", jpeg(1))]
     write_tar(
         shards / "train-009.tar", [*files, ("d.jpg", jpeg(2)), ("d.cls", b"cat"), ("e.jpg", jpeg(3)), ("e.cls", b"1")]
     )
     pattern = f"{shards}/train-*.tar"
     with pytest.raises(ValueError, match=r"sample 'b' in .*train-009.tar has 0 pictures"):
         Shards(pattern, "train")
-    with pytest.warns(UserWarning, match="4 parts of the shards .* 14 pictures remain"):
+    with pytest.warns(UserWarning, match=r"3 parts of the shards .* 15 pictures remain"):
         data = Shards(pattern, "train", skip_broken=True)
-    assert data[13].id == "train-009/e.jpg" and data[13].target == 1 and data.runs.tolist() == [0, 3, 7, 9, 13, 14]
-    assert sorted(data.order(0, 0)) == list(range(14))
+    assert data[14].id == "train-009/e.jpg" and data[14].target == 1 and data.runs.tolist() == [0, 3, 7, 9, 13, 15]
+    assert sorted(data.order(0, 0)) == list(range(15))
+    with pytest.warns(UserWarning, match=r"passed over.*train-009.tar/a.jpg cannot be decoded"):
+        batches = list(evaluation_batches(data, batch_size=4))
+    assert [name for batch in batches for name in batch.ids] == [*data.ids[:13], "train-009/e.jpg"]
     write_tar(shards / "train-009.tar", files[:1])
     with pytest.raises(ValueError, match="some with and some without"):
         Shards(pattern, "train")
     only = Shards(f"{shards}/train-009.tar", "train")
     with pytest.raises(ValueError, match=r"train-009.tar/a.jpg cannot be decoded"):
         only[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_cannot_be_read_are_passed_over_where_they_are_met(shards: Path, workers: int) -> None:
+    """Of 15 pictures in batches of 3, the second of one batch and all of another are broken."""
+    bad = {"train-003/0010.jpg", "train-000/0000.jpg", "train-000/0001.jpg", "train-000/0002.jpg"}
+    decoded = Counter[str]()
+
+    def read(held: Held) -> torch.Tensor:
+        decoded[held.name.rpartition(".tar/")[2]] += 1
+        if held.name.rpartition("/")[2] in {name.rpartition("/")[2] for name in bad}:
+            raise ValueError(f"{held.name} cannot be decoded")
+        return read_image(held)
+
+    data = Shards(f"{shards}/train-*.tar", "train", skip_broken=True, read=read)
+    assert not decoded and len(data) == 13
+    with pytest.warns(UserWarning) as said:
+        batches = list(evaluation_batches(data, batch_size=3, workers=workers))
+    texts = [str(one.message) for one in said]
+    assert len(texts) == 2 and "0000.jpg cannot be decoded" in texts[0] and texts[1].startswith("4 pictures could not")
+    assert [len(batch.ids) for batch in batches] == [0, 3, 3, 2, 1]
+    assert [name for batch in batches for name in batch.ids] == [name for name in data.ids if name not in bad]
+    assert workers or set(decoded.values()) == {1}
+    # in training the next one stands in: every batch is whole, whoever reads it
+    with pytest.warns(UserWarning, match="passed over"):
+        stream = training_batches(data, batch_size=4, seed=0, workers=workers)
+        whole = list(islice(stream, 13))
+        stream.close()
+    places = [index for seed_turn in range(4) for index in data.order(0, seed_turn)]
+    after = {k: next(j % 13 for j in range(k, k + 13) if data.ids[j % 13] not in bad) for k in range(13)}
+    assert [name for batch in whole for name in batch.ids] == [data.ids[after[k]] for k in places]
+    with pytest.warns(UserWarning, match="passed over"):
+        (part,) = islice(training_batches(data, batch_size=4, seed=0, start=5, share=Share(1, 2)), 1)
+    assert part.ids == whole[5].ids[1::2] and torch.equal(part.images, whole[5].images[1::2])
+
+
+def test_no_picture_that_can_be_read_is_an_error(shards: Path) -> None:
+    def read(held: Held) -> torch.Tensor:
+        raise ValueError(f"{held.name} cannot be decoded")
+
+    data = Shards(f"{shards}/train-*.tar", "train", skip_broken=True, read=read)
+    with pytest.raises(ValueError, match=r"none of 13 pictures can be read; the first: .*cannot be decoded"):
+        next(training_batches(data, batch_size=4, seed=0))
+
+
+def test_shards_of_one_name_in_several_folders_have_names_of_their_own(shards: Path) -> None:
+    for folder in "ab":
+        (shards / folder).mkdir()
+        (shards / folder / "000.tar").write_bytes((shards / "train-000.tar").read_bytes())
+    data = Shards(f"{shards}/{{a,b}}/000.tar", "train")
+    assert data.ids == [f"{folder}/000/000{n}.jpg" for folder in "ab" for n in range(3)]
+
+
+def test_a_sample_that_comes_twice_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("a.jpg", jpeg(2))])
+    with pytest.raises(ValueError, match=r"sample 'a' comes twice in .*x.tar"):
+        Shards(str(tmp_path / "x.tar"), "train")
 
 
 def test_more_processes_than_shards_are_refused(shards: Path) -> None:
@@ -228,7 +289,7 @@ def test_other_kinds_of_pictures_pass_through_a_file(tmp_path: Path) -> None:
 
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
     held = Held("shard/deep.png", (tmp_path / "deep.png").read_bytes())
-    assert not held.common
+    assert not is_common(held, held.open())
     assert torch.equal(read_image(held), read_image(tmp_path / "deep.png"))
     with pytest.raises(ValueError, match=r"^shard/x.tif cannot be decoded") as error:
         read_image(Held("shard/x.tif", b"II*\0 nothing"))
@@ -285,8 +346,11 @@ def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
         data[1]
     with pytest.raises(ValueError, match="row 2 of train cannot be decoded"):
         data[2]
-    with pytest.warns(UserWarning, match="2 parts of the data set .* 1 pictures remain"):
-        assert len(open_data(f"hf-dataset:{tmp_path / 'x'}", "train", skip_broken=True)) == 1
+    with pytest.warns(UserWarning, match=r"row 1 of train has no picture"):
+        batches = list(
+            evaluation_batches(open_data(f"hf-dataset:{tmp_path / 'x'}", "train", skip_broken=True), batch_size=2)
+        )
+    assert [batch.ids for batch in batches] == [["train/00000000"], []]
 
 
 def test_pictures_of_a_share_reach_evaluation(spec: str) -> None:

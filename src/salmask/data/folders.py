@@ -21,7 +21,7 @@ from salmask.boxes import boxes_of
 from salmask.data.endings import list_pictures
 from salmask.data.listed import ListedPictures, ReadImage, warn_of_ignored
 from salmask.data.pictures import read_image, read_pixels, upright_size
-from salmask.data.sample import Sample, SampleTransform
+from salmask.data.sample import Sample, SampleTransform, no_boxes
 from salmask.files import regular_file
 from salmask.types import Boxes, Pixels
 
@@ -145,6 +145,7 @@ class ImageFolder(ListedPictures):
         self._table = self.root / f"{split}_boxes.csv"
         self._rows = self._boxes_by_image() if self._table.exists() else {}
         self._masks = self.root / f"{split}_masks"
+        self._has_masks = self._masks.is_dir()
         self.settle_depth()
         if skip_broken:
             self.leave_out_broken()
@@ -155,9 +156,11 @@ class ImageFolder(ListedPictures):
         name, image = self.ids[index], self.picture(index)
         height, width = image.shape[-2:]
         rows = self._rows.get(name, [])
-        boxes = boxes_in(rows, width=width, height=height, source=str(self._table))
-        mask = (self._masks / Path(name).relative_to(self.split)).with_suffix(".png")
-        pixels = pixels_for(mask, (height, width))
+        boxes = boxes_in(rows, width=width, height=height, source=str(self._table)) if rows else no_boxes()
+        pixels = None
+        if self._has_masks:
+            mask = (self._masks / Path(name).relative_to(self.split)).with_suffix(".png")
+            pixels = pixels_for(mask, (height, width))
         if pixels is not None and not self._table.exists():
             boxes = boxes_of(pixels)
         return Sample(id=name, image=image, target=self.targets[index], boxes=boxes, pixels=pixels)

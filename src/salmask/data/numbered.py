@@ -6,11 +6,9 @@ groups, and pictures are mixed within a group, so that reading stays near where 
 `together`, each pass is a permutation of all pictures, a function of (seed, pass) alone.
 """
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +18,7 @@ from salmask.data.flat import UNLABELLED
 from salmask.data.listed import ReadImage
 from salmask.data.rasters import Held
 from salmask.data.sample import Sample, SampleTransform, no_boxes
+from salmask.data.unreadable import UnreadableError
 
 __all__ = ["Numbered", "left_out_of", "mixed_order"]
 
@@ -33,7 +32,8 @@ class Numbered(Dataset[Sample], ABC):
     where: the data in words, for errors. labels: (N,) numbers of classes, or `UNLABELLED`. runs: (R + 1,) bounds of
     the pictures that lie together, from 0 to N. names: of the labels, where the data has some. classes: names in the
     order that targets count; `names` where not given, else the numbers themselves.
-    skip_broken: decode all once, now, and leave out what cannot be read. lost: what is left out already, in words.
+    skip_broken: pictures that cannot be decoded are passed over when they are met (`unreadable`). lost: what is left
+    out already, in words.
     """
 
     def __init__(
@@ -49,14 +49,12 @@ class Numbered(Dataset[Sample], ABC):
         skip_broken: bool,
         lost: Sequence[str] = (),
     ) -> None:
-        self.transform, self.read = transform, read
-        self.rows, self.runs = np.arange(len(labels)), runs
-        problems = [*lost, *(self._drop_broken() if skip_broken else ())]
-        if problems:
-            warnings.warn(left_out_of(where, problems, len(self.rows)), stacklevel=3)
-        if not len(self.rows):
-            raise ValueError(f"{where} holds no picture that can be read")
-        self.classes, self.labels = _numbered_classes(labels[self.rows], names, classes, where=where)
+        self.transform, self.read, self.skip_broken, self.runs = transform, read, skip_broken, runs
+        if lost:
+            warnings.warn(left_out_of(where, lost, len(labels)), stacklevel=3)
+        if not len(labels):
+            raise ValueError(f"{where} holds no picture")
+        self.classes, self.labels = _numbered_classes(labels, names, classes, where=where)
 
     @abstractmethod
     def held(self, row: int) -> Held:
@@ -69,7 +67,7 @@ class Numbered(Dataset[Sample], ABC):
     @cached_property
     def ids(self) -> list[str]:
         """The name of every picture, made when first asked for."""
-        return [self.name(int(row)) for row in self.rows]
+        return [self.name(row) for row in range(len(self))]
 
     @cached_property
     def targets(self) -> list[int]:
@@ -77,33 +75,21 @@ class Numbered(Dataset[Sample], ABC):
         return [int(label) for label in self.labels]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        row = int(self.rows[index])
-        sample = Sample(self.name(row), self.read(self.held(row)), int(self.labels[index]), no_boxes())
+        try:
+            image = self.read(self.held(index))
+        except (ValueError, OSError) as error:
+            if self.skip_broken:
+                raise UnreadableError(str(error)) from error
+            raise
+        sample = Sample(self.name(index), image, int(self.labels[index]), no_boxes())
         return sample if self.transform is None else self.transform(sample)
 
     def order(self, seed: int, turn: int) -> np.ndarray:
         """Return the order (N,) of pass number `turn`."""
         return mixed_order(self.runs, seed, turn)
-
-    def _drop_broken(self) -> list[str]:
-        """Decode every picture; leave out those that cannot be, and say why of each."""
-
-        def problem(row: int) -> str | None:
-            try:
-                self.read(self.held(row))
-            except (ValueError, OSError) as error:
-                return str(error)
-            return None
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            problems = list(pool.map(problem, self.rows.tolist()))
-        kept = np.array([one is None for one in problems], dtype=bool)
-        self.rows = self.rows[kept]
-        self.runs = np.concatenate([[0], np.cumsum(kept)])[self.runs]
-        return [one for one in problems if one is not None]
 
 
 def mixed_order(runs: np.ndarray, seed: int, turn: int, *, together: int = TOGETHER) -> np.ndarray:

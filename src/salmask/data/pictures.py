@@ -23,10 +23,12 @@ from torch import Tensor
 
 from salmask.data.rasters import (
     Held,
+    OpenFile,
     PictureFile,
     Raster,
     UnclearError,
     dicom_size,
+    is_common,
     is_dicom,
     is_tiff,
     read_dicom,
@@ -103,7 +105,7 @@ class Reader:
     def __call__(self, path: PictureFile) -> UInt8[Tensor, "channels height width"]:
         """Return the picture."""
         if isinstance(path, Held):
-            return self._read(path) if path.common else self._through_file(path)
+            return self._read(path) if is_common(path, path.open()) else self._through_file(path)
         path = Path(path)
         regular_file(path, "a picture file")
         return self._read(path)
@@ -120,7 +122,6 @@ class Reader:
 
     def _read(self, path: PictureFile) -> Tensor:
         try:
-            self._check_size(path)
             array = self._to_bytes(self._channels(self._decode(path)))
         except (FileNotFoundError, TooLargeError):
             raise
@@ -136,15 +137,15 @@ class Reader:
     def highest(self, path: Path) -> int | None:
         """Return the highest stored value of a file without sign or stated range; None for others, and broken ones."""
         try:
-            self._check_size(path)
             raster = self._channels(self._decode(path))
         except Exception:  # named when it is read
             return None
         stated = raster.range is not None or raster.values.dtype != np.uint16
         return None if stated else int(raster.values.max(initial=0))
 
-    def _check_size(self, path: PictureFile) -> None:
-        width, height = stored_size(path)
+    def check_size(self, path: PictureFile, size: tuple[int, int]) -> None:
+        """Raise TooLargeError for a picture of (width, height) with more pixels than are allowed."""
+        width, height = size
         if width * height > self.max_pixels:
             raise TooLargeError(
                 f"{path} has {width}x{height} pixels, more than the limit of {self.max_pixels}: allow more "
@@ -152,15 +153,27 @@ class Reader:
             )
 
     def _decode(self, path: PictureFile) -> Raster:
+        with path.open("rb") as file:
+            if is_common(path, file):
+                return self._by_pillow(path, file)  # opened once, its header parsed once
+        self.check_size(path, stored_size(path))
+        raster = self._by_kind(path)
+        return self._by_pillow(path) if raster is None else raster
+
+    def _by_pillow(self, path: PictureFile, file: OpenFile | None = None) -> Raster:
+        with opened(path, file) as picture:
+            self.check_size(path, picture.size)
+            return _raster_of(picture, path)
+
+    def _by_kind(self, path: PictureFile) -> Raster | None:
+        """Return a picture of a kind of which Pillow loses something; None for others."""
         if isinstance(path, Held):
-            return _read_pillow(path)
+            return None
         if is_dicom(path):
             return read_dicom(path)
         if is_tiff(path) and (raster := read_tiff(path, pages=self.channels)) is not None:
             return raster
-        if (raster := read_png_colour(path)) is None:
-            raster = _read_pillow(path)
-        return raster
+        return read_png_colour(path)
 
     def _channels(self, raster: Raster) -> Raster:
         """Return the bands that the classifier reads."""
@@ -245,8 +258,8 @@ def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP))
     """
     regular_file(path, "a picture file")
     try:
-        Reader()._check_size(path)
         with opened(path) as picture:
+            Reader().check_size(path, picture.size)
             array = np.array(picture.convert("L") if picture.mode in {"1", "P", "RGB"} else picture)
     except (FileNotFoundError, TooLargeError):
         raise
@@ -293,14 +306,17 @@ _LIMIT = threading.Lock()
 
 
 @contextmanager
-def opened(path: PictureFile) -> Iterator[Image.Image]:
-    """Open a picture with Pillow, whose own limit on pixels is ours here: headers tell the size first."""
+def opened(path: PictureFile, file: OpenFile | None = None) -> Iterator[Image.Image]:
+    """Open a picture with Pillow, whose own limit on pixels is ours here: headers tell the size first.
+
+    file: `path`, where it is open already.
+    """
     if path.suffix.lower() in (".heic", ".heif"):
         _register_heif()
     with _LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(path.open() if isinstance(path, Held) else path)
+            picture = Image.open(file or (path.open() if isinstance(path, Held) else path))
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with picture:
@@ -315,22 +331,21 @@ def _register_heif() -> None:
     register_heif_opener()
 
 
-def _read_pillow(path: PictureFile) -> Raster:
-    with opened(path) as picture:
-        turn = _orientation(picture, path)
-        picture.load()
-        if picture.mode == "I" or picture.mode.startswith("I;16"):
-            values = np.asarray(picture)
-            whole = values.min(initial=0) >= 0 and values.max(initial=0) < 2**16
-            values = values.astype(np.uint16) if whole else values
-            # Pillow scales the maxval of a PGM to 65535 itself.
-            span = (0.0, 65535.0) if picture.format == "PPM" else None
-            return Raster(upright(values[..., None], turn), range=span)
-        if picture.mode == "F":
-            return Raster(upright(np.asarray(picture)[..., None], turn))
-        if picture.mode in ("1", "L") and not picture.has_transparency_data:
-            return Raster(upright(np.asarray(picture.convert("L"))[..., None], turn))
-        return Raster(upright(np.asarray(_rgb(picture)), turn), colour=True)
+def _raster_of(picture: Image.Image, path: PictureFile) -> Raster:
+    turn = _orientation(picture, path)
+    picture.load()
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        values = np.asarray(picture)
+        whole = values.min(initial=0) >= 0 and values.max(initial=0) < 2**16
+        values = values.astype(np.uint16) if whole else values
+        # Pillow scales the maxval of a PGM to 65535 itself.
+        span = (0.0, 65535.0) if picture.format == "PPM" else None
+        return Raster(upright(values[..., None], turn), range=span)
+    if picture.mode == "F":
+        return Raster(upright(np.asarray(picture)[..., None], turn))
+    if picture.mode in ("1", "L") and not picture.has_transparency_data:
+        return Raster(upright(np.asarray(picture.convert("L"))[..., None], turn))
+    return Raster(upright(np.asarray(_rgb(picture)), turn), colour=True)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -338,7 +353,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # Pillow would copy it
 
 
 def _orientation(picture: Image.Image, path: PictureFile) -> int:

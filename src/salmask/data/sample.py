@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from salmask.boxes import areas, clip
 from salmask.types import IGNORED, Boxes, Images, Pixels, Targets
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "CropFlip",
     "Labelled",
+    "Packed",
     "Pad",
     "Sample",
     "SampleTransform",
@@ -53,6 +55,11 @@ class Sample:
     boxes: Boxes
     pixels: Pixels | None = None
 
+    @property
+    def bare(self) -> bool:
+        """Return whether nothing is known of where its evidence is."""
+        return self.pixels is None and not len(self.boxes)
+
 
 SampleTransform: TypeAlias = Callable[[Sample], Sample]
 
@@ -65,6 +72,11 @@ class Batch(NamedTuple):
     targets: Targets
     boxes: list[Boxes]
     pixels: list[Pixels | None]
+
+    @classmethod
+    def empty(cls) -> "Batch":
+        """Return a batch of no picture."""
+        return cls([], torch.zeros(0, 1, 1, 1), torch.zeros(0, dtype=torch.int64), [], [])
 
 
 @runtime_checkable
@@ -92,7 +104,7 @@ class Labelled(Protocol):
         ...
 
 
-class _Packed(NamedTuple):
+class Packed(NamedTuple):
     """A batch on its way between processes: one shared tensor of bytes, the small parts as arrays."""
 
     ids: list[str]
@@ -107,7 +119,7 @@ def no_boxes() -> Boxes:
     return torch.zeros(0, 4)
 
 
-def pack_samples(samples: Sequence[Sample]) -> _Packed:
+def pack_samples(samples: Sequence[Sample]) -> Packed:
     """Gather samples of one size. Errors: ValueError naming two samples whose sizes differ."""
     first = samples[0]
     for sample in samples:
@@ -116,7 +128,7 @@ def pack_samples(samples: Sequence[Sample]) -> _Packed:
                 f"pictures of one batch must have one size: {first.id} is {_size(first)}, {sample.id} is "
                 f"{_size(sample)}; give the data set a transform such as Squash(224) or ShortSide(224)"
             )
-    return _Packed(
+    return Packed(
         ids=[sample.id for sample in samples],
         images=torch.stack([sample.image for sample in samples]).contiguous(),
         targets=[sample.target for sample in samples],
@@ -126,7 +138,7 @@ def pack_samples(samples: Sequence[Sample]) -> _Packed:
     )
 
 
-def unpack_samples(packed: _Packed, device: torch.device | None = None) -> Batch:
+def unpack_samples(packed: Packed, device: torch.device | None = None) -> Batch:
     """Turn gathered samples into a batch: bytes become floats in [0, 1], on the device where one is named."""
     images = packed.images.to(device, non_blocking=True)
     return Batch(
@@ -156,7 +168,7 @@ def move(sample: Sample, transform: v2.Transform, *, clip: bool) -> Sample:
     are cut at the new border and lost ones dropped; without, every box stays, also where it now reaches
     beyond the picture.
     """
-    if sample.pixels is None and not len(sample.boxes):
+    if sample.bare:
         return replace(sample, image=transform(sample.image))  # the same, without the cost of keeping things together
     height, width = sample.image.shape[-2:]
     parts: dict[str, Tensor] = {"image": tv_tensors.Image(sample.image)}
@@ -184,8 +196,10 @@ class Squash:
         """Return the squashed sample."""
         if sample.image.shape[-2:] == (self.size, self.size):
             return sample
-        resize = v2.Resize((self.size, self.size), interpolation=self.interpolation, antialias=True)
-        return move(sample, resize, clip=False)
+        size = [self.size, self.size]
+        if sample.bare:  # the same, without what torchvision needs to keep several things together
+            return replace(sample, image=resize(sample.image, size, self.interpolation, antialias=True))
+        return move(sample, v2.Resize(size, interpolation=self.interpolation, antialias=True), clip=False)
 
 
 @dataclass(frozen=True)
@@ -210,8 +224,12 @@ class ShortSide:
 
     def __call__(self, sample: Sample) -> Sample:
         """Return the resized and cropped sample."""
-        resize = v2.Resize(self.resize or self.size, interpolation=self.interpolation, antialias=True)
-        return move(sample, v2.Compose([resize, v2.CenterCrop(self.size)]), clip=self.clip)
+        short = self.resize or self.size
+        if sample.bare:
+            whole = resize(sample.image, [short], self.interpolation, antialias=True)
+            return replace(sample, image=center_crop(whole, [self.size, self.size]))
+        shrink = v2.Resize(short, interpolation=self.interpolation, antialias=True)
+        return move(sample, v2.Compose([shrink, v2.CenterCrop(self.size)]), clip=self.clip)
 
 
 class Placed(NamedTuple):
@@ -237,9 +255,9 @@ class Pad:
         """Return the padded sample."""
         height, width = sample.image.shape[-2:]
         at = self.placed(height, width)
-        resize = v2.Resize((at.y1 - at.y0, at.x1 - at.x0), interpolation=self.interpolation, antialias=True)
+        shrink = v2.Resize((at.y1 - at.y0, at.x1 - at.x0), interpolation=self.interpolation, antialias=True)
         borders = [at.x0, at.y0, self.size - at.x1, self.size - at.y1]
-        return move(sample, v2.Compose([resize, v2.Pad(borders, fill=_FILLING)]), clip=False)
+        return move(sample, v2.Compose([shrink, v2.Pad(borders, fill=_FILLING)]), clip=False)
 
     def placed(self, height: int, width: int) -> Placed:
         """Return where a picture of some size comes to lie."""

@@ -13,6 +13,7 @@ Source: Aizman, Maltby & Breuel, 2019 (WebDataset).
 
 import glob
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,11 +104,11 @@ class Shards(Numbered):
 
     A sample is one picture and, where there is one, its class: KEY.cls holds its number, or KEY.json under "label" or
     "cls". `classes` names them in the order of their numbers. Samples without a class are all `UNLABELLED`.
-    skip_broken: leave out, with one warning that counts them, what follows a cut in a shard, samples without a picture,
-    and pictures that cannot be decoded: all are decoded once.
+    skip_broken: leave out, with one warning that counts them, what follows a cut in a shard and samples without a
+    picture; pictures that cannot be decoded are passed over when they are met (`unreadable`).
 
-    Errors: ValueError naming a shard that is cut, a sample without a picture, or with two; one for samples of which
-    some have no class. A picture that cannot be decoded is named when it is read.
+    Errors: ValueError naming a shard that is cut, a sample without a picture, or with two, and one that comes twice;
+    for samples of which some have no class. A picture that cannot be decoded is named when it is read.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Shards(Numbered):
         read: ReadImage = read_image,
     ) -> None:
         self.files = shard_files(pattern, split)
+        self.titles = _titles(self.files)
         found = [_look_through(file) for file in self.files]
         lost = [problem for one in found for problem in one.problems]
         if lost and not skip_broken:
@@ -152,15 +154,28 @@ class Shards(Numbered):
 
     def name(self, row: int) -> str:
         """Return the id of a picture: its shard and its member."""
-        return f"{self.files[self._shard[row]].stem}/{self._member[row].decode()}"
+        return f"{self.titles[self._shard[row]]}/{self._member[row].decode()}"
+
+
+def _titles(files: Sequence[Path]) -> list[str]:
+    """Return a name of its own for each shard: its stem, or its place below the folder of all where stems recur."""
+    stems = [path.stem for path in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    root = os.path.commonpath([path.parent for path in files])
+    return [path.relative_to(root).with_suffix("").as_posix() for path in files]
 
 
 def _look_through(shard: Path) -> _Found:
     """Return what a shard holds; what follows a cut is left out, and said."""
-    found = _Found()
+    found, keys = _Found(), set[str]()
     try:
         with shard.open("rb") as file:
             for key, members in _samples(file):
+                if key in keys:
+                    found.problems.append(f"the sample {key!r} comes twice in {shard}")
+                    continue
+                keys.add(key)
                 _take_in(found, shard, key, members)
     except tarfile.TarError as error:
         found.problems.append(f"the shard {shard} is cut or no tar file ({error})")

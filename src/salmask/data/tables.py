@@ -56,6 +56,7 @@ class Table(Numbered):
         table = open_table(spec, split)
         image, label = _columns(table, columns, where=path)
         self.spec, self.split, self.image = path, split, image
+        table = table if table._indices is None else table.flatten_indices()
         self.table = table.cast_column(image, Image(decode=False)).with_format(None)
         count = len(table)
         labels = np.full(count, UNLABELLED) if label is None else _numbers(table, label, where=path)
@@ -72,7 +73,7 @@ class Table(Numbered):
 
     def held(self, row: int) -> Held:
         """Return the bytes of a picture, with its place in words."""
-        picture = self.table[row][self.image]
+        picture = self.table.data.column(self.image)[row].as_py()  # a tenth of what self.table[row] takes
         where = f"{self.spec}, row {row} of {self.split}"
         if picture is None:
             raise ValueError(f"{where} has no picture in its column {self.image!r}")

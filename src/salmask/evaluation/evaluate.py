@@ -144,13 +144,16 @@ def evaluate_explainers(
     pictures: how many images get a picture, spread over the data where its ids are known, or their ids.
     about: data, classifier, command, version, in words, for the header. listening: of sounds, whose recording, kept and
     removed sound are written beside the pictures. progress: wraps the batches.
-    fabric: launched processes, which share the batches of a `DataStream`; all but the first return nothing.
+    fabric: launched processes, which share the batches of a `DataStream`; all but the first return nothing. They
+    compute in its precision, which stands in meta.json where it is not float32.
 
     Returns the summary {explainer: {metric: {mean, low, high, n}}}.
     Errors: ValueError for rows of other settings or data in `out`, for maps outside [0, 1] without a normaliser, for
     no image, for a folder that cannot be written. A failing explainer is no error: see failures.jsonl.
     """
     source = Explained.of(explainers, classifier, metrics, batches, rules=rules, about=about or {}, progress=progress)
+    if fabric is not None:
+        source = replace(source, autocast=fabric.autocast, precision=fabric.strategy.precision.precision)
     if fabric is not None and isinstance(batches, DataStream):
         source = replace(source, batches=batches.shared(share_of(fabric)))
     elif fabric is not None and fabric.world_size > 1:

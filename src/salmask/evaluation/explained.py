@@ -8,6 +8,7 @@ recorded with its error.
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from salmask.files import JSON, Facts
 from salmask.metrics.case import Case, Metric
 from salmask.metrics.fills import MEAN, Fill
 from salmask.outcome import whole_logits
+from salmask.training.settings import FULL
 from salmask.types import Images, Infill, Logits, Masks, Targets
 
 __all__ = [
@@ -116,6 +118,7 @@ class Explained:
 
     explainers, classifiers: by name, an explainer and the classifier that it explains. batches: may be read once only
     where they are an iterator. left_out: metric -> why the data cannot serve it. about: words for the page's header.
+    autocast: within which explainers and classifiers compute; precision: its name.
     """
 
     methods: Mapping[str, Explainer]
@@ -127,6 +130,8 @@ class Explained:
     rules: Rules
     about: Mapping[str, object]
     progress: Bar = iter
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    precision: str = FULL
 
     @classmethod
     def of(
@@ -196,6 +201,7 @@ class Explained:
             "reading": None if rules.scoring is None else rules.scoring.reading(),
             "size": f"{width}x{height}",
             "first picture": f"{first.ids[0]} {digest(first.ids[0], picture)}",
+            **({} if self.precision == FULL else {"precision": self.precision}),
             **{key: plain(value) for key, value in self.about.items()},
         }
 
@@ -210,7 +216,7 @@ class Explained:
 
     def _measured(self, name: str, batch: Batch, answers: "_Answers", failed: Failed) -> Iterator[Scored]:
         try:
-            with checked(batch.images, self.classifiers[name].channels_in):
+            with checked(batch.images, self.classifiers[name].channels_in), self.autocast():
                 scored = self._measure(name, batch, answers)
             yield scored
             return
@@ -279,9 +285,9 @@ def _classifier_of(classifier: Classifier | Mapping[str, Classifier], name: str)
 def _peek(batches: Iterable[Batch]) -> tuple[Batch, Iterable[Batch]]:
     """Return the first batch and an iterable that still begins with it."""
     if not isinstance(batches, Iterator):
-        first, again = next(iter(batches), None), batches
+        first, again = next((batch for batch in batches if batch.ids), None), batches
     else:
-        first = next(batches, None)
+        first = next((batch for batch in batches if batch.ids), None)
         again = itertools.chain([first] if first is not None else [], batches)
     if first is None:
         raise ValueError("expected at least one batch of images, got none: look at the data's folder and split")

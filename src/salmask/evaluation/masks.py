@@ -29,12 +29,14 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import remembering
 from salmask.data import Batch, Labelled, Subset
 from salmask.data.streams import Bar, DataStream
+from salmask.data.unreadable import samples_read
 from salmask.evaluation.cases import plain
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import JSON, Facts, Within, check_shape, regular_file, replace_file, writable_folder
 from salmask.rows.read import agree_on_meta, file_name, read_lines
 from salmask.rows.write import cut_partial_line
 from salmask.training.processes import share_of, within
+from salmask.training.settings import FULL
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -48,18 +50,22 @@ _PER_FOLDER = 1000
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a run has done. seconds: in all; waited: for pictures; before: explained by earlier runs."""
+    """What a run has done. seconds: in all; waited: for pictures; before: explained by earlier runs; passed_over: of
+    those that cannot be read."""
 
     pictures: int
     before: int
+    passed_over: int
     seconds: float
     waited: float
 
     def __str__(self) -> str:
-        earlier = f" ({self.before} were there)" if self.before else ""
+        asides = {"were there": self.before, "cannot be read": self.passed_over}
+        aside = ", ".join(f"{count} {what}" for what, count in asides.items() if count)
         rate = f"{self.pictures / self.seconds:.1f} pictures/s"
         waiting = f"{self.waited / self.seconds:.0%} of the time waiting for pictures"
-        return f"explained {self.pictures} pictures{earlier} in {self.seconds:.1f} s: {rate}, {waiting}"
+        done = f"explained {self.pictures} pictures" + (f" ({aside})" if aside else "")
+        return f"{done} in {self.seconds:.1f} s: {rate}, {waiting}"
 
 
 def explain_data(
@@ -85,29 +91,33 @@ def explain_data(
     """
     if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{explainer.kind} needs boxes or pixel masks: use `salmask evaluate`")
-    out = writable_folder(out)
+    out, precision = writable_folder(out), fabric.strategy.precision.precision
+    computed = {} if precision == FULL else {"precision": precision}
     if fabric.is_global_zero:
-        agree_on_meta(out, _described(explainer, classifier, dataset, form, about, how))
+        agree_on_meta(out, _described(explainer, classifier, dataset, form, {**about, **computed}, how))
     target, normalize = how["class"], how["normalize"]
     left = _rows_left(out, len(dataset)) if fabric.is_global_zero else []
     if fabric.is_global_zero and form == "array":
-        _keep_array(out, (len(dataset), *dataset[0].image.shape[-2:]), empty=len(left) == len(dataset))
+        _keep_array(out, (len(dataset), *_size(dataset)), empty=len(left) == len(dataset))
     with within(fabric):
         left = fabric.broadcast(left)
     stream = DataStream(Subset(dataset, left), batch_size, workers=workers, share=share_of(fabric))
     start, count, waited = time.perf_counter(), 0, 0.0
     with within(fabric), _writing(out, fabric.global_rank, form) as write, remembering():
-        for place, (wait, batch) in zip(_places(stream), progress(_Timed(stream)), strict=True):
-            targets = None if target is None else batch.targets.new_full((len(batch.ids),), target)
-            explanation = explainer(classifier, batch.images.to(classifier.device), targets)
-            write(left[place : place + len(batch.ids)], batch.ids, explanation, _in_bytes(explanation, normalize))
-            waited, count = waited + wait, count + len(batch.ids)
+        for wait, batch, rows in _in_turn(stream, dataset, left, progress):
+            waited, count = waited + wait, count + len(rows)
+            if not rows:
+                continue
+            targets = None if target is None else batch.targets.new_full((len(rows),), target)
+            with fabric.autocast():
+                explanation = explainer(classifier, batch.images.to(classifier.device), targets)
+            write(rows, batch.ids, explanation, _in_bytes(explanation, normalize))
         seconds = time.perf_counter() - start
         done = fabric.all_reduce(torch.tensor([count, waited / fabric.world_size]), reduce_op="sum")
     if fabric.is_global_zero:
         _join(out)
     assert isinstance(done, Tensor)
-    return Throughput(int(done[0]), len(dataset) - len(left), seconds, float(done[1]))
+    return Throughput(int(done[0]), len(dataset) - len(left), len(left) - int(done[0]), seconds, float(done[1]))
 
 
 class _Timed:
@@ -129,10 +139,26 @@ class _Timed:
         return len(self.stream)
 
 
-def _places(stream: DataStream) -> Iterator[int]:
-    """Yield where each batch of a process's share begins."""
-    for number in range(len(stream)):
-        yield (stream.share.rank + number * stream.share.count) * stream.batch_size
+def _size(dataset: Labelled) -> tuple[int, int]:
+    """Return height and width of what the classifier sees. Errors: ValueError where no picture can be read."""
+    first = next(samples_read(dataset), None)
+    if first is None:
+        raise ValueError(f"none of the {len(dataset)} pictures can be read")
+    return first.image.shape[-2], first.image.shape[-1]
+
+
+def _in_turn(
+    stream: DataStream, dataset: Labelled, left: Sequence[int], progress: Bar
+) -> Iterator[tuple[float, Batch, list[int]]]:
+    """Yield each batch of a process's share, how long it was waited for, and the rows of its pictures.
+
+    left: the rows that the stream is of. A batch lacks pictures that cannot be read.
+    """
+    size, share = stream.batch_size, stream.share
+    for number, (wait, batch) in enumerate(progress(_Timed(stream))):
+        start = (share.rank + number * share.count) * size
+        rows = {dataset.ids[row]: row for row in left[start : start + size]}
+        yield wait, batch, [rows[name] for name in batch.ids]
 
 
 def _in_bytes(explanation: Explanation, normalize: str | None) -> np.ndarray:
@@ -261,7 +287,7 @@ def _described(
 ) -> JSON:
     """Return what must be the same in every run that fills a folder."""
     names = dataset.ids
-    height, width = dataset[0].image.shape[-2:]
+    height, width = _size(dataset)
     return {
         "explainers": {"masks": {"kind": explainer.kind, "settings": plain(explainer.settings)}},
         "weights": classifier.fingerprint(),

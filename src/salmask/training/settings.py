@@ -12,6 +12,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 __all__ = [
+    "FULL",
     "ORIGINAL",
     "RECIPE",
     "SIDES",
@@ -33,6 +34,8 @@ ORIGINAL = "original"
 SIDES = (8, 4096)
 """Least and largest side of a picture that a classifier sees."""
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+FULL: Precision = "32-true"
+"""Everything in float32."""
 Target = Literal["label", "predicted"]
 
 
