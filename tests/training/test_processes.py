@@ -7,10 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,16 +28,19 @@ from salmask.data import training_batches
 from salmask.data.streams import DataStream, Share
 from salmask.data.tensors import TensorPictures
 from salmask.evaluation.evaluate import Rules, evaluate_explainers
+from salmask.evaluation.masks import INDEX, Throughput, explain_data
 from salmask.explain.learned import Learned
 from salmask.files import read_json
 from salmask.masking import Noise
 from salmask.specs import load_explainer, load_metrics, load_recipe
-from salmask.training.processes import launched, share_of
+from salmask.training.joint import joint_normalisation
+from salmask.training.processes import average, launched, share_of
 from salmask.training.run import Loaded, Sight
 from salmask.training.settings import Settings
 from salmask.training.train import train_masker
 
 STEPS, BATCH, PICTURES = 6, 4, 14
+MOVING = ("reader", "ca")
 SETTINGS = Settings(batch_size=BATCH, epochs=STEPS * BATCH / PICTURES, save_every=3, log_every=2, precision="32-true")
 
 
@@ -58,7 +65,9 @@ def pictures() -> TensorPictures:
     return TensorPictures(images, [n % 4 for n in range(PICTURES)], classes=list("abcd"))
 
 
-def train(out: Path, recipe: str, fabric: object = None, *, steps: int = STEPS, **options: object) -> Masker:
+def train(
+    out: Path, recipe: str, fabric: object = None, *, steps: int = STEPS, kind: type[Masker] = Still, **options: object
+) -> Masker:
     """Train a few steps; of fewer than all, leave the checkpoint of a run that was ended."""
     known = classifier()
     generator = torch.Generator().manual_seed(0)
@@ -72,7 +81,7 @@ def train(out: Path, recipe: str, fabric: object = None, *, steps: int = STEPS, 
                 raise InterruptedError
             yield batch
 
-    masker = Still.for_classifier(known, generator=generator)
+    masker = kind.for_classifier(known, generator=generator)
     try:
         train_masker(
             masker,
@@ -105,6 +114,21 @@ def evaluate(out: Path, masker: Masker, fabric: object = None) -> None:
     )
 
 
+def explain(out: Path, fabric: Fabric, *, form: str = "array", batches: int = 99) -> Throughput:
+    """Write masks of all pictures; of fewer batches than there are, leave what a run that was ended leaves."""
+
+    def until(items: Iterable[object]) -> Iterator[object]:
+        for number, item in enumerate(items):
+            if number == batches:
+                raise InterruptedError
+            yield item
+
+    known = classifier()
+    masker = Masker.for_classifier(known, generator=torch.Generator().manual_seed(0)).eval()
+    options = {"how": {"class": None, "normalize": None}, "about": {}, "batch_size": 3, "progress": until}
+    return explain_data(Learned(masker), known, pictures(), out=out, fabric=fabric, form=form, **options)
+
+
 def odd(known: Classifier, images: Tensor, targets: Tensor) -> object:
     """Fail on one picture, of the batch of the second process."""
     explained = load_explainer("center", loaded=Loaded(known, "", Sight(16)))[1](known, images, targets)
@@ -113,20 +137,64 @@ def odd(known: Classifier, images: Tensor, targets: Tensor) -> object:
     return explained
 
 
+JUDGED = torch.linspace(-1, 2, 8, dtype=torch.float64).view(1, 8, 1, 1).expand(1, 8, 5, 4)
+
+
+def joint_images() -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return 1e3 + torch.randn(6, 4, 5, 4, dtype=torch.float64, generator=generator)
+
+
+def nets() -> tuple[nn.Module, nn.Module]:
+    """Return torch's layer, and timm's, which calls the function itself; one does not remember, all are cubed after."""
+    torch.manual_seed(3)
+    plain = nn.Sequential(nn.BatchNorm2d(4, momentum=None), Cubed(), nn.BatchNorm2d(4, affine=False, eps=1e-3), Cubed())
+    timms = nn.Sequential(BatchNormAct2d(4, act_layer=nn.Tanh), nn.BatchNorm2d(4, track_running_stats=False), Cubed())
+    for parameter in [*plain.parameters(), *timms.parameters()]:
+        nn.init.normal_(parameter)
+    return plain.double(), timms.double()
+
+
+class Cubed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x**3
+
+
+def layers(fabric: Fabric) -> dict[str, object]:
+    """Return what a process sees of its share of a batch: answers, gradients, and what the layers remember."""
+    plain, timms = nets()
+    images = joint_images()[fabric.global_rank :: fabric.world_size].requires_grad_()
+    with joint_normalisation(fabric):
+        answers = torch.cat([plain(images), timms(images)], 1)
+        (answers * JUDGED).mean(0).sum().backward()
+    gradients = [parameter.grad for parameter in [*plain.parameters(), *timms.parameters()]]
+    average(fabric, gradients)
+    state = torch.nn.ModuleList([plain, timms]).state_dict()
+    return {"answers": answers.detach(), "gradients": images.grad, "state": state, "weights": gradients}
+
+
 def main(out: Path) -> None:
     fabric = launched(2)
-    for recipe in ("fix", "reader", "ca"):
-        train(out / recipe, recipe, fabric)
+    train(out / "fix", "fix", fabric)
+    for recipe in MOVING:
+        train(out / recipe, recipe, fabric, kind=Masker)
+    if fabric.is_global_zero:
+        torch.save(layers(fabric), out / "layers.pt")
+    else:
+        layers(fabric)
     noise = Noise(torch.Generator().manual_seed(0))
     train(out / "noise", "fix", fabric, infill=noise)
     drawn = [round(float(torch.rand((), generator=noise.generator)), 6)]
     numbers = fabric.all_gather(torch.tensor(drawn)).flatten().tolist()
     masker = train(out / "gone on", "fix", fabric, resume=True)
     evaluate(out / "measured", masker, fabric)
+    done = [explain(out / f"masks {form}", fabric, form=form) for form in ("png", "array")]
+    explained = [[one.pictures, one.before] for one in done]
     own = [float(value.double().sum()) for value in masker.state_dict().values()]
     together = fabric.all_gather(torch.tensor(own, dtype=torch.float64)).tolist()
     if fabric.is_global_zero:
-        (out / "said.json").write_text(json.dumps({"noise": numbers, "weights": together}))
+        facts = {"noise": numbers, "weights": together, "explained": explained}
+        (out / "said.json").write_text(json.dumps(facts))
 
 
 def weights(folder: Path, part: str = "masker") -> dict[str, Tensor]:
@@ -148,6 +216,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of what two processes did; one has trained the first half of "gone on"."""
     out = tmp_path_factory.mktemp("both")
     train(out / "gone on", "fix", steps=4)
+    with pytest.raises(InterruptedError):
+        explain(out / "masks array", alone(), batches=2)
     done = together(out, __file__, str(out))
     assert done.returncode == 0, done.stderr
     return out
@@ -205,11 +275,33 @@ def build():
 
 
 @pytest.mark.parametrize("recipe", ["reader", "ca"])
-def test_opponents_learn_alike_and_move(both: Path, recipe: str) -> None:
+def test_opponents_of_two_processes_learn_what_that_of_one_does(both: Path, tmp_path: Path, recipe: str) -> None:
+    """Their batch statistics are those of the joint batch: with each process's own they are .01 to .3 apart."""
+    train(tmp_path, recipe, kind=Masker)
     start, state = classifier().network.state_dict(), weights(both / recipe, "opponent")
     moved = {name for name, value in state.items() if not torch.equal(value, start[name])}
     assert {"stem.1.running_mean", "stem.0.weight", "head.weight"} <= moved
-    assert all(bool(value.isfinite().all()) for value in state.values())
+    for name, value in weights(tmp_path, "opponent").items():
+        assert torch.allclose(state[name].double(), value.double(), rtol=1e-4, atol=1e-5), name
+    statistics = {name: value for name, value in weights(tmp_path).items() if "running" in name}
+    assert len(statistics) > 2
+    for name, value in statistics.items():
+        assert torch.allclose(weights(both / recipe)[name], value, rtol=1e-3, atol=1e-4), name
+
+
+def test_layers_normalise_over_the_joint_batch_and_send_gradients_back(both: Path) -> None:
+    """Against torch's own batch normalisation of the whole batch, in double precision; the mean is far from 0."""
+    together = torch.load(both / "layers.pt")
+    images = joint_images().requires_grad_()
+    plain, timms = nets()
+    answers = torch.cat([plain(images), timms(images)], 1)
+    (answers * JUDGED).mean(0).sum().backward()
+    assert torch.allclose(together["answers"], answers[0::2], atol=1e-10)
+    assert torch.allclose(together["gradients"], images.grad[0::2] * 2, atol=1e-10)  # each process means over its half
+    for name, value in together["state"].items():
+        assert torch.allclose(value, torch.nn.ModuleList([plain, timms]).state_dict()[name], atol=1e-10), name
+    for mine, theirs in zip(together["weights"], [*plain.parameters(), *timms.parameters()], strict=True):
+        assert torch.allclose(mine, theirs.grad, atol=1e-10)
 
 
 def test_processes_draw_noise_of_their_own_and_hold_one_masker(both: Path) -> None:
@@ -233,6 +325,58 @@ def test_rows_of_two_processes_are_those_of_one(both: Path, tmp_path: Path) -> N
     assert failures[0].count("\n") == 1
     drawn = [sorted(path.name for path in (f / "pictures").rglob("*.png")) for f in (both / "measured", tmp_path)]
     assert drawn[0] == drawn[1] and drawn[0]
+
+
+def alone() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def test_masks_of_two_processes_are_those_of_one(both: Path, tmp_path: Path) -> None:
+    """Of the array, one process has written the first two batches before it was ended."""
+    done = {form: explain(tmp_path / form, alone(), form=form) for form in ("png", "array")}
+    assert {one.pictures for one in done.values()} == {PICTURES}
+    for form in done:
+        folder = both / f"masks {form}"
+        assert (folder / INDEX).read_text() == (tmp_path / form / INDEX).read_text()
+        files = [path.relative_to(tmp_path / form) for path in sorted((tmp_path / form).rglob("*.[np][np][yg]"))]
+        assert len(files) == (PICTURES if form == "png" else 1)
+        for file in files:
+            assert (folder / file).read_bytes() == (tmp_path / form / file).read_bytes(), file
+        assert sorted(path.name for path in folder.glob("index*")) == [INDEX]
+    said = read_json(both / "said.json", {"explained": [[int]]}, remedy="")
+    assert said["explained"] == [[PICTURES, 0], [PICTURES - 6, 6]]  # pictures of both, and those that were there
+
+
+def test_a_lost_process_ends_explaining_with_one_line_and_another_number_goes_on(tmp_path: Path) -> None:
+    for number, image in enumerate(pictures().images):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "data" / f"{number:02d}.png")
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    command = ["explain", "--data", str(tmp_path / "data"), "--classifier", f"{tmp_path / 'mortal.py'}:build"]
+    command += ["--mean", "0", "0", "0", "--std", "1", "1", "1", "--size", "16", "--explainer", "gradcam"]
+    command += ["--batch-size", "4", "--form", "array", "--out", str(tmp_path / "masks")]
+    ended = together(tmp_path, "-m", "salmask", *command, "--devices", "2", environment={"DIES_AFTER": "1"})
+    assert ended.returncode == 1
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("salmask: process 0 of 2 has lost another one"), ended.stderr
+    before = sum(len(path.read_text().splitlines()) for path in (tmp_path / "masks").glob("index*"))
+    assert before >= 4
+    assert cli(command) == 0
+    rows = [json.loads(line)["row"] for line in (tmp_path / "masks" / INDEX).read_text().splitlines()]
+    assert rows == list(range(PICTURES))
+    assert (np.load(tmp_path / "masks" / "masks.npy").reshape(PICTURES, -1).max(1) > 0).all()
+
+
+def test_a_process_that_waits_for_nobody_ends_too_where_another_one_is_lost(tmp_path: Path) -> None:
+    script = (
+        "import time\nfrom salmask.training import processes\nprocesses._GRACE = processes._LOOK = 0.1\n"
+        "started = time.monotonic()\n"
+        "processes._watch(lambda: 'process 1' if time.monotonic() > started + 0.3 else None, [])\ntime.sleep(60)\n"
+    )
+    done = together(tmp_path, "-c", script)
+    assert done.returncode == 1
+    assert done.stderr.startswith("salmask: a process has lost process 1; what was saved is whole")
+    assert done.stderr.count("\n") == 1
 
 
 if __name__ == "__main__":

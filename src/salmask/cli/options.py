@@ -20,6 +20,7 @@ from salmask.files import JSON
 
 __all__ = [
     "DataOptions",
+    "InferencePrecision",
     "Normalize",
     "OutputKind",
     "PictureOptions",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 Normalize = Literal["none", "minmax", "max", "rank"]
+InferencePrecision = Literal["auto", "32-true", "bf16-mixed"]
 OutputKind = Literal["auto", "logits", "binary", "multilabel", "probabilities"]
 
 

@@ -5,8 +5,14 @@ and Slurm may start them as well. With one process every function here gives bac
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -49,9 +55,60 @@ def launched(devices: int = 1, nodes: int = 1, strategy: Strategy = "auto", *, p
         fabric = Fabric(devices=devices, num_nodes=nodes, strategy=chosen, precision=precision)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{devices} devices on {nodes} nodes cannot be used: {error}") from error
-    with within(fabric):
+    with within(fabric), _watched():
         fabric.launch()
     return fabric
+
+
+# Processes that watch each other. A collective notices the end of another process at once, but between collectives
+# minutes may pass; and Fabric's own observer kills the process that started the others without a word.
+_STARTED_BY = "SALMASK_STARTED_BY"  # the process that starts the others, for whom it may be their parent
+_LOOK, _GRACE = 0.5, 8.0  # seconds between looks, and those left to a process to find out and say so itself
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Let processes that are started inside, and the one that starts them, end where another one is lost."""
+    from lightning.fabric.strategies.launchers import subprocess_script
+
+    if os.environ.get(_STARTED_BY) == str(parent := os.getppid()):
+        _watch(lambda: "the process that started it" if os.getppid() != parent else None, [])
+    os.environ[_STARTED_BY] = str(os.getpid())
+    fabrics_own = subprocess_script._launch_process_observer
+    subprocess_script._launch_process_observer = _watch_children
+    try:
+        yield
+    finally:
+        subprocess_script._launch_process_observer = fabrics_own
+
+
+def _watch_children(child_processes: list[subprocess.Popen[bytes]]) -> None:
+    _watch(partial(_ended, child_processes), child_processes)
+
+
+def _ended(children: Sequence[subprocess.Popen[bytes]]) -> str | None:
+    """Return which child has ended otherwise than well."""
+    numbered = enumerate((child.poll() for child in children), 1)
+    return next((f"process {number}, which ended with status {status}" for number, status in numbered if status), None)
+
+
+def _watch(lost: Callable[[], str | None], children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Look in the background who is lost, and then end this process and its children, with one line."""
+
+    def look() -> None:
+        while (who := lost()) is None:
+            time.sleep(_LOOK)
+        time.sleep(_GRACE)
+        sys.stderr.write(f"salmask: a process has lost {who}; {_GO_ON}\n")
+        sys.stderr.flush()
+        for child in children:
+            child.terminate()
+        os._exit(1)
+
+    threading.Thread(target=look, name="salmask-watch", daemon=True).start()
+
+
+_GO_ON = "what was saved is whole: give the same command again, a training with --resume"
 
 
 def move_to(fabric: "Fabric", explainers: "Iterable[tuple[Explainer, Loaded]]", *others: "Loaded | None") -> None:
@@ -105,5 +162,5 @@ def within(fabric: "Fabric | None") -> Iterator[None]:
             raise
         raise ValueError(
             f"process {fabric.global_rank} of {fabric.world_size} has lost another one, which was ended or cannot be "
-            "reached; what was saved is whole: give the same command again, a training with --resume"
+            f"reached; {_GO_ON}"
         ) from error

@@ -23,7 +23,7 @@ from salmask.training.schemas import read_run
 
 __all__ = ["push_folder", "reference_to", "run_facts", "share_run"]
 
-_TOLD = ("data", "images", "recipe", "settings", "variant", "collapsed", "speed", "version")
+_TOLD = ("data", "images", "processes", "recipe", "settings", "variant", "collapsed", "speed", "version")
 _FOLDERS = re.compile(r"(?:(?<=^)|(?<=[\s=:,@'\"\[]))(?:[A-Za-z]:\\|~?/|\.\.?/)(?:[^:,@'\"/]*/)*")
 
 

@@ -20,6 +20,7 @@ from salmask.files import JSON, Facts, writable_folder
 from salmask.masker import Masker
 from salmask.masking import MeanColour
 from salmask.training.checkpoint import CHECKPOINT, fresh, read_checkpoint, scaler_state, set_scaler, write_checkpoint
+from salmask.training.joint import joint_normalisation
 from salmask.training.log import Log, timed
 from salmask.training.precision import chosen_precision
 from salmask.training.processes import check_alike, within
@@ -87,7 +88,7 @@ def train_masker(
         stream = timed(islice(batches(start), run.steps - start), log.clock)
         for step, batch in zip(progress(range(start, run.steps)), stream, strict=True):
             drawn = drawing_on(fabric.device, settings.seed, step, fabric.global_rank)
-            with drawn, checked(batch.images, classifier.channels_in):
+            with drawn, checked(batch.images, classifier.channels_in), joint_normalisation(fabric):
                 numbers = run.step(step, batch)
             log.add(numbers)
             if (step + 1) % settings.log_every == 0 or step + 1 == run.steps:

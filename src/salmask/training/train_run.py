@@ -13,6 +13,7 @@ from salmask.data import Labelled
 from salmask.data.streams import Bar, Batches
 from salmask.files import JSON, Facts, in_use, writable_folder
 from salmask.masker import Masker
+from salmask.training.joint import STATISTICS_OF
 from salmask.training.log import LOG, SPEED, collapse, speed
 from salmask.training.maskers import new_masker
 from salmask.training.precision import chosen_precision
@@ -84,6 +85,7 @@ def train_run(  # noqa: PLR0913  (what is trained, how, and where; each is one t
             **facts,
             "recipe": recipe.settings(),
             "images": len(dataset),
+            "processes": {"count": 1 if fabric is None else fabric.world_size, "batch statistics": STATISTICS_OF},
             "settings": vars(settings),
             "collapsed": collapse(out / LOG),
             "speed": speed(out / SPEED),
