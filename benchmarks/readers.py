@@ -2,9 +2,9 @@
 
     python benchmarks/readers.py [--quick] [--pictures 512] [--size 256] [--workers 0] [--rounds 5]
 
-All read the same JPEG bytes in the shuffled order of training, resize to 224 x 224 and make batches of 32 floats. The
-plain DataLoader opens a file a picture with Pillow, resizes with torchvision and stacks. All are timed in turns within
-one run; the ratio is that of the medians. The target is .9 of its rate, or 1.11 of its time. Writes
+All read the same JPEG bytes in a shuffled order, resize to 224 x 224 and make batches of 32 floats in [0, 1] with their
+labels. The plain DataLoader opens a file a picture with Pillow, resizes with torchvision and stacks. All are timed in
+turns within one run; the ratio is that of the medians. The target is .9 of its rate, or 1.11 of its time. Writes
 results/benchmarks/readers.json.
 """
 
@@ -121,7 +121,8 @@ def main() -> None:
     rows = describe(seconds, unit="plain")
     for name, row in rows.items():
         print(f"{name}: {1 / row['ratio']:.2f} of the plain DataLoader's rate, {given.pictures / row['median']:.0f}/s")
-    write("readers", vars(given), rows, {"ratio": max(row["ratio"] for row in rows.values()), "target": 1 / TARGET})
+    settings = {**vars(given), "device": "cpu"}
+    write("readers", settings, rows, {"ratio": max(row["ratio"] for row in rows.values()), "target": 1 / TARGET})
 
 
 if __name__ == "__main__":
