@@ -84,6 +84,30 @@ def test_a_query_of_zeros_is_average_pooling(classifier) -> None:
         assert torch.allclose(Pooled(classifier, stream).logits(images), classifier.logits(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [[], None])
+def test_a_stream_that_begins_as_the_average_learns_in_all_its_weights(classifier, layers) -> None:
+    stream = _stream(classifier, layers=layers, begin="average")
+    assert len(stream.projections) == (1 if layers == [] else 2)
+    images = torch.rand(3, 3, 32, 32)
+    pooled = Pooled(classifier, stream)
+    with torch.no_grad():
+        assert torch.allclose(pooled.logits(images), classifier.logits(images), atol=1e-5)
+    optimiser = torch.optim.SGD(stream.parameters(), lr=1.0)
+    before = [one.clone() for one in stream.parameters()]
+    for _ in range(4):  # one step after another, from the last stage to the first
+        optimiser.zero_grad()
+        F.cross_entropy(pooled.logits(images), torch.tensor([0, 1, 0])).backward()
+        optimiser.step()
+    assert not any(torch.equal(one, two) for one, two in zip(before, stream.parameters(), strict=True))
+
+
+def test_a_beginning_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="as long as the last map has channels, got 6 and 4"):
+        QueryStream((3, 4), 6, begin="average")
+    with pytest.raises(ValueError, match="begins as one of source, average, got 'zero'"):
+        QueryStream((3, 4), 4, begin="zero")
+
+
 def test_the_head_reads_the_query_made_of_the_maps(pooled, classifier) -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad(), pooled.frozen():

@@ -5,7 +5,9 @@
 F_l (positions, d_l) is the map of stage l, read as keys and as values alike; q_1 is learned, nothing is added back
 (no residual), and the head is the network's own, frozen. a_L is the raw attention: a map that no class enters.
 F^T a is a weighted mean of positions as global average pooling is one, so that any class activation map can be
-taken through either head: `Pooled.average` is the network as it was, on the same weights.
+taken through either head: `Pooled.average` is the network as it was, on the same weights. A stream that begins as the
+average (`begin="average"`: q_L = 0, which attends to all positions alike, W_L = 1, b_L = 0) gives the network's own
+logits before it has learned anything.
 
 Differs from the released code: 1, every weight of the stream learns and nothing else, by construction and not by the
 names of parameters; 2, the backbone's statistics stay as they are. Source: Torres, Zhang, Sicre, Ayache & Avrithis
@@ -28,10 +30,11 @@ from salmask.classifier.weights import load_module, read_config, save_module, sa
 from salmask.files import JSON, Maybe, Several, Within, Word
 from salmask.types import Images, Logits
 
-__all__ = ["Attended", "Pooled", "QueryStream", "read_stream"]
+__all__ = ["BEGINNINGS", "Attended", "Pooled", "QueryStream", "read_stream"]
 
 LEAST_STRIDE = 4  # of the stages that are read unless some are named: the source's first map is that after the stem
 
+BEGINNINGS = ("source", "average")
 StageMap = Float[Tensor, "_ _ _ _"]  # of one picture where only later stages have many
 
 
@@ -55,7 +58,9 @@ class QueryStream(nn.Module):
     channels: of the maps, shallow to deep, the last one that which the head pools. width: length of the head's vector.
     layers: names of the modules that give the maps. neck: name of the module that takes the vector. classifier:
     fingerprint of the network that it was trained beside. generator: where the first weights are drawn from:
-    q_1 ~ N(1, 1), W Xavier-uniform, b = 0.
+    q_1 ~ N(1, 1), W Xavier-uniform, b = 0, as in the source. begin: "average" then makes the last projection the
+    identity, and what gives the last query 0. Errors: ValueError for another one, and where the head's vector is not
+    as long as the last map has channels.
     """
 
     def __init__(
@@ -67,8 +72,11 @@ class QueryStream(nn.Module):
         neck: str = "",
         classifier: str | None = None,
         generator: Generator | None = None,
+        begin: str = "source",
     ) -> None:
         super().__init__()
+        if begin not in BEGINNINGS:
+            raise ValueError(f"a stream begins as one of {', '.join(BEGINNINGS)}, got {begin!r}")
         if not channels:
             raise ValueError("a stream attends to one stage at least, got none: name layers of the network")
         self.channels, self.width = tuple(channels), width
@@ -80,12 +88,28 @@ class QueryStream(nn.Module):
         for projection in projections:
             nn.init.xavier_uniform_(projection.weight, generator=generator)
             nn.init.zeros_(projection.bias)
+        if begin == "average":
+            self._begin_as_average()
+
+    def _begin_as_average(self) -> None:
+        if self.width != self.channels[-1]:
+            raise ValueError(
+                f"a stream begins as the average where the head's vector is as long as the last map has channels, got "
+                f"{self.width} and {self.channels[-1]}: begin as the source does"
+            )
+        nn.init.eye_(self.projections[-1].weight)
+        nn.init.zeros_(self.projections[-2].weight if len(self.projections) > 1 else self.start)
 
     @classmethod
     def for_classifier(
-        cls, classifier: Classifier, *, layers: Sequence[int] | None = None, generator: Generator | None = None
+        cls,
+        classifier: Classifier,
+        *,
+        layers: Sequence[int] | None = None,
+        generator: Generator | None = None,
+        begin: str = "source",
     ) -> "QueryStream":
-        """Build a stream sized from a classifier's channels.
+        """Build a stream sized from a classifier's channels. generator, begin: of its first weights.
 
         layers: which of the classifier's layers are attended to, by index; None: all of a stride of 4 or more. The map
         that the head pools is always the last stage, and takes the place of the deepest layer where that has as many
@@ -102,6 +126,7 @@ class QueryStream(nn.Module):
             neck=neck.name,
             classifier=classifier.fingerprint(),
             generator=generator,
+            begin=begin,
         )
 
     def forward(self, maps: Sequence[StageMap]) -> Float[Tensor, "batch width"]:

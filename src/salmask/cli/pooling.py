@@ -26,6 +26,8 @@ class PoolingCommand(Command, DataOptions):
     layers: tuple[int, ...] | None = None
     """Which of the classifier's layers are attended to (`salmask layers`); all of a stride of 4 or more where not
     given. The map that the head pools is always the last stage."""
+    begin: Literal["source", "average"] = "source"
+    """First weights: as the source draws them, or as the average pooling, whose logits the stream then begins with."""
     epochs: float = 30.0
     """Full passes over the data."""
     batch_size: int = 64
@@ -75,7 +77,9 @@ class PoolingCommand(Command, DataOptions):
         check_classes(whole, loaded)
         loaded = replace(loaded, classes=loaded.classes or tuple(whole.classes))
         generator = torch.Generator().manual_seed(self.seed)
-        stream = QueryStream.for_classifier(loaded.classifier, layers=self.layers, generator=generator)
+        stream = QueryStream.for_classifier(
+            loaded.classifier, layers=self.layers, generator=generator, begin=self.begin
+        )
         pooled = Pooled(loaded.classifier, stream)
         kept = self.out / "unfinished"
         with in_use(writable_folder(self.out)):
@@ -91,7 +95,13 @@ class PoolingCommand(Command, DataOptions):
             else:
                 maps = Maps.of(pooled, whole, limit=self.memory * GIB, progress=progress_bar("maps"))
                 fit_stream(pooled, maps, settings=settings, progress=progress_bar("training"), unfinished=kept)
-            about = {"data": self.data, "settings": vars(settings), "crops": self.crops, "command": typed_command()}
+            about = {
+                "data": self.data,
+                "settings": vars(settings),
+                "crops": self.crops,
+                "begin": self.begin,
+                "command": typed_command(),
+            }
             save_pooling(self.out, pooled, loaded, about)
             discard(kept)
         say(f"run: {self.out}")
