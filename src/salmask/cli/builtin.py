@@ -51,7 +51,7 @@ class Sizes:
     measured: int = 300
     side: int = 64
     classifier_epochs: float = 11.0
-    reader_epochs: float = 2.5
+    reader_epochs: float = 4.0
     alongside_epochs: float = 1.5
 
 
