@@ -73,6 +73,7 @@ class Trained(NamedTuple):
     target: Target = "predicted"
     others: Ratios | None = None
     decay_at: Sequence[float] = Settings.decay_at
+    absent: float = 0.0
 
 
 def trained_classifier(sounds: Sounds, path: Path, kinds: Sequence[Mixing], *, epochs: float) -> Loaded:
@@ -138,6 +139,7 @@ def train_maskers(
                 seed=seed,
                 averaging=0.9,
                 decay_at=row.decay_at,
+                absent=row.absent,
                 save_every=40,
                 precision="32-true",
             )
@@ -194,18 +196,21 @@ def noise(sounds: Sounds) -> Mixing:
 
 
 class Question(NamedTuple):
-    """A digit of a mixture to explain, its own recording in it, and the other one."""
+    """A digit of a mixture to explain, its own recording in it, the other one, and a digit that is not there."""
 
     target: int
     own: Tensor
     other: Tensor
+    absent: int
 
 
-def questions(mixture: Mixture, target: int) -> tuple[Question, Question]:
+def questions(mixture: Mixture, target: int, classes: int = 10) -> tuple[Question, Question]:
     """Return the question for either digit of a mixture; target: of the first."""
+    rest = [one for one in range(classes) if one not in (target, mixture.other_target)]
+    absent = rest[(7 * target + 3 * mixture.other_target) % len(rest)]
     return (
-        Question(target, mixture.sound, mixture.other),
-        Question(mixture.other_target, mixture.other, mixture.sound),
+        Question(target, mixture.sound, mixture.other, absent),
+        Question(mixture.other_target, mixture.other, mixture.sound, absent),
     )
 
 
@@ -215,6 +220,7 @@ RANGES = {
     "own_minus_other": [-2, 2],
     "nearer_to_own": [0, 1],
     "heard_as_asked": [0, 1],
+    "heard_if_absent": [0, 1],
     "mask_mean": [0, 1],
 }
 SCORES = tuple(RANGES)
@@ -232,27 +238,33 @@ class Listener:
         with torch.no_grad():
             return int(self.classifier.logits(HEARING.hear(mixture.wave).picture[None]).argmax())
 
-    def masks(self, mixture: Mixture, question: Question) -> dict[str, Tensor]:
-        """Return the mask of every explainer, and the one that the parts give."""
-        heard = HEARING.hear(mixture.wave)
-        masks = {IDEAL: ideal_mask(question.own, heard, HEARING)[None]}
+    def masks(self, picture: Tensor, target: int) -> dict[str, Tensor]:
+        """Return the mask of every explainer for a digit."""
+        masks = {}
         for name, explainer in self.table.items():
-            explanation = explainer(self.classifier, heard.picture[None], torch.tensor([question.target]))
+            explanation = explainer(self.classifier, picture[None], torch.tensor([target]))
             how = RAW.get(name.partition(" #")[0], "none")
             masks[name] = (explanation if how == "none" else explanation.normalized(how)).masks.float()
         return masks
 
+    def hears(self, picture: Tensor, mask: Tensor) -> int:
+        """Return what the judge hears in what a mask keeps."""
+        with torch.no_grad():
+            return int(self.judge.logits(keep(picture[None], mask, MeanColour((0.0,)))).argmax())
+
     def scores(self, mixture: Mixture, question: Question) -> dict[str, dict[str, float]]:
         """Return every explainer's scores for a digit of a mixture."""
         heard = HEARING.hear(mixture.wave)
+        picture = heard.picture
+        absent = {name: self.hears(picture, mask) for name, mask in self.masks(picture, question.absent).items()}
+        masks = {IDEAL: ideal_mask(question.own, heard, HEARING)[None], **self.masks(picture, question.target)}
         found = {}
-        for name, mask in self.masks(mixture, question).items():
-            picture = keep(heard.picture[None], mask, MeanColour((0.0,)))
-            with torch.no_grad():
-                decision = int(self.judge.logits(picture).argmax())
+        for name, mask in masks.items():
+            kept = HEARING.sound(keep(picture[None], mask, MeanColour((0.0,)))[0], heard)
             found[name] = {
-                **scored(HEARING.sound(picture[0], heard), mixture.wave, question.own, question.other),
-                "heard_as_asked": float(decision == question.target),
+                **scored(kept, mixture.wave, question.own, question.other),
+                "heard_as_asked": float(self.hears(picture, mask) == question.target),
+                "heard_if_absent": float(absent[name] == question.absent) if name in absent else float("nan"),
                 "mask_mean": float(mask.mean()),
             }
         return found

@@ -38,7 +38,7 @@ from digits import (
 )
 from lmac import METRIC_NAMES, measure
 
-from salmask.audio.mixtures import Another, Mixed, Mixing, Mixture, White
+from salmask.audio.mixtures import Another, Mixed, Mixing, Mixture, White, ideal_mask
 from salmask.audio.readers import open_sounds
 from salmask.data import cached
 from salmask.files import writable_folder
@@ -73,6 +73,8 @@ MASKERS: Mapping[str, Trained] = {
     "frozen reader": asked(class_gone(RECIPES["reader"])),
     "L-MAC (area .4), not told": Trained(RECIPES["lmac"], TRANSPOSED, others=OTHERS),
     "L-MAC (area .4), no mixtures": asked(RECIPES["lmac"])._replace(others=None),
+    "L-MAC (area .4), absent digits": asked(RECIPES["lmac"])._replace(absent=0.3),
+    "FIX, absent digits": asked(class_gone(RECIPES["fix"]))._replace(absent=0.3),
 }
 
 CONDITIONS: Mapping[str, tuple[float, tuple[int, ...]]] = {
@@ -101,7 +103,8 @@ def draw(listener: Listener, mixed: Mixed, names: Sequence[str], path: Path, *, 
         mixture = mixed.mixture(place)
         heard = HEARING.hear(mixture.wave)
         for turn, question in enumerate(questions(mixture, mixed.targets[place])):
-            masks = listener.masks(mixture, question)
+            masks = {IDEAL: ideal_mask(question.own, heard, HEARING)[None]}
+            masks |= listener.masks(heard.picture, question.target)
             digit = mixed.classes[question.target]
             alone = HEARING.pictures(HEARING.spectrum(question.own * heard.gain).abs()[None, None])[0]
             panels = [("both digits", heard.picture) if turn == 0 else None, (f"{digit} alone", alone)]
@@ -128,6 +131,7 @@ def main() -> None:
     parser.add_argument("--classifier-epochs", type=float, default=30)
     parser.add_argument("--epochs", type=float, default=8)
     parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--no-train", action="store_true", help="measure the maskers that are there")
     parser.add_argument("--rows", nargs="*", default=list(MASKERS), help="train and measure these alone")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop between two pieces after so many")
     options = parser.parse_args()
@@ -146,7 +150,7 @@ def main() -> None:
         loaded,
         sounds,
         out,
-        names=list(rows),
+        names=[] if options.no_train else list(rows),
         seeds=options.seeds,
         epochs=options.epochs,
         until=began + 60 * options.minutes,

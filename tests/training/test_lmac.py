@@ -19,6 +19,7 @@ from salmask.metrics.case import Case
 from salmask.objective import OBJECTIVES
 from salmask.outcome import Outcome
 from salmask.terms import ALIKE, area_unless_alike, energy_guidance
+from salmask.training.lessons import absent_asked, nothing_kept
 from salmask.training.recipes import RECIPES
 from salmask.training.released import as_released
 from salmask.training.settings import Settings
@@ -157,19 +158,74 @@ class Placed(torch.nn.Module):
         return torch.cat([x, rows], 1)
 
 
-def test_a_masker_that_is_told_the_class_separates_mixtures_like_those_it_was_trained_on(tmp_path: Path) -> None:
+def _told(out: Path, *, share: float, recipe: str = "lmac", **settings: float) -> tuple[Classifier, Masker]:
+    """Return a classifier of tones and a masker that is told the class, trained on a share of mixtures."""
     tones = Tones()
-    hearing = tones.hearing
-    classifier = Classifier(Bands(), mean=[0.0], std=[1.0], layers=["read"], image_size=hearing.bins, outputs="logits")
+    size = tones.hearing.bins
+    classifier = Classifier(Bands(), mean=[0.0], std=[1.0], layers=["read"], image_size=size, outputs="logits")
     generator = torch.Generator().manual_seed(0)
     masker = Masker.for_classifier(classifier, layers=[0], stride=1, width=16, classes=3, generator=generator)
-    settings = Settings(epochs=80, batch_size=8, lr=0.005, decay_at=(0.7,), precision="32-true")
-    mixing = Mixing(tones, Another(tones), (-6.0, 6.0))
-    stream = stream_of(tones, settings, mixing)
-    train_masker(masker, classifier, stream, 16, recipe=RECIPES["lmac"], settings=settings, out=tmp_path)
+    chosen = Settings(epochs=80, batch_size=8, lr=0.005, decay_at=(0.7,), precision="32-true", **settings)  # type: ignore[arg-type]
+    stream = stream_of(tones, chosen, Mixing(tones, Another(tones), (-6.0, 6.0), share=share))
+    train_masker(masker, classifier, stream, 16, recipe=RECIPES[recipe], settings=chosen, out=out)
+    return classifier, masker
+
+
+def test_a_masker_that_is_told_the_class_separates_mixtures_like_those_it_was_trained_on(tmp_path: Path) -> None:
+    classifier, masker = _told(tmp_path, share=1.0)
+    tones = Tones()
     mixture = mix(tones.wave(2), tones.wave(5), 0.0)
-    heard = hearing.hear(mixture.wave)
+    heard = tones.hearing.hear(mixture.wave)
     for target, (own, other) in enumerate([(mixture.sound, mixture.other), (mixture.other, mixture.sound)]):
         masks = Learned(masker)(classifier, heard.picture[None], torch.tensor([target])).masks
-        kept = hearing.sound(masks[0] * heard.picture, heard)
+        kept = tones.hearing.sound(masks[0] * heard.picture, heard)
         assert si_snr(kept, own) > 8 > -8 > si_snr(kept, other)
+
+
+def test_a_masker_that_was_asked_for_absent_classes_does_not_write_what_is_not_there(tmp_path: Path) -> None:
+    classifier, masker = _told(tmp_path, share=0.5, absent=0.4)  # without: .62 and .48 of the absent class
+    tones = Tones()
+    for target in (0, 1):
+        picture = tones[target].image[None]
+        for asked in (target, 1 - target):
+            mask = Learned(masker)(classifier, picture, torch.tensor([asked])).masks
+            heard = float(classifier.logits(mask * picture).softmax(1)[0, asked])
+            assert heard > 0.9 if asked == target else heard < 0.15
+
+
+def test_classes_that_are_asked_for_though_absent_are_unlikely_ones() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5))
+    classifier = Classifier(network, mean=[0.0], std=[1.0], layers=[], image_size=2, outputs="logits")
+    logits = torch.tensor([[3.0, 2.9, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0, 0.0]]).repeat(200, 1)
+    targets = torch.tensor([0, 1]).repeat(200)
+    asked, absent = absent_asked(classifier, logits, targets, 0.3, torch.Generator().manual_seed(0))
+    assert 80 < int(absent.sum()) < 160 and torch.equal(asked[~absent], targets[~absent])
+    assert set(asked[absent & (targets == 0)].tolist()) == {2, 3, 4}  # 1 is likely: it may be there
+    assert set(asked[absent & (targets == 1)].tolist()) == {0, 3, 4}
+
+
+def test_of_an_absent_class_nothing_is_to_be_kept() -> None:
+    masks = torch.tensor([0.25, 0.5]).view(2, 1, 1, 1)
+    kept = torch.tensor([[0.0, 2.0, 1.0], [60.0, 0.0, 0.0]])
+    outcome = Outcome(masks, torch.tensor([1, 0]), kept, kept, None)
+    by_hand = -math.log(1 - math.exp(2) / (1 + math.exp(2) + math.exp(1))) + 0.25
+    assert nothing_kept(outcome).tolist() == pytest.approx([by_hand, 60 - math.log(2) + 0.5])
+
+
+@pytest.mark.parametrize(("recipe", "classes"), [("lmac", None), ("reader", 3), ("casm_f", 3)])
+def test_absent_classes_are_refused_where_they_mean_nothing(recipe: str, classes: int | None, tmp_path: Path) -> None:
+    tones = Tones()
+    size = tones.hearing.bins
+    classifier = Classifier(Bands(), mean=[0.0], std=[1.0], layers=["read"], image_size=size, outputs="logits")
+    masker = Masker.for_classifier(classifier, layers=[0], stride=1, classes=classes)
+    settings = Settings(epochs=1, batch_size=8, absent=0.2, precision="32-true")
+    with pytest.raises(ValueError, match="not there"):
+        train_masker(
+            masker,
+            classifier,
+            stream_of(tones, settings, None),
+            16,
+            recipe=RECIPES[recipe],
+            settings=settings,
+            out=tmp_path,
+        )

@@ -78,6 +78,9 @@ class Settings:
     sizes; as they are where not given."""
     target: Target = "label"
     """What is explained in training: the label of each picture, or the classifier's decision on it, without labels."""
+    absent: float = 0.0
+    """Share of the pictures of which a masker that is told the class is asked for one that is not there, and is to keep
+    nothing that speaks for it; else it learns to write whatever it is asked for."""
     averaging: float = 0.0
     """d of the running mean w <- d w + (1 - d) weights that becomes the masker; 0: the last weights."""
 
@@ -87,7 +90,7 @@ class Settings:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"a seed is a whole number, 0 to {2**31 - 1}, got {self.seed}")
-        for name in ("averaging", "momentum"):
+        for name in ("absent", "averaging", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a share in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.weight_decay < float("inf"):

@@ -32,7 +32,7 @@ from salmask.draws import generator_for
 from salmask.masker import Masker
 from salmask.objective import ObjectiveValue
 from salmask.outcome import Outcome, play
-from salmask.training.lessons import drawn_label, lesson, mistakes
+from salmask.training.lessons import absent_asked, drawn_label, lesson, mistakes, nothing_kept
 from salmask.training.log import numbers_of
 from salmask.training.pool import ClassifierPool
 from salmask.training.processes import average
@@ -76,6 +76,7 @@ class Steps:
             self.judge.network.eval()
         self.player = self.opponent.compiled() if settings.compile else self.opponent
         self.averaged = copy.deepcopy(self.masker) if settings.averaging else None
+        self.absent_weight = _absent_weight(masker, recipe, settings)
         self.parameters = list(masker.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.wrapped: Any = fabric.setup_optimizers(self.optimiser)  # Any: for Fabric, one or several
@@ -144,10 +145,11 @@ class Steps:
         if not self.recipe.fixed:
             self._teach(mistakes(clean, taught))
         opponent, learns = self._met()
+        targets, absent = self._with_absent(targets, clean.detach(), step)
         with self.fabric.autocast(), self._statistics(opponent):
             maps = [tap.detach() for tap in maps]
             small, outcome = self._play(opponent, images, targets, maps, clean.detach())
-        score = self.recipe.objective(outcome)
+        score = self._score(outcome, absent)
         self._learn(score, keep_graph=learns)
         if learns:
             self._teach(torch.stack([mistakes(logits, taught) for logits in outcome.answers.values()]).sum())
@@ -171,6 +173,21 @@ class Steps:
             generator = generator_for(self.settings.seed, str(step), "label")
             targets = drawn_label(self.classifier, logits, generator)
         return targets, lesson(self.classifier, logits, targets, labelled=labelled)
+
+    def _with_absent(self, targets: Tensor, clean: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return what the masker is asked for, and of which pictures that is not there; None where it always is."""
+        if not self.absent_weight:
+            return targets, None
+        generator = generator_for(self.settings.seed, str(step), "absent")
+        return absent_asked(self.classifier, clean, targets, self.settings.absent, generator)
+
+    def _score(self, outcome: Outcome, absent: Tensor | None) -> ObjectiveValue:
+        """Return the objective, and of pictures that are asked for what is not there, that nothing is kept."""
+        score = self.recipe.objective(outcome)
+        if absent is None:
+            return score
+        refused = self.absent_weight * nothing_kept(outcome)
+        return score._replace(total=torch.where(absent, refused, score.total))
 
     def _read(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the opponent's logits of the whole pictures, and the maps that the masker reads."""
@@ -285,6 +302,19 @@ class Steps:
         if self.averaged is not None:
             self.masker.load_state_dict(self.averaged.state_dict())
         return self.masker
+
+
+def _absent_weight(masker: Masker, recipe: Recipe, settings: Settings) -> float:
+    """Return the weight of pictures that are asked for an absent class: that of `max_class_kept`. 0: there are none."""
+    if not settings.absent:
+        return 0.0
+    if masker.classes is None or not recipe.fixed or "max_class_kept" not in recipe.objective.terms:
+        raise ValueError(
+            "a masker can be asked for classes that are not there (absent, --absent) if it is told the class "
+            "(class_condition, --class-condition), the recipe holds its classifier, and what is kept is to carry the "
+            "class: such as lmac or fix"
+        )
+    return float(recipe.objective.terms["max_class_kept"][0])
 
 
 def _uniform(generator: torch.Generator) -> float:
