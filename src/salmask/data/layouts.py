@@ -33,6 +33,7 @@ from salmask.data.labels import LabelledPictures, has_labels
 from salmask.data.listed import ListedPictures, ReadImage
 from salmask.data.pairs import PairedFolder, is_paired
 from salmask.data.pictures import TRIMAP, Reader, read_image, read_pixels
+from salmask.data.remote import is_remote
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
 from salmask.data.shards import Shards, shard_files
 from salmask.data.tables import Table, open_table
@@ -96,7 +97,8 @@ def has_split(spec: str, split: str) -> bool:
 def absolute(spec: str) -> str:
     """Return a spec that means the same in every working folder."""
     layout, root = layout_of(spec)
-    return spec if layout == "hf-dataset" and not root.exists() else f"{layout}:{root.resolve()}"
+    elsewhere = (layout == "hf-dataset" and not root.exists()) or (layout in LARGE and is_remote(str(root)))
+    return spec if elsewhere else f"{layout}:{root.resolve()}"
 
 
 def layout_of(spec: str) -> tuple[str, Path]:

@@ -1,6 +1,7 @@
 """Pictures in WebDataset shards: tar files whose members go by KEY.jpg, KEY.cls, KEY.json.
 
     wds:PATTERN      shards by name: {000..127}, {a,b}, *, and {split} for the name of the split
+    wds:https://...  the same on a web server, without *: each shard is fetched once into a cache (`remote`)
 
 A shard is read through once, by its headers alone, to find where each picture lies. After that it is a data set like
 any other: its number of pictures is counted, not asked for, and any picture can be read by number. So the stream of
@@ -30,6 +31,7 @@ from salmask.data.listed import ReadImage
 from salmask.data.numbered import Numbered
 from salmask.data.pictures import read_image
 from salmask.data.rasters import Held
+from salmask.data.remote import fetched, is_remote, web_address
 from salmask.data.sample import SampleTransform
 
 __all__ = ["Shards", "shard_files"]
@@ -43,8 +45,12 @@ _ZEROS = bytes(_BLOCK)
 def shard_files(pattern: str, split: str) -> list[Path]:
     """Return the shards that a pattern names, sorted. Errors: ValueError for none, and for one that is compressed.
 
-    {split} stands for the split; {000..127} and {a,b} are spelled out; * and ? are those of a shell.
+    {split} stands for the split; {000..127} and {a,b} are spelled out; * and ? are those of a shell. Shards on a web
+    server are fetched, and lie in the cache.
     """
+    pattern = web_address(pattern)
+    if is_remote(pattern):
+        return _fetched_shards(pattern, split)
     names = [name for one in _braces(pattern.replace("{split}", split)) for name in _matches(one)]
     if not names:
         folder = Path(pattern).parent
@@ -56,9 +62,22 @@ def shard_files(pattern: str, split: str) -> list[Path]:
     for name in names:
         if not Path(name).is_file():
             raise ValueError(f"the shard {name} is missing: expected every shard that {pattern!r} spells out")
+    _check_packing(names)
+    return [Path(name) for name in dict.fromkeys(names)]
+
+
+def _fetched_shards(pattern: str, split: str) -> list[Path]:
+    if "*" in pattern:
+        raise ValueError(f"a web server does not list its files: spell the shards out as {{000..127}}, got {pattern!r}")
+    names = list(dict.fromkeys(_braces(pattern.replace("{split}", split))))
+    _check_packing(names)
+    return fetched(names)
+
+
+def _check_packing(names: Sequence[str]) -> None:
+    for name in names:
         if Path(name).suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
             raise ValueError(f"the shard {name} is compressed: unpack it to .tar, pictures are compressed already")
-    return [Path(name) for name in dict.fromkeys(names)]
 
 
 def _braces(pattern: str) -> list[str]:
