@@ -170,7 +170,11 @@ def main() -> None:
         cells, used = listen(listener, asked_in_turn(mixed, turns), folder, f"two spoken digits, {title} explained")
         results["mixtures"][title] = {"mixtures": used, "rows": cells}  # type: ignore[index]
         text += f"## {title} explained: {used} mixtures\n\n{table_of(cells, SCORES)}\n"
-    shown = [f"{name} #0" for name in ("L-MAC (area .4)", "frozen reader") if f"{name} #0" in table]
+    shown = [
+        f"{name} #0"
+        for name in ("L-MAC (area .4)", "L-MAC (area .4), absent digits", "frozen reader")
+        if f"{name} #0" in table
+    ]
     draw(listener, two_digits(measured, options.count, 0.0), shown, out / "two-digits.jpg")
     (out / "table.md").write_text(text)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
