@@ -18,8 +18,10 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from PIL import Image
+from test_shards import jpeg, write_tar
 
 from conftest import SmallNet
 from salmask import Classifier, Masker
@@ -272,6 +274,21 @@ def build():
     torch.manual_seed(0)
     return Mortal()
 """
+
+
+def test_more_processes_than_shards_is_said_once_before_any_is_started(tmp_path: Path, capsys, monkeypatch) -> None:
+    write_tar(
+        tmp_path / "train.tar",
+        [(f"{n}.{kind}", one) for n in range(4) for kind, one in (("cls", b"1"), ("jpg", jpeg(n)))],
+    )
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    monkeypatch.setattr("salmask.training.processes.launched", None)
+    command = ["train", "--data", f"wds:{tmp_path}/train.tar", "--classifier", f"{tmp_path / 'mortal.py'}:build"]
+    command += ["--mean", "0", "0", "0", "--std", "1", "1", "1", "--size", "16", "--out", str(tmp_path / "run")]
+    assert cli([*command, "--batch-size", "4", "--devices", "2"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "salmask: 2 processes for 1 shards: write more shards, or start fewer processes"
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["reader", "ca"])

@@ -56,6 +56,7 @@ class TrainCommand(Command, DataOptions, ProcessOptions):
 
     def __call__(self) -> Facts | None:
         """Run the command."""
+        from salmask.data.streams import Share
         from salmask.specs import load_infills
         from salmask.training.log import LOG, SPEED, collapse, in_words, speed
         from salmask.training.precision import chosen_precision
@@ -73,6 +74,7 @@ class TrainCommand(Command, DataOptions, ProcessOptions):
         start = None if self.start is None else load_run(self.start).masker
         dataset = chosen_data(variant.data, pictures, settings.seed)
         settings = settings.of(len(dataset))
+        Share(0, self.devices * self.nodes).check(settings.batch_size, dataset)  # once, before there are several of us
         infill = load_infills(variant.learns.infills, loaded, dataset, seed=settings.seed, remask=variant.learns.remask)
         fabric = self.launch(precision=chosen_precision(settings.precision, loaded.classifier))
         augment, share = self.augmentation(loaded, pictures), share_of(fabric)

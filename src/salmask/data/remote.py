@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -83,7 +83,9 @@ def _fetch(address: str, path: Path) -> None:
             failure = error
             if error.code < 500:
                 break
-        except (OSError, HTTPException) as error:  # refused, reset, too slow, cut
+        except URLError as error:  # refused, no such host
+            failure = OSError(str(error.reason))
+        except (OSError, HTTPException) as error:  # reset, too slow, cut
             failure = error
     raise ValueError(
         f"{address} cannot be fetched ({failure}; got {path.stat().st_size} bytes): look at the address and the "
