@@ -145,6 +145,16 @@ def eager():
 COMPILED = ("timm cnn", "hf vit", "own")
 
 
+def check_rounded(got: Tensor, wanted: Tensor, method: str) -> None:
+    """Check that maps are the same as far as 8 bits of a mantissa tell: none is off by .4 of the largest value, and
+    those that are no constants correlate by .9 (measured: .25 and .96)."""
+    largest = wanted.abs().max()
+    assert (got - wanted).abs().max() <= 0.4 * largest, method
+    for one, other in zip(got.flatten(1), wanted.flatten(1), strict=True):
+        if other.std() > 0.02 * largest:
+            assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.9, method
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_wrappers_and_states_change_no_map(name, wrapper, request) -> None:
@@ -155,7 +165,6 @@ def test_wrappers_and_states_change_no_map(name, wrapper, request) -> None:
     classifier = around(network)
     assert [each.removeprefix("model.") for each in classifier.layers] == list(bare.layers)
     assert classifier.fingerprint() == bare.fingerprint() or wrapper == "bf16"
-    loose = {"rtol": 0.3, "atol": 0.1} if wrapper == "bf16" else {"rtol": 1e-4, "atol": 1e-5}
     thorough = name not in COMPILED or wrapper != "compiled"  # each new mode compiles again
     for method, build in EXPLAINED.items():
         if not thorough and method not in ("gradcam", "learned"):
@@ -164,9 +173,10 @@ def test_wrappers_and_states_change_no_map(name, wrapper, request) -> None:
         with unchanged(network), torch.no_grad():
             got = build(classifier)(classifier, pictures(), torch.tensor([0, 2])).masks
         if wrapper == "bf16":
-            assert got.isfinite().all()
+            check_rounded(got, wanted, method)
         else:
-            torch.testing.assert_close(got, wanted, **loose, msg=lambda text, method=method: f"{method}: {text}")
+            message = f"{method}: {{}}".format
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, msg=message)
 
 
 def test_a_masker_fits_its_own_network_in_a_wrapper() -> None:
