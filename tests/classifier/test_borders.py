@@ -1,5 +1,7 @@
 """Layers lie on the whole picture: a network that cuts it down or frames it is refused; strides and kernels are not."""
 
+from contextlib import nullcontext
+
 import pytest
 import timm
 import torch
@@ -79,6 +81,14 @@ def test_half_a_cell_is_the_border_of_a_layer_alone() -> None:
     assert read(Stages(lambda x: x[..., 4:-4, 4:-4]), ["coarse"]).describe()[0].shape[1:] == (7, 7)
     with pytest.raises(ValueError, match="'coarse' does not see"):
         read(Stages(lambda x: x[..., 8:-8, 8:-8]), ["coarse"])
+
+
+@pytest.mark.parametrize(("pixels", "accepted"), [(1, True), (-1, True), (4, False), (-4, False)])
+def test_less_than_a_32nd_of_a_side_is_no_border_however_fine_the_layer(pixels, accepted) -> None:
+    network = Stages(lambda x: F.pad(x, [-pixels] * 4))
+    network.fine = nn.Conv2d(3, 6, 1)
+    with nullcontext() if accepted else pytest.raises(ValueError, match="'fine'"):
+        read(network)
 
 
 @pytest.mark.parametrize("image_size", [SIZE, 48])
