@@ -47,6 +47,7 @@ __all__ = [
     "read_json",
     "regular_file",
     "replace_file",
+    "writable_file",
     "writable_folder",
 ]
 
@@ -88,6 +89,24 @@ def writable_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise ValueError(f"the output folder {folder} cannot be written: {error.strerror}") from error
     return folder
+
+
+def writable_file(path: Path, ending: str) -> None:
+    """Make the folder of a file that is to be written. Errors: ValueError where the file could not be, in the end.
+
+    To be called before the work whose result it takes.
+    """
+    if path.suffix != ending:
+        raise ValueError(f"an output file here ends in {ending}, got {path}")
+    writable_folder(path.parent)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name that is too long, for one
+        raise ValueError(f"the output file {path} cannot be written: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"the output file {path} is there and is no file: name another one")
 
 
 def regular_file(path: Path, what: str) -> None:

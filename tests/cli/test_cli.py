@@ -524,7 +524,9 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(data, spec, tmp_
     arguments = ["classifier", "--data", data, "--network", "timm:restnet18", "--out", tmp_path / "c.safetensors"]
     refused(capsys, arguments, "timm has no network 'restnet18'")
     refused(
-        capsys, [*arguments[:4], "timm:test_resnet", "--out", tmp_path / "c.pth"], "--out names a .safetensors file"
+        capsys,
+        [*arguments[:4], "timm:test_resnet", "--out", tmp_path / "c.pth"],
+        "an output file here ends in .safetensors",
     )
     assert not out.exists()
 

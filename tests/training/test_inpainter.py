@@ -287,7 +287,7 @@ def test_an_inpainter_is_trained_shown_and_used_in_training(data, tmp_path, caps
 
 def test_bad_input_is_one_clear_line(data, tmp_path, capsys) -> None:
     assert main(["inpainter", "--data", str(data), "--out", str(tmp_path / "fill.pt")]) == 1
-    assert "--out names a .safetensors file" in capsys.readouterr().err
+    assert "an output file here ends in .safetensors" in capsys.readouterr().err
     assert main(["inpainter", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "fill.safetensors")]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

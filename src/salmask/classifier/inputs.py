@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import torch
 from jaxtyping import Float
@@ -19,9 +20,19 @@ from torch import Tensor, nn
 
 from salmask.types import Images, in_colour, size_of
 
-__all__ = ["Inputs", "check_channels", "check_images", "check_mean", "check_pass", "check_tensor", "checked"]
+__all__ = [
+    "Inputs",
+    "check_channels",
+    "check_count",
+    "check_images",
+    "check_mean",
+    "check_pass",
+    "check_tensor",
+    "checked",
+]
 
 _ROUNDING = 1e-3
+_MOST_CHANNELS = 1024
 _ENTERED: ContextVar[bool] = ContextVar("entered", default=False)  # a thread's own, as the passes are
 
 
@@ -152,8 +163,10 @@ def check_mean(mean: list[float], std: list[float], network: nn.Module) -> None:
     """Raise ValueError where mean and std are not one number a channel; warn where the network has its own as well."""
     if len(mean) != len(std) or not mean:
         raise ValueError(f"expected mean and std of one number a channel, got {len(mean)} and {len(std)}")
-    if not all(value > 0 for value in std):
-        raise ValueError(f"expected a std above 0 for every channel, got {tuple(std)}")
+    if not all(map(isfinite, mean)) or not all(0 < value < inf for value in std):
+        raise ValueError(
+            f"expected a finite mean and a std above 0 for every channel, got {tuple(mean)} and {tuple(std)}"
+        )
     own = _normalises(network)
     if own is not None and (any(value != 0 for value in mean) or any(value != 1 for value in std)):
         warnings.warn(
@@ -161,6 +174,12 @@ def check_mean(mean: list[float], std: list[float], network: nn.Module) -> None:
             "std 1, or they are normalised twice",
             stacklevel=4,
         )
+
+
+def check_count(channels: int) -> None:
+    """Raise ValueError for a number of channels that no picture has, before a network of that size is made."""
+    if not 1 <= channels <= _MOST_CHANNELS:
+        raise ValueError(f"pictures have 1 to {_MOST_CHANNELS} channels, asked for are {channels}")
 
 
 def check_channels(network: nn.Module, channels: int) -> None:

@@ -15,7 +15,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.fusion import FUSIONS, fused_network
 from salmask.classifier.imagenet import packaged_weights
+from salmask.classifier.inputs import check_count
 from salmask.classifier.reach import bounded, patient
 from salmask.classifier.weights import fit_weights, load_weights
 from salmask.classifier.wrappers import Network, as_module, unwrapped
@@ -150,6 +151,8 @@ def timm_network(
     if not timm.is_model(name) and not name.startswith(_HUB):
         near = get_close_matches(name, timm.list_models(), 3)
         raise ValueError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    if channels is not None:
+        check_count(channels)
     weights = None if checkpoint is None else load_weights(checkpoint)
     own = timm.get_pretrained_cfg(name)
     if weights is not None and checkpoint is not None and own is not None and channels is None:
@@ -324,7 +327,7 @@ def own_network(spec: str) -> Named:
     where, _, name = spec.rpartition(":")
     try:
         module = _module(where)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{where} cannot be imported for the network {spec!r} ({type(error).__name__}: {error})"
         ) from error
@@ -333,7 +336,7 @@ def own_network(spec: str) -> Named:
         raise ValueError(f"{where} has no function {name!r}: it has {', '.join(near[:8]) or 'none'}")
     try:
         answer = build if isinstance(build, nn.Module) else build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{spec}, called without arguments, ends in {type(error).__name__}: {error}; expected a network"
         ) from error
@@ -351,8 +354,17 @@ def own_network(spec: str) -> Named:
     if unknown := sorted(facts.keys() - _FACTS):
         expected = ", ".join(("mean", "std", *_FACTS, *_MORE))
         raise ValueError(f"{spec} returns {unknown[0]!r} beside its network: expected any of {expected}")
-    classes = facts.pop("classes", None)
-    return Named(network, colours, classes=None if classes is None else tuple(classes), more=more, **facts)
+    return Named(network, colours, classes=_names(facts.pop("classes", None), spec), more=more, **facts)
+
+
+def _names(classes: object, spec: str) -> tuple[str, ...] | None:
+    """Return the names of the classes. Errors: ValueError for what are no texts, or not each once."""
+    if classes is None:
+        return None
+    names = tuple(classes) if isinstance(classes, Sequence) else ()
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"{spec} returns {classes!r} as its classes: expected their names, each once")
+    return names
 
 
 def _module(where: str) -> ModuleType:

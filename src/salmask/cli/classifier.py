@@ -52,18 +52,15 @@ class ClassifierCommand(Command, DataOptions):
         """Run the command."""
         from salmask.classifier.named import full_spec
         from salmask.data import has_split
-        from salmask.files import writable_folder
+        from salmask.files import writable_file
         from salmask.training.classifier import FitSettings, accuracy, fit_classifier
         from salmask.training.run import save_classifier
         from salmask.training.unfinished import discard
 
         if not self.audio:
             refuse_unused(self, ("sample_rate", "seconds", "n_fft"), "of sounds, and --audio is not given")
-        writable_folder(self.out.parent)
-        if self.out.suffix != ".safetensors":
-            raise ValueError(f"--out names a .safetensors file, got {self.out}")
-        loaded = self._sounds() if self.audio else self._pictures()
-        pictures = self.read("train", loaded)
+        unused = "for the classes of a network that is there; those of a new one are the folders of its data"
+        refuse_unused(self, ("class_names",), unused)
         settings = FitSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -72,6 +69,9 @@ class ClassifierCommand(Command, DataOptions):
             seed=self.seed,
             workers=self.workers,
         )
+        writable_file(self.out, ".safetensors")
+        loaded = self._sounds() if self.audio else self._pictures()
+        pictures = self.read("train", loaded)
         kept = self.out.with_suffix(".unfinished")
         fit_classifier(
             loaded.classifier,
@@ -97,6 +97,7 @@ class ClassifierCommand(Command, DataOptions):
         import torch
 
         from salmask.classifier import Classifier
+        from salmask.classifier.inputs import check_count
         from salmask.training.run import Loaded, Sight, load_classifier
 
         if self.network is None:
@@ -119,6 +120,7 @@ class ClassifierCommand(Command, DataOptions):
                 )
         else:
             channels = 3 if self.channels is None else self.channels
+            check_count(channels)
             given: JSON = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
             colours: JSON = {} if channels == 3 else {"mean": [0.5] * channels, "std": [0.25] * channels}
             built = Classifier.from_timm(

@@ -38,12 +38,10 @@ class InpainterCommand(Command):
     def __call__(self) -> Facts:
         """Run the command."""
         from salmask.data import open_data
-        from salmask.files import writable_folder
+        from salmask.files import writable_file
         from salmask.training.inpainter import train_inpainter
 
-        if self.out.suffix != ".safetensors":
-            raise ValueError(f"--out names a .safetensors file, got {self.out}")
-        writable_folder(self.out.parent)
+        writable_file(self.out, ".safetensors")
         pictures = open_data(self.data, "train", skip_broken=self.skip_broken)
         errors = train_inpainter(
             pictures,

@@ -58,6 +58,8 @@ class PoolingCommand(Command, DataOptions):
         from salmask.training.run import check_classes, check_labels, load_classifier
         from salmask.training.unfinished import discard
 
+        if not self.memory > 0:
+            raise ValueError(f"memory is a number of GiB above 0, got {self.memory}")
         if self.crops:
             refuse_unused(self, ("memory",), "for maps that are kept, and --crops keeps none")
         refuse_unused(self, ("mix",), "for `train`, `evaluate` and `classifier`, and this takes sounds as they are")

@@ -22,6 +22,7 @@ from salmask.data.unreadable import Met, UnreadableError, counted, packed_of, re
 from salmask.draws import draw_from, seed_of, undisturbed
 
 __all__ = [
+    "MOST_PROCESSES",
     "WHOLE",
     "Cached",
     "DataStream",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 GIB = 2**30
+MOST_PROCESSES = 256
+"""Of one kind on a machine: more are meant by nobody, and would leave it without memory."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,20 @@ def training_batches(
     """
     if len(dataset) == 0:
         raise ValueError("the data set is empty: expected at least one image to train on")
-    if batch_size < 1 or start < 0 or workers < 0:
-        raise ValueError(
-            f"expected batch_size >= 1, start >= 0 and workers >= 0; got {batch_size}, {start} and {workers}"
-        )
+    _check_stream(batch_size, workers)
+    if start < 0:
+        raise ValueError(f"expected start >= 0, got {start}")
     share.check(batch_size, dataset)
     order = dataset.order if isinstance(dataset, Numbered) else None
     keys = numbered_batches(len(dataset), batch_size=batch_size, seed=seed, start=start, order=order, share=share)
     return _loaded(_Keyed(dataset, seed=seed, augment=augment), keys, workers=workers, device=device)
+
+
+def _check_stream(batch_size: int, workers: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"expected at least one picture a batch (batch_size), got {batch_size}")
+    if not 0 <= workers <= MOST_PROCESSES:
+        raise ValueError(f"workers, processes that read pictures, are 0 to {MOST_PROCESSES}; got {workers}")
 
 
 def evaluation_batches(
@@ -106,8 +115,7 @@ def evaluation_batches(
     Of several processes, each reads its `share` of the batches: number r, r + R, r + 2 R ... A batch lacks what is
     passed over (`unreadable`), and may be empty.
     """
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"expected batch_size >= 1 and workers >= 0; got {batch_size} and {workers}")
+    _check_stream(batch_size, workers)
     starts = range(share.rank * batch_size, len(dataset), share.count * batch_size)
     keys = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
     return _loaded(_Each(dataset), keys, workers=workers)
@@ -375,6 +383,7 @@ class DataStream:
     """A data set in batches, in order, or a process's share; can be read again and again, and knows its length."""
 
     def __init__(self, dataset: Labelled, batch_size: int, *, workers: int = 0, share: Share = WHOLE) -> None:
+        _check_stream(batch_size, workers)
         self.dataset, self.batch_size, self.workers, self.share = dataset, batch_size, workers, share
 
     def __iter__(self) -> Iterator[Batch]:

@@ -91,6 +91,7 @@ def explain_data(
     """
     if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{explainer.kind} needs boxes or pixel masks: use `salmask evaluate`")
+    DataStream(dataset, batch_size, workers=workers)  # for its clear errors, before anything is written
     out, precision = writable_folder(out), fabric.strategy.precision.precision
     computed = {} if precision == FULL else {"precision": precision}
     if fabric.is_global_zero:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.data import Sample, collate, no_boxes, read_image
-from salmask.data.streams import Bar
+from salmask.data.streams import MOST_PROCESSES, Bar
 from salmask.evaluation.cases import DEGENERATE, Failed, Scored, Skip, StripParts, digest, score_case, usable
 from salmask.evaluation.gaze import Gaze, read_gaze
 from salmask.evaluation.maps import Piece, SavedMaps, open_maps
@@ -60,8 +60,8 @@ class Work:
     about: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ValueError(f"processes must be at least 1; got {self.processes}")
+        if not 1 <= self.processes <= MOST_PROCESSES:
+            raise ValueError(f"processes are 1 to {MOST_PROCESSES}; got {self.processes}")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from salmask.classifier import Classifier
 from salmask.explain.learned import Learned
-from salmask.files import replace_file, writable_folder
+from salmask.files import replace_file, writable_file
 from salmask.types import size_of
 
 __all__ = ["KINDS", "Agreement", "OnePass", "export_pass"]
@@ -84,7 +84,7 @@ def export_pass(learned: Learned, classifier: Classifier, path: Path, *, image_s
         raise ValueError(f"expected a file that ends in {' or '.join(KINDS)}, got {path.name}")
     if path.suffix == ".onnx":
         _check_packages()
-    writable_folder(path.parent)
+    writable_file(path, path.suffix)
     passes = OnePass(copy.deepcopy(learned), copy.deepcopy(classifier)).cpu().eval()
     for parameter in passes.parameters():
         parameter.requires_grad_(False)

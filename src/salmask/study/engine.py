@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
 
+from salmask.data.streams import MOST_PROCESSES
 from salmask.files import JSON
 from salmask.training.settings import ReadAs
 
@@ -57,8 +58,8 @@ class Local:
     def __post_init__(self) -> None:
         for name in ("workers", "threads"):
             given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ValueError(f"{name} must be at least 1, got {given}")
+            if given is not None and not 1 <= given <= MOST_PROCESSES:
+                raise ValueError(f"{name} are 1 to {MOST_PROCESSES}, got {given}")
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
         """Carry out all tasks; done(task, seconds, error or None) is called as they end.

@@ -5,7 +5,7 @@ SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smooth
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,7 @@ from salmask.data import Batch, Labelled, SampleTransform, evaluation_batches, t
 from salmask.files import JSON
 from salmask.training.precision import chosen_precision
 from salmask.training.resume import described_data
-from salmask.training.settings import Precision
+from salmask.training.settings import Precision, check_epochs
 from salmask.training.unfinished import Descent, Unfinished, interruptible
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class FitSettings:
         for name in ("epochs", "batch_size", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        check_epochs(self.epochs)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"a seed is a whole number of at least 0, got {self.seed}")
 
@@ -80,6 +81,7 @@ def fit_classifier(
         # Any: Fabric asks for one of its literals
         precision: Any = chosen_precision(settings.precision, classifier)
         fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+    settings = replace(settings, batch_size=min(settings.batch_size, len(dataset)))  # each picture once at most
     steps = max(1, round(settings.epochs * len(dataset) / settings.batch_size))
     network = classifier.to(fabric.device).network.train()
     optimiser = torch.optim.SGD(

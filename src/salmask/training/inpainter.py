@@ -13,6 +13,7 @@ Sources: gated convolutions, Yu et al., 2019; the loss's weights, Liu et al., 20
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from pathlib import Path
 
 import torch
@@ -245,13 +246,17 @@ def train_inpainter(
     held = spread(dataset, min(_SHOWN, max(1, len(dataset) // 10)))
     kept_back = set(held.ids)
     rest = Subset(dataset, [index for index, one in enumerate(dataset.ids) if one not in kept_back])
+    if steps < 1 or not 0 < lr < inf:
+        raise ValueError(f"expected at least one step and a finite learning rate above 0, got {steps} and {lr}")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"a seed is a whole number, 0 to {2**31 - 1}, got {seed}")
+    Sight(image_size)  # for its clear error
     torch.manual_seed(seed)
     inpainter = Inpainter()
-    if steps < 1 or not lr > 0:
-        raise ValueError(f"expected at least one step and a learning rate above 0, got {steps} and {lr}")
-    Sight(image_size)  # for its clear error
     crop = CropFlip(image_size, scale=(0.3, 1.0))
-    stream = training_batches(rest, batch_size=batch_size, seed=seed, augment=crop, workers=workers)
+    stream = training_batches(
+        rest, batch_size=min(batch_size, max(1, len(rest))), seed=seed, augment=crop, workers=workers
+    )
     images = (batch.images for batch in stream)
     fit_inpainter(inpainter, images, steps=steps, lr=lr, precision=precision, seed=seed, progress=progress)
     see = ShortSide(image_size)

@@ -39,6 +39,7 @@ from salmask.pooling import Pooled, QueryStream, read_stream
 from salmask.training.classifier import descend
 from salmask.training.run import CLASSIFIER, POOLING, Loaded, load_classifier, save_classifier
 from salmask.training.schemas import read_run
+from salmask.training.settings import check_epochs
 from salmask.training.unfinished import Descent, Unfinished
 from salmask.types import Logits, Targets
 
@@ -117,6 +118,7 @@ class PoolingSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        check_epochs(self.epochs)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"a seed is a whole number, 0 to {2**31 - 1}, got {self.seed}")
 
@@ -271,6 +273,7 @@ def fit_stream(
         fabric = Fabric(accelerator="auto", devices=1, precision="32-true")
     pooled.to(fabric.device)
     pooled.average.to(fabric.device)
+    settings = replace(settings, batch_size=min(settings.batch_size, len(lessons)))  # each picture once at most
     steps = settings.steps(len(lessons))
     lr = recipe.lr if settings.lr is None else settings.lr
     decay = recipe.weight_decay if settings.weight_decay is None else settings.weight_decay

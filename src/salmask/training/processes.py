@@ -20,7 +20,7 @@ import torch.distributed
 from torch import Tensor
 
 from salmask.classifier import Classifier
-from salmask.data.streams import Share
+from salmask.data.streams import MOST_PROCESSES, Share
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Strategy", "average", "check_alike", "launched", "move_to", "share_of", "within"]
 
 Strategy: TypeAlias = Literal["auto", "ddp"]
+_STARTERS = {"MASTER_ADDR", "SLURM_NTASKS"}
+"""What torchrun and Slurm leave in the environment."""
 _LOST = ("connection", "socket", "gloo", "nccl", "process group", "timed out")
 
 
@@ -41,8 +43,13 @@ def launched(devices: int = 1, nodes: int = 1, strategy: Strategy = "auto", *, p
     several, or under torchrun, they run already. Errors: ValueError for fewer devices than were asked for, and for
     another number of processes than runs.
     """
-    if devices < 1 or nodes < 1:
-        raise ValueError(f"expected at least one device and one node, got {devices} and {nodes}")
+    if not 1 <= devices <= MOST_PROCESSES or nodes < 1:
+        raise ValueError(f"expected 1 to {MOST_PROCESSES} devices and at least one node, got {devices} and {nodes}")
+    if nodes > 1 and not _STARTERS & os.environ.keys():
+        raise ValueError(
+            f"{nodes} machines were asked for (--nodes), and nothing says where the others are: start the command by "
+            "torchrun or Slurm on each (docs/scale.md)"
+        )
     from lightning.fabric import Fabric  # slow to import
 
     for name in ("lightning", "lightning.fabric", "lightning.pytorch"):  # what they say of themselves

@@ -23,6 +23,7 @@ __all__ = [
     "ReadAs",
     "Settings",
     "Target",
+    "check_epochs",
     "check_kind",
     "kinds_of",
 ]
@@ -33,10 +34,17 @@ RECIPE = "reader"
 ORIGINAL = "original"
 SIDES = (8, 4096)
 """Least and largest side of a picture that a classifier sees."""
+_MOST_EPOCHS = 1_000_000
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 FULL: Precision = "32-true"
 """Everything in float32."""
 Target = Literal["label", "predicted"]
+
+
+def check_epochs(epochs: float) -> None:
+    """Raise ValueError for more passes over the data than anybody means."""
+    if epochs > _MOST_EPOCHS:
+        raise ValueError(f"epochs are at most {_MOST_EPOCHS} passes over the data, got {epochs:g}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class Settings:
         for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        check_epochs(self.epochs)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"a seed is a whole number, 0 to {2**31 - 1}, got {self.seed}")
         for name in ("absent", "averaging", "momentum"):
@@ -144,6 +153,8 @@ class Learns:
         for name in ("terms", "weights"):  # lists, as JSON has them, become values that can be hashed
             pairs = tuple((term, float(weight)) for term, weight in getattr(self, name))
             object.__setattr__(self, name, pairs)
+        if twice := next((term for k, (term, _) in enumerate(self.terms) if term in dict(self.terms[:k])), None):
+            raise ValueError(f"a term is named once, got {twice} twice")
         object.__setattr__(self, "changes", tuple((name, value) for name, value in self.changes))
         numbers = {"area_power": self.area_power, "tv_border": self.tv_border, **dict((*self.terms, *self.weights))}
         if wrong := next((name for name, value in numbers.items() if not isfinite(value)), None):
