@@ -156,7 +156,7 @@ def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
         (lambda: Variant.of(pool_size=True), "pool_size is a whole number, got True"),
         (lambda: Variant.of(layers=["deep"]), "layers is a list or null"),
         (lambda: Variant.of(hat=1), "no setting 'hat': expected one of .*recipe.*per_class.*images"),
-        (lambda: Local(workers=0), "workers must be at least 1"),
+        (lambda: Local(workers=0), "workers are 1 to 256"),
         (lambda: Row(name="a"), "needs one of variant, candidates and explainer, got 0"),
         (lambda: Row(name="a", variant=Variant(), explainer="full"), "got 2"),
         (lambda: Scale.of(images=0), "images must be positive"),
@@ -165,7 +165,7 @@ def test_a_variant_is_known_by_what_differs_from_the_default() -> None:
         (lambda: Scale.of(scale_crop=0.0), "0 < scale_crop <= scale_most <= 1, got 0.0 and 1.0"),
         (lambda: Scale.of(scale_crop=0.9, scale_most=0.5), "0 < scale_crop <= scale_most <= 1"),
         (lambda: Scale.of(scale_most=1.5), "0 < scale_crop <= scale_most <= 1"),
-        (lambda: Scale.of(train_size=4), "train_size of at least 8 is needed, got 4"),
+        (lambda: Scale.of(train_size=4), "train_size is 8 to 4096 pixels, got 4"),
         (
             lambda: Study(name="s", title="", rows=(Row(name="a", explainer="full"),) * 2),
             "two rows are named 'a'",
@@ -735,7 +735,7 @@ def test_the_command_runs_a_study_of_one_s_own(source, tmp_path, capsys) -> None
         (["infilling", "--inpainter", "none.safetensors"], "no inpainter at none.safetensors"),
         (["table1", "--images", "0"], "images must be positive"),
         (["table1", "--candidates", "0"], "candidates must be positive"),
-        (["table1", "--train-size", "4"], "train_size of at least 8"),
+        (["table1", "--train-size", "4"], "train_size is 8 to 4096"),
         (["table1", "--scale-crop", "0.8", "--scale-most", "0.4"], "0 < scale_crop <= scale_most <= 1"),
     ],
 )

@@ -84,14 +84,15 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
         scale = self._scale()
         # before the source, which trains a classifier where none is given
         studies = chosen_studies(self.name, inpainter=self.inpainter, classes=lambda: self._source().classes())
+        made = {name: study(scale) for name, study in studies.items()}
         source = self._source()
         failed: dict[str, str] = {}
         reports: dict[str, Path] = {}
-        for name, study in studies.items():
-            out = self.out / name if len(studies) > 1 else self.out
+        for name, study in made.items():
+            out = self.out / name if len(made) > 1 else self.out
             with count_bar(name) as meter:
                 result = run_study(
-                    study(scale),
+                    study,
                     source,
                     scale,
                     out=out,

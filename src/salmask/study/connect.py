@@ -103,6 +103,8 @@ class Extent:
         for name in ("measured", "mapped", "steps", "batch_size", "statistics"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.clusters is not None and self.clusters < 1:
+            raise ValueError(f"expected at least one cluster (--clusters), got {self.clusters}")
         if not self.explainers or len(set(self.explainers)) < len(self.explainers):
             raise ValueError(f"expected explainers by name, each once, got {', '.join(self.explainers) or 'none'}")
 

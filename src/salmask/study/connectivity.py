@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 LEAST_POINTS = 3
+_MOST_POINTS = 1000
 _FLAT = 1e-9  # a gap below it is that of one and the same network
 _MOST_CLUSTERS = 6
 
@@ -53,7 +54,9 @@ _Found = TypeVar("_Found")
 
 
 def places(points: int) -> Float[ndarray, " {points}"]:
-    """Return evenly spaced places from 0 to 1. Errors: ValueError for fewer than three."""
+    """Return evenly spaced places from 0 to 1. Errors: ValueError for fewer than three, or more than a thousand."""
+    if points > _MOST_POINTS:
+        raise ValueError(f"expected at most {_MOST_POINTS} points on a line, got {points}: lower --points")
     if points < LEAST_POINTS:
         raise ValueError(
             f"expected at least {LEAST_POINTS} points on a line, both ends and one between them, got {points}: raise "

@@ -6,12 +6,13 @@ by `Variant.settings` alone, where fields at their default do not count, so that
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from types import MappingProxyType
 
 from salmask.files import JSON
 from salmask.training.recipes import Recipe
 from salmask.training.released import as_released, metric_as_released
-from salmask.training.settings import Precision
+from salmask.training.settings import SIDES, Precision
 from salmask.training.variant import Variant, build_recipe
 
 __all__ = ["SCALE_SETTINGS", "Axis", "Claim", "Crops", "Regime", "Row", "Scale", "Study"]
@@ -36,8 +37,8 @@ class Crops:
                 "scale_crop and scale_most are shares of the picture, 0 < scale_crop <= scale_most <= 1, "
                 f"got {self.scale_crop} and {self.scale_most}"
             )
-        if self.train_size is not None and self.train_size < 8:
-            raise ValueError(f"a train_size of at least 8 is needed, got {self.train_size}")
+        if self.train_size is not None and not SIDES[0] <= self.train_size <= SIDES[1]:
+            raise ValueError(f"train_size is {SIDES[0]} to {SIDES[1]} pixels, got {self.train_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,8 @@ def _names(record: type) -> list[str]:
 
 def _check_positive(record: Regime | Scale, names: Sequence[str]) -> None:
     for name in names:
-        if (value := getattr(record, name)) is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if (value := getattr(record, name)) is not None and not 0 < value < inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 _RECORDS = MappingProxyType({"regime": Regime, "crops": Crops})

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import Any
 
 from salmask.files import JSON, Facts
 from salmask.study.settings import Axis, Claim, Row, Scale, Study
@@ -349,7 +349,22 @@ def _own(path: Path) -> Callable[[Scale], Study]:
     """Return the function `study` of a user's file."""
     if not path.is_file():
         raise ValueError(f"no file {path}: expected Python with a function study(scale)")
-    study = runpy.run_path(str(path)).get("study")
+    study = _called(path, lambda: runpy.run_path(str(path))).get("study")
     if not callable(study):
         raise ValueError(f"{path} has no function study(scale) that returns a salmask.study.Study")
-    return cast("Callable[[Scale], Study]", study)
+
+    def checked(scale: Scale) -> Study:
+        made = _called(path, lambda: study(scale))
+        if not isinstance(made, Study):
+            raise ValueError(f"study(scale) of {path} is to return a salmask.study.Study, got {type(made).__name__}")
+        return made
+
+    return checked
+
+
+def _called(path: Path, code: Callable[[], Any]) -> Any:
+    """Return what a user's code returns. Errors: ValueError naming its file where it fails."""
+    try:
+        return code()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path} ends in {type(error).__name__}: {error}") from error
