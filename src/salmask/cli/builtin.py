@@ -68,6 +68,8 @@ def run_demo(
     One that was interrupted goes on where it was. Errors: FileExistsError where a demo, or another one, ran before,
     before anything is trained.
     """
+    if not 0 <= seed < 2**30:
+        raise ValueError(f"a seed is a whole number, 0 to {2**30 - 1}, got {seed}")
     _agree(out, {"seed": seed, "quick": quick})
     show_photographs(out / PHOTOGRAPHS, say)
     sizes = QUICK if quick else Sizes()

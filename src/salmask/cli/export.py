@@ -23,14 +23,17 @@ class ExportCommand(Command):
 
     def __call__(self) -> Facts:
         """Run the command."""
-        from salmask.explain.exported import export_pass
+        from salmask.data.sight import Sight
+        from salmask.explain.exported import check_export, export_pass
         from salmask.explain.learned import Learned
         from salmask.specs import load_explainer
 
+        check_export(self.out)
+        given = None if self.image_size is None else Sight(self.image_size).image_size
         name, explainer, own = load_explainer(self.explainer, loaded=None)
         if not isinstance(explainer, Learned):
             raise ValueError(f"a trained masker can be exported: name the folder of a run, got {name}")
-        size = self.image_size or own.view.image_size
+        size = given or own.view.image_size
         agreement = export_pass(explainer, own.classifier, self.out, image_size=size)
         say(f"{self.out}: {agreement}")
         return {"file": self.out, **asdict(agreement)}

@@ -50,6 +50,10 @@ class ShareCommand(Command):
         from salmask.training.run import load_run, load_shipped
         from salmask.training.sharing import push_folder, reference_to, run_facts, share_run
 
+        if self.pictures < 0:
+            raise ValueError(f"expected no picture or more on the card (--pictures), got {self.pictures}")
+        if not self.licence.strip() or len(self.licence.splitlines()) > 1:
+            raise ValueError(f"a licence is named in one line, such as cc-by-4.0, got {self.licence!r}")
         if self.push is None:
             refuse_unused(self, ("private",), "of a place on the hub, and --push is not given")
         else:

@@ -84,6 +84,7 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
         scale = self._scale()
         # before the source, which trains a classifier where none is given
         studies = chosen_studies(self.name, inpainter=self.inpainter, classes=lambda: self._source().classes())
+        engine = self._engine()
         made = {name: study(scale) for name, study in studies.items()}
         source = self._source()
         failed: dict[str, str] = {}
@@ -97,7 +98,7 @@ class StudyCommand(Command, ConnectivityOptions, SightOptions):
                     scale,
                     out=out,
                     jobs=self.jobs,
-                    engine=self._engine(),
+                    engine=engine,
                     say=say,
                     meter=meter,
                     about={

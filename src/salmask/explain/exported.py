@@ -26,7 +26,7 @@ from salmask.explain.learned import Learned
 from salmask.files import replace_file, writable_file
 from salmask.types import size_of
 
-__all__ = ["KINDS", "Agreement", "OnePass", "export_pass"]
+__all__ = ["KINDS", "Agreement", "OnePass", "check_export", "export_pass"]
 
 KINDS = (".onnx", ".pt2")
 CLOSE = 1e-4
@@ -80,24 +80,42 @@ def export_pass(learned: Learned, classifier: Classifier, path: Path, *, image_s
     Errors: ImportError naming the extra; ValueError for another ending, for a network that cannot be exported, naming
     its layer, and for masks that differ by more than 1e-4; nothing is written then.
     """
+    check_export(path)
+    passes = OnePass(copy.deepcopy(learned), copy.deepcopy(classifier)).cpu().eval()
+    for parameter in passes.parameters():
+        parameter.requires_grad_(False)
+    example = torch.rand(_BATCH, classifier.channels_in, image_size, image_size)
+    agreed: list[Agreement] = []
+
+    def write(draft: Path) -> None:
+        ways = (True, False)
+        while not agreed:
+            program, free = _program(passes, example, ways)
+            run = (_write_onnx if path.suffix == ".onnx" else _write_torch)(program, example, draft)
+            try:
+                agreed.append(_compared(passes, run, example, free=free))
+            except ValueError:
+                raise
+            except Exception as error:  # a graph of free sides may yet rule sides out, such as those of its example
+                if not free:
+                    raise ValueError(f"the graph fails where the library does not: {_first_line(error)}") from error
+                ways = (False,)
+
+    replace_file(path, write)
+    return agreed[0]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def check_export(path: Path) -> None:
+    """Raise ValueError for a file that cannot be written, and ImportError where it takes more packages."""
     if path.suffix not in KINDS:
         raise ValueError(f"expected a file that ends in {' or '.join(KINDS)}, got {path.name}")
     if path.suffix == ".onnx":
         _check_packages()
     writable_file(path, path.suffix)
-    passes = OnePass(copy.deepcopy(learned), copy.deepcopy(classifier)).cpu().eval()
-    for parameter in passes.parameters():
-        parameter.requires_grad_(False)
-    example = torch.rand(_BATCH, classifier.channels_in, image_size, image_size)
-    program, free = _program(passes, example)
-    agreed: list[Agreement] = []
-
-    def write(draft: Path) -> None:
-        run = (_write_onnx if path.suffix == ".onnx" else _write_torch)(program, example, draft)
-        agreed.append(_compared(passes, run, example, free=free))
-
-    replace_file(path, write)
-    return agreed[0]
 
 
 def _check_packages() -> None:
@@ -109,9 +127,12 @@ def _check_packages() -> None:
         raise ImportError("ONNX files need more packages: pip install 'salmask[export]'") from error
 
 
-def _program(passes: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]:
-    """Return the graph, and whether the size of its pictures is free. Errors: ValueError naming a layer."""
-    for free in (True, False):
+def _program(passes: nn.Module, example: Tensor, ways: Sequence[bool]) -> tuple[ExportedProgram, bool]:
+    """Return the graph, and whether the size of its pictures is free. Errors: ValueError naming a layer.
+
+    ways: whether it is to be free, in the order in which they are tried.
+    """
+    for free in ways:
         try:
             # of two different sides where they are free, so that no layer is taken to need equal ones
             shown = torch.cat([example, example[..., :32]], -1) if free else example
@@ -119,9 +140,9 @@ def _program(passes: nn.Module, example: Tensor) -> tuple[ExportedProgram, bool]
         except Exception as error:  # whatever a network's own code leads the export to
             failure = error
     layer, kind = _failing(passes, example)
-    first = next((line for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
     raise ValueError(
-        f"the network cannot be exported: layer {layer!r} ({kind}) is the smallest part that fails ({first[:200]}); "
+        f"the network cannot be exported: layer {layer!r} ({kind}) is the smallest part that fails "
+        f"({_first_line(failure)}); "
         "decisions on values of tensors, .item() and lists that grow stand in the way: write this layer with "
         "torch.where and shapes alone, or serve the network itself (`salmask serve`, `salmask explain --data`)"
     ) from failure

@@ -36,6 +36,9 @@ _WELCOME = (
 _HEADING = "# salmask\nWhich part of a {what} does the decision of {network} rest on?"
 
 
+_PORTS = 65_535
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a page takes: megabytes of an upload, and visitors who wait in line."""
@@ -222,6 +225,8 @@ def serve(
     host: 127.0.0.1 is this machine alone; 0.0.0.0 every machine that reaches it. port: 0 takes a free one.
     Errors: ValueError for a port that is taken.
     """
+    if not 0 <= port <= _PORTS:
+        raise ValueError(f"a port is 0 to {_PORTS}, got {port}")
     gradio, limits = _gradio(), limits or Limits()
     page.queue(max_size=limits.waiting)
     try:

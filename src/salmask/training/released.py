@@ -78,8 +78,11 @@ def _read(path: Path) -> JSON:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler has errors of many kinds
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
-    summary = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{path} is no checkpoint that can be read safely ({type(error).__name__}): is it cut short, or another "
+            "format?"
+        ) from error
+    summary = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
     has_masker = isinstance(content, dict) and ({"state_dict_masker", "state_dict_decoder"} & content.keys())
     if not has_masker or "state_dict_classifier" not in content:
         raise ValueError(
