@@ -88,7 +88,7 @@ def export_pass(learned: Learned, classifier: Classifier, path: Path, *, image_s
     agreed: list[Agreement] = []
 
     def write(draft: Path) -> None:
-        ways = (True, False)
+        ways: Sequence[bool] = (True, False)
         while not agreed:
             program, free = _program(passes, example, ways)
             run = (_write_onnx if path.suffix == ".onnx" else _write_torch)(program, example, draft)

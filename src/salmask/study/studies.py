@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TypeVar
 
 from salmask.files import JSON, Facts
 from salmask.study.settings import Axis, Claim, Row, Scale, Study
@@ -26,6 +26,7 @@ from salmask.training.variant import Variant
 
 __all__ = ["STUDIES", "both_sides", "ca", "chosen_studies", "fix", "one_sided"]
 
+T = TypeVar("T")
 NAIVE = ("full", "center", "gradcam")
 TV = 0.001  # once per active side
 CAREFUL = 1 / 3  # of the study's learning rate: a classifier that learns too moves the masker's target
@@ -362,7 +363,7 @@ def _own(path: Path) -> Callable[[Scale], Study]:
     return checked
 
 
-def _called(path: Path, code: Callable[[], Any]) -> Any:
+def _called(path: Path, code: Callable[[], T]) -> T:
     """Return what a user's code returns. Errors: ValueError naming its file where it fails."""
     try:
         return code()
