@@ -1,10 +1,10 @@
 """Three streams beside the frozen network, and class activation maps through either head.
 
-    python results/ca-stream/measure.py DATA OUT [20,10,1 [100 [source]]]
+    python results/ca-stream/measure.py DATA OUT [20,10,1 [10,100 [source]]]
 
 DATA: the folder of imagenet-20. Last: how streams begin, `source` or `average`. Goes on where it was stopped. The
-gradient maps are measured on every twentieth val picture, then on every tenth, then on all; Score-CAM, insertion and
-deletion, which take hundreds of passes, on every hundredth.
+gradient maps are measured on every twentieth val picture, then on every tenth, then on all; insertion and deletion of
+them on every tenth, and Score-CAM, which takes hundreds of passes, with both on every hundredth.
 """
 
 import csv
@@ -109,7 +109,9 @@ def decide(heads: dict[str, Loaded], val: Labelled, out: Path) -> None:
         print(f"{name}: right {one.float().mean():.3f}, minus GAP {less.mean():+.3f} ± {spread:.3f}")
 
 
-def main(data: str, out: Path, gradient_steps: str = "20,10,1", all_step: str = "100", begin: str = "source") -> None:
+def main(
+    data: str, out: Path, gradient_steps: str = "20,10,1", few_steps: str = "10,100", begin: str = "source"
+) -> None:
     """Train, measure, and say the accuracies."""
     out.mkdir(parents=True, exist_ok=True)
     loaded = load_classifier(SPEC, image_size=SIZE)
@@ -124,11 +126,10 @@ def main(data: str, out: Path, gradient_steps: str = "20,10,1", all_step: str = 
     table = {f"{maps}, {name}": (EXPLAINERS[maps](), head) for name, maps, head in gradient}
     raw = {f"attention, {name}": (RawAttention(), head) for name, head in heads.items() if name != "GAP"}
     score = {f"scorecam, {name}": (EXPLAINERS["scorecam"](), head) for name, head in heads.items()}
+    curves, few = [int(step) for step in (few_steps.split(",") * 2)[:2]]
     first, *others = [int(step) for step in gradient_steps.split(",")]
-    plans = [
-        (first, {**table, **raw}, DROPS, "gradient"),
-        (int(all_step), {**score, **table}, (*DROPS, *CURVES), "all"),
-    ]
+    plans = [(first, {**table, **raw}, DROPS, "gradient"), (curves, table, CURVES, "curves")]
+    plans += [(few, score, (*DROPS, *CURVES), "scorecam")]
     plans += [(step, {**table, **raw}, DROPS, "gradient") for step in others]
     for step, explainers, metrics, folder in plans:
         compare(
