@@ -1,17 +1,19 @@
 """Classifier and masker as one graph: any number and size of pictures, compared with the library; or a layer named."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+from timm.layers import Conv2dSame, padding
 from torch import Tensor, nn
 
 from salmask import Classifier, Masker
 from salmask.explain import exported
-from salmask.explain.exported import export_pass
+from salmask.explain.exported import export_pass, same_padding
 from salmask.explain.learned import Learned
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -50,6 +52,25 @@ def test_an_onnx_graph_gives_the_same_masks_in_onnxruntime(small_net: nn.Module,
     logits, masks = session.run(None, {"images": images.numpy()})
     expected = learned(classifier, images)
     assert np.abs(masks - expected.masks.numpy()).max() < 1e-4 and np.abs(logits - expected.logits.numpy()).max() < 1e-3
+
+
+def test_padding_in_few_operations_is_that_of_timm() -> None:
+    for x, kernel, stride, dilation in product(range(1, 70), range(1, 8), range(1, 5), (1, 2)):
+        assert same_padding(x, kernel, stride, dilation) == padding.get_same_padding(x, kernel, stride, dilation)
+
+
+def test_networks_that_pad_by_the_size_of_the_picture_take_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(Conv2dSame(own, out, 3, stride=2), nn.ReLU()) for own, out in ((3, 8), (8, 12), (12, 16))]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    learned, classifier = build(network)
+    timm_own = padding.get_same_padding
+    agreed = export_pass(learned, classifier, tmp_path / "x.pt2", image_size=32)
+    assert agreed.free and padding.get_same_padding is timm_own
+    for size in ((45, 39), (64, 50)):
+        images = torch.rand(1, 3, *size)
+        _, masks = torch.export.load(tmp_path / "x.pt2").module()(images)
+        assert torch.allclose(masks, learned(classifier, images).masks, atol=1e-5)
 
 
 class Deciding(nn.Module):
