@@ -121,15 +121,17 @@ def _exported() -> Names:
     import salmask
     from salmask.explain.exported import export_pass
 
-    classifier = salmask.Classifier(_network(), mean=[0.5] * 3, std=[0.2] * 3, layers=["1", "3"], image_size=32)
+    classifier = salmask.Classifier(_network(), mean=[0.5] * 3, std=[0.2] * 3, layers=["1", "3"], image_size=224)
     masker = salmask.Masker.for_classifier(classifier, layers=(0, 1))
-    export_pass(salmask.Learned(masker), classifier, Path("mine.onnx"), image_size=32)
-    Image.new("RGB", (40, 30), "red").save("photo.jpg")
+    export_pass(salmask.Learned(masker), classifier, Path("imagenet.onnx"), image_size=224)
+    Image.new("RGB", (400, 300), "red").save("photo.jpg")
     return {"classifier": classifier}
 
 
 def _check_exported(names: Names, printed: str) -> None:
-    assert names["logits"].shape == (1, 10) and names["masks"].shape == (1, 1, 32, 32)
+    assert names["logits"].shape == (1, 10) and names["masks"].shape == (1, 1, 224, 224)
+    assert Path("photo.mask.npy").is_file() and Path("photo.mask.png").is_file()
+    assert re.fullmatch(r"photo: class \d, \d+\.\d% kept", printed.strip())
 
 
 def _check_shared(names: Names, printed: str) -> None:
@@ -147,7 +149,7 @@ PAGES = {
         _classified, {"iterations=50": "iterations=2", "0.2)).solve": "0.2), iterations=2).solve"}
     ),
     "docs/pooling.md": Page(check=_check_pooling),
-    "docs/export.md": Page(_exported, {"(224, 224)": "(32, 32)"}, _check_exported),
+    "docs/export.md": Page(_exported, {"sys.argv[1:]": '["photo.jpg"]'}, _check_exported),
     "docs/sharing.md": Page(_classified, check=_check_shared),
 }
 
@@ -220,6 +222,10 @@ def check_command(words: list[str]) -> None:
             check_arguments(arguments)
         case ["torchrun", *rest] | ["python", "-m", "torch.distributed.run", *rest]:
             check_arguments(rest[rest.index("-m") + 2 :])
+        case ["python", "-m", "venv", "fresh"] | ["fresh/bin/python", "masks.py", _]:
+            pass  # the script is on the page, and is run as its Python is
+        case ["fresh/bin/pip", "install", *packages]:
+            assert {*packages} <= {"onnxruntime", "numpy", "pillow"}
         case ["python", script, *_]:
             assert (ROOT / script).is_file(), f"no file {script}"
         case ["make", target]:

@@ -172,7 +172,7 @@ def _short_padding() -> Iterator[None]:
     """Let timm's tf_ networks compute their padding by `same_padding`.
 
     Of sides that are free torch simplifies every size of every layer: nested in one another, timm's own maxima of
-    quotients took a network of five strides (tf_efficientnet_lite0) over six minutes of processor time; these take 40 s.
+    quotients took tf_efficientnet_lite0, of five strides, over six minutes of processor time, these take 40 s.
     """
     own = padding.get_same_padding
     padding.get_same_padding = same_padding
