@@ -89,16 +89,16 @@ class QueryStream(nn.Module):
             nn.init.xavier_uniform_(projection.weight, generator=generator)
             nn.init.zeros_(projection.bias)
         if begin == "average":
-            self._begin_as_average()
+            self._begin_as_average(projections)
 
-    def _begin_as_average(self) -> None:
+    def _begin_as_average(self, projections: Sequence[nn.Linear]) -> None:
         if self.width != self.channels[-1]:
             raise ValueError(
                 f"a stream begins as the average where the head's vector is as long as the last map has channels, got "
                 f"{self.width} and {self.channels[-1]}: begin as the source does"
             )
-        nn.init.eye_(self.projections[-1].weight)
-        nn.init.zeros_(self.projections[-2].weight if len(self.projections) > 1 else self.start)
+        nn.init.eye_(projections[-1].weight)
+        nn.init.zeros_(projections[-2].weight if len(projections) > 1 else self.start)
 
     @classmethod
     def for_classifier(
