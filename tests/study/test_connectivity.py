@@ -17,7 +17,7 @@ from torch import nn
 from salmask.classifier import Classifier
 from salmask.classifier.hold import fresh_statistics
 from salmask.cli.main import main
-from salmask.data import Batch, collate
+from salmask.data import Batch, Subset, collate
 from salmask.data.cues import CuePictures
 from salmask.files import JSON
 from salmask.masking import MeanColour, remove
@@ -457,6 +457,39 @@ def test_a_second_run_trains_nothing_and_one_of_other_settings_is_refused(study)
         tiny(study, [], replace(TINY, points=5))
 
 
+def test_checkpoints_in_another_order_are_another_study_for_pairs_go_by_it(study) -> None:
+    one = tiny(study, [])
+    turned = dict(reversed(one.networks.items()))
+    with pytest.raises(ValueError, match="another study: checkpoints was"):
+        Connection(turned, one.pictures, one.extent, study, print)
+
+
+def test_pictures_seen_in_another_way_are_another_study(study) -> None:
+    one = tiny(study, [])
+    padded = {name: replace(own, view=replace(own.view, fit="pad")) for name, own in one.networks.items()}
+    with pytest.raises(ValueError, match="another study: seen was"):
+        Connection(padded, one.pictures, one.extent, study, print)
+
+
+def test_a_wrong_explainer_is_refused_before_anything_is_made(study, tmp_path) -> None:
+    one = tiny(study, [])
+    with pytest.raises(ValueError, match="gradkam"):
+        Connection(one.networks, one.pictures, replace(one.extent, explainers=("gradkam",)), tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_are_taken_anew_of_two_pictures_at_least(study) -> None:
+    one = tiny(study, [])
+    small = object.__new__(Connection)
+    small.__dict__.update(vars(one) | {"extent": replace(TINY, batch_size=1)})
+    small.__dict__.pop("_statistics", None)
+    assert [len(part) for part in small._statistics] == [2, 2]
+    small.__dict__.pop("_statistics")
+    small.pictures = replace(one.pictures, train=Subset(one.pictures.train, [0]))
+    with pytest.raises(ValueError, match="two training pictures at least, got 1"):
+        _ = small._statistics
+
+
 def test_a_broken_part_is_named(study) -> None:
     path = next((study / "parts" / "maps").glob("*gradcam*.npz"))
     content = path.read_bytes()
@@ -621,6 +654,7 @@ def test_bad_input_is_one_line(tmp_path, capsys) -> None:
     )
     path = tmp_path / "one.safetensors"
     save_classifier(path, loaded(0))
+    assert "1 to 3 clusters of 3 networks, got 9" in refused(capsys, "--clusters", "9", "--networks", "1", "--out", out)
     error = refused(capsys, "--data", str(tmp_path), "--classifier", f"{NETWORK}@{path}", "--out", out)
     assert "at least two checkpoints" in error
     other = tmp_path / "two.safetensors"

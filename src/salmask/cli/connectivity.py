@@ -80,6 +80,9 @@ def _builtin(
     from salmask.study.two_cues import TwoCues
 
     source = TwoCues(second=options.cue, each=options.networks, seed=settings.seed)
+    count = len(source.fine_tunings)
+    if settings.clusters is not None and settings.clusters > count:  # before anything is trained
+        raise ValueError(f"expected 1 to {count} clusters of {count} networks, got {settings.clusters}")
     networks = source.networks(writable_folder(out / "parts" / "networks"), say)
     pictures = Pictures(
         source.train_set(),

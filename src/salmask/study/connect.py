@@ -129,6 +129,8 @@ class Connection:
                 f"expected 1 to {len(self.networks)} clusters of {len(self.networks)} networks, got "
                 f"{self.extent.clusters}"
             )
+        for name in {*self.extent.explainers} - {IN_TURN, *RECIPES}:  # a wrong name, before anything is made
+            load_explainer(name, loaded=next(iter(self.networks.values())), seed=self.extent.seed)
         for part in ("maskers", "paths", "maps"):
             writable_folder(self.out / "parts" / part)
         self._agree()
@@ -317,12 +319,20 @@ class Connection:
 
     @cached_property
     def _statistics(self) -> tuple[Images, ...]:
-        """Batches of training pictures, spread over the data, as a classifier sees them."""
-        size = self.extent.batch_size
+        """Batches of two training pictures or more, spread over the data, as a classifier sees them.
+
+        Errors: ValueError for data of one picture, which has no variance.
+        """
+        size = max(2, self.extent.batch_size)
         chosen = spread(self.pictures.train, self.extent.statistics * size)
         order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(self.extent.seed)).tolist()
         transform = next(iter(self.networks.values())).view.transform()
         images = collate([transform(chosen[index]) for index in order]).images
+        if len(images) < 2:
+            raise ValueError(
+                "batch statistics are taken of two training pictures at least, got 1: add pictures, or interpolate the "
+                "networks' own (--no-fresh-statistics)"
+            )
         return tuple(part for part in images.split(size) if len(part) > 1)
 
     def _agree(self) -> None:
@@ -348,8 +358,13 @@ class Connection:
         digests = {
             key: hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16] for key, ids in pictures.items()
         }
-        networks = {name: loaded.classifier.fingerprint() for name, loaded in self.networks.items()}
-        return {**asdict(self.extent), "pictures": digests, "checkpoints": networks}
+        networks = [
+            (name, loaded.classifier.fingerprint()) for name, loaded in self.networks.items()
+        ]  # pairs go by order
+        one = next(iter(self.networks.values()))
+        seen = {"mean": one.classifier.mean.flatten().tolist(), "std": one.classifier.std.flatten().tolist()}
+        seen["view"] = str(one.view)
+        return {**asdict(self.extent), "pictures": digests, "seen": seen, "checkpoints": networks}
 
 
 def _save(path: Path, arrays: Arrays) -> None:
