@@ -362,8 +362,8 @@ class Connection:
             (name, loaded.classifier.fingerprint()) for name, loaded in self.networks.items()
         ]  # pairs go by order
         one = next(iter(self.networks.values()))
-        seen = {"mean": one.classifier.mean.flatten().tolist(), "std": one.classifier.std.flatten().tolist()}
-        seen["view"] = str(one.view)
+        normalised = {"mean": one.classifier.mean.flatten().tolist(), "std": one.classifier.std.flatten().tolist()}
+        seen = {**normalised, "view": str(one.view)}
         return {**asdict(self.extent), "pictures": digests, "seen": seen, "checkpoints": networks}
 
 
