@@ -166,3 +166,24 @@ def test_files_to_explain_are_sounds(tmp_path: Path) -> None:
         sounds_in([tmp_path / "a.png"])
     with pytest.raises(ValueError, match="at least one file"):
         sounds_in([])
+
+
+def test_what_cannot_be_held_or_scaled_is_silent_or_refused_by_name(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "faint.wav", _tone(250, 2000) * 1e-40, 2000, subtype="DOUBLE")
+    faint = read_sound(tmp_path / "faint.wav")
+    assert faint.silent and not HEARING.hear(faint.wave).picture.isnan().any()
+    soundfile.write(tmp_path / "huge.wav", _tone(250, 2000) * 1e200, 2000, subtype="DOUBLE")
+    with pytest.raises(ValueError, match=r"huge\.wav holds samples of up to 5e\+199: scale them"):
+        read_sound(tmp_path / "huge.wav")
+
+
+def test_a_survey_passes_over_broken_files_where_asked(tmp_path: Path) -> None:
+    root = _digits(tmp_path)
+    (root / "0_ann_1.wav").write_text("no sound")
+    with pytest.raises(ValueError, match=r"0_ann_1\.wav cannot be decoded"):
+        survey(str(root), "train")
+    assert survey(str(root), "train", skip_broken=True) == (2000, 0.3)
+    for file in root.glob("*.wav"):
+        file.write_text("no sound")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        survey(str(root), "train", skip_broken=True)

@@ -104,10 +104,22 @@ class Sounds(ListedPictures):
         return self.hearing.wave(self.root / self.ids[index])
 
 
-def survey(spec: str, split: str) -> tuple[int, float]:
-    """Return the sample rate of the first file of a split, and the seconds that 95 of 100 files do not exceed."""
+def survey(spec: str, split: str, *, skip_broken: bool = False) -> tuple[int, float]:
+    """Return the sample rate of the first file of a split, and the seconds that 95 of 100 files do not exceed.
+
+    skip_broken: pass over files that cannot be read. Errors: ValueError naming one, or where none can be read.
+    """
     layout, root = sound_layout(spec)
-    lengths = [sound_header(root / name) for name, _ in _READERS[layout](root, split)]
+    lengths, broken = [], None
+    for name, _ in _READERS[layout](root, split):
+        try:
+            lengths.append(sound_header(root / name))
+        except ValueError as error:
+            if not skip_broken:
+                raise
+            broken = error
+    if not lengths and broken is not None:
+        raise broken
     seconds = sorted(length for _, length in lengths)
     return lengths[0][0], math.ceil(10 * seconds[int(0.95 * (len(seconds) - 1))]) / 10
 

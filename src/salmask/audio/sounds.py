@@ -122,8 +122,12 @@ def read_sound(
     if seconds is not None:
         wave = wave[: max(1, round(seconds * target))]
     length = (whole if whole > 0 else len(stored)) / rate
-    kept = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
-    return Recording(kept, target, stored.shape[1], length, full if full > _CLIPPED else 0.0)
+    with np.errstate(over="ignore"):
+        samples = np.ascontiguousarray(wave, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path} holds samples of up to {np.abs(wave).max():.3g}: scale them to [-1, 1]")
+    samples[np.abs(samples) < np.finfo(np.float32).tiny] = 0  # what is smaller cannot be scaled up
+    return Recording(torch.from_numpy(samples), target, stored.shape[1], length, full if full > _CLIPPED else 0.0)
 
 
 def sound_header(path: Path) -> tuple[int, float]:

@@ -145,7 +145,7 @@ class ClassifierCommand(Command, DataOptions):
         from salmask.training.run import Loaded
 
         name = (self.network or "audio:cnn14-w16-d4-m40").removeprefix("audio:")
-        rate, seconds = survey(self.data, "train")
+        rate, seconds = survey(self.data, "train", skip_broken=self.skip_broken)
         hearing = Hearing.at(self.sample_rate or rate, self.seconds or seconds, n_fft=self.n_fft)
         classes = tuple(open_sounds(self.data, "train", hearing).classes)
         if len(classes) < 2:
