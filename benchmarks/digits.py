@@ -224,7 +224,8 @@ RANGES = {
     "mask_mean": [0, 1],
 }
 SCORES = tuple(RANGES)
-ABOUT = {"direction": "up", "protocol": {}, "source": "this benchmark", "needs": [], "set_level": False}
+ABOUT = {"protocol": {}, "source": "this benchmark", "needs": [], "set_level": False}
+DIRECTIONS = {"heard_if_absent": "down", "mask_mean": "none"}  # of the others: up
 
 
 class Listener:
@@ -292,7 +293,7 @@ def listen(
             writer.add(name, identity, means)
     writer.finish()
     kinds = {name: {"kind": type(listener.table[name]).__name__ if name in listener.table else name} for name in rows}
-    metrics = {score: {**ABOUT, "range": RANGES[score]} for score in SCORES}
+    metrics = {score: {**ABOUT, "direction": DIRECTIONS.get(score, "up"), "range": RANGES[score]} for score in SCORES}
     write_json(out / META, {"explainers": kinds, "metrics": metrics, "data": title})
     write_report(out)
     cells: Cells = {}

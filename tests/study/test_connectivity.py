@@ -679,3 +679,11 @@ def test_seed_and_images_of_the_command_are_those_of_the_study(tmp_path, monkeyp
     assert main(["study", "connectivity", "--seed", "3", "--images", "90", "--out", out]) == 1
     assert main(["study", "connectivity", "--images", "90", "--batch-size", "9", "--out", out]) == 1
     assert asked == [(3, 3, 40), (0, 10, 9)]
+
+
+def test_one_pair_is_no_kind_of_pairs(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("salmask.report.connectivity.FEWEST", 3)  # here two are within
+    folder = known(tmp_path)
+    text = connectivity_part(read_connectivity(folder), read_rows(folder), folder).markdown()
+    assert "the convexity gap is of too few pairs to be compared" in text
+    assert "are of too few pairs to be called more alike within a cluster" in text

@@ -82,6 +82,10 @@ def _findings(view: View) -> list[str]:
     return texts
 
 
+FEWEST = 2
+"""Pairs within and between clusters from which on they are compared."""
+
+
 def _clusters_said(view: View, trial: str) -> str:
     one = view.study["trials"][trial]
     count = len({*one["clusters"]})
@@ -99,7 +103,9 @@ def _gap_said(view: View, trial: str) -> list[str]:
         return []
     apart = view.difference(view.heights("gap", trial))
     verdict = (
-        "is larger between clusters than within"
+        "is of too few pairs to be compared"
+        if min(within.n, between.n) < FEWEST
+        else "is larger between clusters than within"
         if apart.high < 0
         else "is smaller between clusters than within"
         if apart.low > 0
@@ -107,7 +113,7 @@ def _gap_said(view: View, trial: str) -> list[str]:
     )
     ridge = view.over_pairs(view.heights("ridge", trial), view.over(BETWEEN))
     return [
-        f"On {trial}, the convexity gap {verdict}: {cell(within)} within over {within.n} pairs, {cell(between)} "
+        f"On {trial}, the convexity gap {verdict}: {cell(within)} within over {within.n} pair{'s' if within.n > 1 else ''}, {cell(between)} "
         f"between over {between.n}, where a ridge above the higher end has {cell(ridge)}; {statistics_text(view)}."
     ]
 
@@ -138,6 +144,8 @@ def _alike_said(view: View, kinds: tuple[str, str]) -> list[str]:
             continue
         apart = view.difference(np.array(measures[measure]["pairs"], dtype=float), kinds)
         surely = "more alike" if apart.low > 0 else "less alike" if apart.high < 0 else "not told to be more alike"
+        if min(len(view.over(kind)) for kind in kinds) < FEWEST:
+            surely = "of too few pairs to be called more alike"
         texts.append(
             f"Maps of {name} are {surely} {kinds[0]} than {kinds[1]}: {SIMILARITIES.get(measure, measure)}, difference "
             f"{cell(apart)}."
