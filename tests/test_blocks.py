@@ -282,8 +282,8 @@ def _help_of(command: type) -> str:
     return shown.getvalue()
 
 
-THEIRS = {"--masker_use_layers", "--lrde", "--all"}
-"""Options of other programs, and of `salmask help`, that prose names."""
+THEIRS = {"--masker_use_layers", "--lrde", "--all", "--rounds"}
+"""Options of other programs, of benchmarks and of `salmask help`, that prose names."""
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ near one; kernels without padding lose none. So a layer is refused from
     u >= max(S / 2n, S / 32) at the near edge (top, left),  u >= max(S / n, S / 32) at the far one,
     q >= max(1, n / 32) at either,
 
-half a cell at least: where the map would be moved by less, it is taken as it is.
+half a cell at least: where the map would be moved by less, it is taken as it is. Where both hold at one edge the
+network looks through a window (it multiplies by a mask, or cuts a part out and puts a frame of its size around it): the
+map lies where it should, and is taken as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import ceil
 
@@ -26,7 +28,7 @@ from salmask.classifier.corners import module_outputs
 from salmask.classifier.grids import Grid
 from salmask.classifier.probe import Probe
 
-__all__ = ["check_borders", "check_frame", "enlarged"]
+__all__ = ["check_borders", "check_frame", "enlarged", "idle_lines"]
 
 _LEAST = 32  # of a side: what is smaller is no border
 _LARGER = 1.25
@@ -39,14 +41,20 @@ _REMEDY = (
 Strip = tuple[slice, ...]
 
 
-def check_borders(probe: Probe, grids: Mapping[str, Grid]) -> None:
+def check_borders(
+    probe: Probe, grids: Mapping[str, Grid], idle: Mapping[str, Mapping[str, int]] | None = None
+) -> set[tuple[str, str]]:
     """Raise ValueError where a border of the picture moves nothing in a layer. grids: of the layers, by name.
+
+    idle: of each layer and edge, how many lines of cells nothing moves: these see the border, and a layer that has some
+    is returned with the edge instead.
 
     A border is exchanged between two pictures, first of the least width asked for by any layer, then wider for those
     that it does not move: as a rule five passes of one picture.
     """
+    windows: set[tuple[str, str]] = set()
     if not grids:
-        return
+        return windows
     one, other = probe.pictures[-1:].detach(), probe.pictures[:1].detach()
     outputs = module_outputs(probe.network, probe.ask, one)
     for edge, axis, far in _EDGES:
@@ -56,7 +64,11 @@ def check_borders(probe: Probe, grids: Mapping[str, Grid]) -> None:
             strip = _strip(axis, width, far=far)
             still = _unmoved(probe, still, _exchanged(one, other, strip))
             for name in still:
-                if widths[name] == width and _still(probe, name, strip):
+                if widths[name] != width or not _still(probe, name, strip):
+                    continue
+                if idle and idle[name][edge]:
+                    windows.add((name, edge))
+                else:
                     raise ValueError(
                         f"layer {name!r} does not see the whole picture: nothing in the {width} of "
                         f"{probe.size[axis]} pixels at the {edge} changes it, as where a network cuts its pictures "
@@ -64,19 +76,28 @@ def check_borders(probe: Probe, grids: Mapping[str, Grid]) -> None:
                     )
             if not still:
                 break
+    return windows
 
 
-def check_frame(name: str, maps: Float[Tensor, "pictures channels height width"]) -> None:
-    """Raise ValueError where outer cells of a layer are the same for two different pictures, and inner ones are not."""
+def idle_lines(maps: Float[Tensor, "pictures channels height width"]) -> dict[str, int]:
+    """Return of each edge how many lines of cells are the same for all pictures."""
     moved = (maps[1:] != maps[:1]).any(0).any(0)
-    for edge, axis, far in _EDGES:
-        lines = moved.any(1 - axis)
-        idle = int((lines.flip(0) if far else lines).int().argmax())  # 0 where nothing moves at all
-        if idle >= max(1, len(lines) / _LEAST):
+    lines = {edge: moved.any(1 - axis) for edge, axis, _ in _EDGES}
+    # 0 where nothing moves at all
+    return {edge: int((lines[edge].flip(0) if far else lines[edge]).int().argmax()) for edge, _, far in _EDGES}
+
+
+def check_frame(name: str, grid: Grid, idle: Mapping[str, int], windows: Collection[tuple[str, str]]) -> None:
+    """Raise ValueError where outer cells of a layer are the same for two different pictures, and inner ones are not.
+
+    windows: layers and edges at which the network does not see the picture's border either.
+    """
+    for edge, axis, _ in _EDGES:
+        if idle[edge] >= max(1, grid[axis] / _LEAST) and (name, edge) not in windows:
             raise ValueError(
-                f"layer {name!r} is larger than the picture: {idle} of {len(lines)} lines of cells at the {edge} are "
-                "the same for every picture, as where a network puts a frame around its pictures, and its map would be "
-                f"pressed into the picture: {_REMEDY}"
+                f"layer {name!r} is larger than the picture: {idle[edge]} of {grid[axis]} lines of cells at the {edge} "
+                "are the same for every picture, as where a network puts a frame around its pictures, and its map "
+                f"would be pressed into the picture: {_REMEDY}"
             )
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from salmask.classifier.borders import check_borders, check_frame, enlarged
+from salmask.classifier.borders import check_borders, check_frame, enlarged, idle_lines
 from salmask.classifier.corners import lies_level, lies_straight, lies_turned, module_outputs
 from salmask.classifier.fusion import LateFusion
 from salmask.classifier.grids import Grid, LaysOut, Rolled, Tokens, ToMap, channels_first, grid_of, grids_of
@@ -132,9 +132,10 @@ def check_field(probe: Probe, taps: Mapping[str, Tensor], maps: Mapping[str, Fea
     if _vouched(probe.network) or any(isinstance(module, LaysOut) for module in probe.network.modules()):
         return
     grids = {name: (one.shape[2], one.shape[3]) for name, one in maps.items()}
-    check_borders(probe, grids)
-    for name, one in maps.items():
-        check_frame(name, one)
+    idle = {name: idle_lines(one) for name, one in maps.items()}
+    windows = check_borders(probe, grids, idle)
+    for name, grid in grids.items():
+        check_frame(name, grid, idle[name], windows)
     larger = enlarged(probe)
     outputs = _outputs_if_taken(larger)
     check_borders(

@@ -112,8 +112,9 @@ def _gap_said(view: View, trial: str) -> list[str]:
         else "is not told apart from that within"
     )
     ridge = view.over_pairs(view.heights("ridge", trial), view.over(BETWEEN))
+    pairs = f"{within.n} pair{'s' if within.n > 1 else ''}"
     return [
-        f"On {trial}, the convexity gap {verdict}: {cell(within)} within over {within.n} pair{'s' if within.n > 1 else ''}, {cell(between)} "
+        f"On {trial}, the convexity gap {verdict}: {cell(within)} within over {pairs}, {cell(between)} "
         f"between over {between.n}, where a ridge above the higher end has {cell(ridge)}; {statistics_text(view)}."
     ]
 
