@@ -41,7 +41,7 @@ class SanityCommand(Command, DataOptions):
         refuse_unused(self, ("mix",), "for `train`, `evaluate` and `classifier`, and this takes sounds as they are")
         base = load_classifier(self.classifier, **self.pictures()) if self.classifier else None
         _, explainer, loaded = load_explainer(self.explainer, loaded=base, seed=self.seed, bank=self.bank)
-        dataset = self.mixed(self.read(self.split, loaded, transform=loaded.view.transform()))
+        dataset = self.read(self.split, loaded, transform=loaded.view.transform())
         written = check_sanity(
             explainer,
             loaded,
