@@ -1,14 +1,16 @@
 """Colour, depth, coloured depth, late and early fusion on the built-in scenes, with what each input carries.
 
-    python results/rgbd/measure.py OUT [SEED]
+    python results/rgbd/measure.py OUT [0,1,2]
 
-Writes rows of each variant as it is done, and a page: a row a training, values an image.
+Writes rows of each variant as it is done (a row a training, values an image), a page, and trainings.md with the means
+over trainings. Every training has its own training scenes; the 240 that are measured are the same for all.
 """
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.utils import save_image
@@ -23,7 +25,8 @@ from salmask.explain import EXPLAINERS
 from salmask.explain.inputs import InputShares
 from salmask.metrics import Case
 from salmask.report.page import write_report
-from salmask.rows.read import META, write_json
+from salmask.rows.read import META, read_rows, write_json
+from salmask.rows.trainings import compare_rows
 from salmask.rows.write import Writer
 from salmask.training.classifier import FitSettings, fit_classifier
 
@@ -41,7 +44,7 @@ VARIANTS = {
 COLUMNS = {
     "accuracy": "of the classifier",
     **{f"accuracy_{carrier}": f"of the scenes whose class shows in {carrier}" for carrier in CARRIERS},
-    "le": "of Grad-CAM",
+    "le": "of Grad-CAM; of a masker: of the mask of the input with the most mass",
     "shares_right": "1 where the largest share is that of the only input that shows the class",
     "shares_right_if_right": "the same, of the scenes that are decided rightly",
     "smaller_share_both": "the smaller share, where both inputs show the class",
@@ -93,15 +96,18 @@ def of(values: Tensor, which: Tensor) -> Tensor:
     return torch.where(which, values.float(), torch.nan)
 
 
-def columns(classifier: Classifier, images: Tensor, val: Scenes, shares: Tensor | None) -> dict[str, Tensor]:
-    """Return a value an image of each column: accuracy, LE of Grad-CAM, and how often the shares name the carrier."""
+def columns(classifier: Classifier, images: Tensor, val: Scenes, masks: Tensor | None) -> dict[str, Tensor]:
+    """Return a value an image of each column; masks: one an input, whose means are the shares."""
     targets = torch.tensor(val.targets)
     explanation = EXPLAINERS["gradcam"]()(classifier, images, targets)
     right = explanation.logits.argmax(1) == targets
+    shares = None if masks is None else masks.mean((2, 3))
+    maps = explanation.normalized("minmax").masks
+    if masks is not None and shares is not None and bool((masks.amax((2, 3)) > masks.amin((2, 3))).any()):
+        maps = masks[torch.arange(len(masks)), shares.argmax(1)][:, None]
     boxes = [val[k].boxes for k in range(len(val))]
-    masks = explanation.normalized("minmax").masks
     case = Case(
-        masks=masks, targets=targets, ids=val.ids, boxes=boxes, correct=right, images=images, classifier=classifier
+        masks=maps, targets=targets, ids=val.ids, boxes=boxes, correct=right, images=images, classifier=classifier
     )
     carriers = torch.tensor([CARRIERS.index(one) for one in val.carriers])
     values = {f"accuracy_{name}": of(right, carriers == k) for k, name in enumerate(CARRIERS)}
@@ -110,49 +116,73 @@ def columns(classifier: Classifier, images: Tensor, val: Scenes, shares: Tensor 
         hit, single = shares.argmax(1) == carriers, carriers < 2
         values["shares_right"] = of(hit, single)
         values["shares_right_if_right"] = of(hit, single & right)
-        values["smaller_share_both"] = of(shares.amin(1), carriers == 2)
+        values["smaller_share_both"] = of(shares.amin(1) / shares.sum(1).clamp_min(1e-6), carriers == 2)
     nothing = torch.full((len(val),), torch.nan)
     return {name: values.get(name, nothing) for name in COLUMNS}
 
 
-def drawn(classifier: Classifier, images: Tensor, path: Path) -> None:
-    """Draw scenes, colour and depth side by side, over the Grad-CAM maps of both."""
+def drawn(classifier: Classifier, images: Tensor, masks: Tensor, path: Path) -> None:
+    """Draw scenes, colour and depth side by side, over the Grad-CAM maps of both, over the masker's masks of both."""
     maps = salmask.explain(classifier, images, explainer="per_input:of=gradcam").normalized("minmax").masks
-    seen = classifier.inputs.beside(images)
-    below = torch.cat(list(maps.split(1, 1)), 3).expand(-1, 3, -1, -1)
-    save_image(torch.cat([seen, below], 2).repeat_interleave(2, 2).repeat_interleave(2, 3), path, nrow=6, padding=4)
+    rows = [torch.cat(list(one.split(1, 1)), 3).expand(-1, 3, -1, -1) for one in (maps, masks)]
+    tiles = torch.cat([classifier.inputs.beside(images), *rows], 2)
+    save_image(tiles.repeat_interleave(2, 2).repeat_interleave(2, 3), path, nrow=6, padding=4)
 
 
-def main(out: Path, seed: int = 0) -> None:
+def table(out: Path, trainings: dict[str, list[str]]) -> str:
+    """Return the means over trainings, with intervals over scenes and trainings."""
+    rows = read_rows(out)
+    lines = [f"| network | trainings | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name, titles in trainings.items():
+        cells = [name, str(len(titles))]
+        for column in COLUMNS:
+            found = compare_rows((name, np.stack([rows.values[one][column] for one in titles], 1))).interval
+            cells.append(f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]" if found.n else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def measured(name: str, seed: int, val: Scenes, out: Path) -> dict[str, dict[str, Tensor]]:
+    """Train a network and, of fused ones, a masker for it; return their columns by title."""
+    train = cached(Scenes(1600, seed=2 * seed, size=SIZE, shapes=SHAPES, inputs=VARIANTS[name]))
+    classifier = trained(name, train, seed)
+    images = torch.stack([val[k].image for k in range(len(val))]) / 255
+    shares = InputShares()(classifier, images, torch.tensor(val.targets)).masks if len(VARIANTS[name]) == 2 else None
+    found = {name: columns(classifier, images, val, shares)}
+    if name in ("late", "early"):
+        masker = salmask.train(classifier, train, per_input=True, steps=1000, batch_size=32, seed=seed)
+        masks = salmask.explain(classifier, images, explainer=masker).masks
+        found[f"{name}, masker"] = columns(classifier, images, val, masks)
+        if (name, seed) == ("late", 0):
+            drawn(classifier, images[:12], masks[:12], out / "scenes.png")
+    return found
+
+
+def main(out: Path, seeds: str = "0,1,2") -> None:
     """Measure all variants, each into rows as it is done."""
     writer = Writer(out, tuple(COLUMNS))
     about = {"direction": "up", "range": [0, 1], "source": "this study", "needs": [], "set_level": False}
     metrics = {name: {**about, "protocol": {"what": what}} for name, what in COLUMNS.items()}
     metrics["le"]["direction"] = "down"
-    meta = {"explainers": {}, "metrics": metrics, "data": "240 built-in scenes", "seed": seed}
-    for name, inputs in VARIANTS.items():
-        options = {"size": SIZE, "shapes": SHAPES, "inputs": inputs}
-        train, val = cached(Scenes(1600, seed=2 * seed, **options)), Scenes(240, seed=2 * seed + 1, **options)
-        classifier = trained(name, train, seed)
-        images = torch.stack([val[k].image for k in range(len(val))]) / 255
-        two = len(inputs) == 2
-        targets = torch.tensor(val.targets)
-        found = {name: InputShares()(classifier, images, targets).masks.mean((2, 3)) if two else None}
-        if name in ("late", "early"):
-            masker = salmask.train(classifier, train, per_input=True, steps=150, batch_size=32, recipe="fix")
-            found[f"{name}, masker"] = salmask.explain(classifier, images, explainer=masker).masks.mean((2, 3))
-        if name == "late":
-            drawn(classifier, images[:12], out / "scenes.png")
-        for title, shares in found.items():
-            values = columns(classifier, images, val, shares)
-            for k, image in enumerate(val.ids):
-                writer.add(title, image, {column: float(values[column][k]) for column in COLUMNS})
+    meta = {"explainers": {}, "metrics": metrics, "data": "240 built-in scenes"}
+    trainings: dict[str, list[str]] = {}
+    for seed in map(int, seeds.split(",")):
+        for variant, inputs in VARIANTS.items():
+            val = Scenes(240, seed=1, size=SIZE, shapes=SHAPES, inputs=inputs)
+            for name, values in measured(variant, seed, val, out).items():
+                title = f"{name}; {seed}"
+                for k, image in enumerate(val.ids):
+                    writer.add(title, image, {column: float(values[column][k]) for column in COLUMNS})
+                trainings.setdefault(name, []).append(title)
+                meta["explainers"][title] = {
+                    "kind": "masks of the inputs" if "masker" in name else "shares of the inputs"
+                }
             writer.flush()
-            meta["explainers"][title] = {"kind": "shares of the inputs" if title == name else "masks of the inputs"}
-        write_json(out / META, meta)
+            write_json(out / META, meta)
     writer.finish()
     write_report(out)
+    (out / "trainings.md").write_text(table(out, trainings))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

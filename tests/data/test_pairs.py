@@ -8,10 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
+from salmask.classifier import Classifier
+from salmask.classifier.fusion import fused_network
+from salmask.classifier.inputs import Inputs
 from salmask.cli.main import main
 from salmask.data import Reader, has_split, open_data
-from salmask.data.pairs import PairedFolder, in_jet
+from salmask.data.pairs import PairedFolder, SceneReader, in_jet
 from salmask.data.scenes import CARRIERS, RANGE, Scenes, write_pairs
+from salmask.data.sight import Sight
+from salmask.explain.inputs import InputShares
+from salmask.serve.looks import Looks
+from salmask.training.run import Loaded, load_classifier, save_classifier
 
 SHAPES = ("disc", "square", "star")
 MILLIMETRES = Reader(4, window=RANGE[1] - RANGE[0], level=sum(RANGE) / 2)
@@ -135,3 +142,95 @@ def test_classifier_masker_and_scores_by_command(root, tmp_path, capsys, monkeyp
     plain = ["train", "--data", "DATA", "--classifier", "early:depth:resnet10t@none.safetensors", "--out", "other"]
     assert main(plain) == 1
     assert "none.safetensors" in capsys.readouterr().err
+
+
+# Explaining files of scenes
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory) -> str:
+    """The SPEC of a late fusion of weights that are drawn."""
+    torch.manual_seed(0)
+    name, file = "late:rgb+depth:test_resnet", tmp_path_factory.mktemp("late") / "late.safetensors"
+    network, inputs = fused_network("late", "rgb+depth:test_resnet", file=None, num_classes=3)
+    colours = {"mean": (0.5,) * 4, "std": (0.25,) * 4, "inputs": inputs.settings()}
+    sight = Sight(32, "squash", window=RANGE[1] - RANGE[0], level=sum(RANGE) / 2)
+    own = Classifier(network, **colours, layers=None, image_size=32)
+    save_classifier(file, Loaded(own, name, sight))
+    return f"{name}@{file}"
+
+
+def _explained(root: Path, files: list[str], out: Path, *more: str) -> list[str]:
+    """Return the names of what `salmask explain` writes."""
+    assert main(["explain", *(str(root / file) for file in files), "--out", str(out), *more]) == 0
+    return sorted(path.name for path in out.iterdir())
+
+
+def test_a_file_of_any_input_names_its_scene(root, late, tmp_path) -> None:
+    colour = next((root / "rgb" / "val").glob("*/*"))
+    names = [f"{kind}/val/{colour.parent.name}/{colour.stem}.png" for kind in ("rgb", "depth")]
+    by = ["--classifier", late, "--explainer", "per_input:of=gradient"]
+    both = _explained(root, names, tmp_path / "both", *by)
+    assert both == [f"{colour.stem}.npy", f"{colour.stem}.png"]  # one scene, whichever of its files are named
+    assert _explained(root, names[1:], tmp_path / "depth", *by) == both
+    maps = [np.load(tmp_path / kind / both[0]) for kind in ("both", "depth")]
+    assert maps[0].shape == (2, 32, 32) and np.array_equal(*maps)
+    assert not np.array_equal(maps[0][0], maps[0][1])
+
+
+def test_maps_of_several_inputs_lie_over_the_whole_of_larger_files(root, late, tmp_path) -> None:
+    name = next((root / "rgb" / "val").glob("*/*")).relative_to(root / "rgb")
+    for path in (root / "rgb" / name, root / "depth" / name):
+        with Image.open(path) as picture:
+            picture.resize((96, 64)).save(path)
+    by = ["--classifier", late, "--explainer", "per_input:of=gradient"]
+    assert f"{name.stem}.whole.npy" in _explained(root, [f"rgb/{name}"], tmp_path / "out", *by)
+    assert np.load(tmp_path / "out" / f"{name.stem}.whole.npy").shape == (2, 64, 96)
+    with Image.open(tmp_path / "out" / f"{name.stem}.whole.png") as drawn:
+        assert drawn.size == (2 * 96, 64)
+
+
+def test_masks_of_paired_data_hold_each_input(root, late, tmp_path) -> None:
+    for form in ("png", "array"):
+        by = ["--classifier", late, "--explainer", "input_shares", "--form", form]
+        _explained(root, [], tmp_path / form, "--data", str(root), *by)
+    masks = np.load(tmp_path / "array" / "masks.npy")
+    assert masks.shape == (6, 32, 64)
+    shares = masks.reshape(6, 32, 2, 32).mean((1, 3)) / 255
+    assert np.allclose(shares.sum(1), 1, atol=0.01)  # of both inputs, not of the first alone
+    with Image.open(next((tmp_path / "png" / "masks").rglob("*.png"))) as mask:
+        assert mask.size == (64, 32)
+
+
+def test_the_page_refuses_classifiers_of_several_inputs(late) -> None:
+    loaded = load_classifier(late)
+    with pytest.raises(ValueError, match="several inputs, and the page takes one picture: use `salmask explain FILE`"):
+        Looks({"shares": (InputShares(), loaded)}, loaded)
+
+
+def test_files_without_partners_are_refused_by_name(root, tmp_path, capsys) -> None:
+    read = SceneReader(Inputs.of(RGBD), MILLIMETRES)
+    alone = root / "elsewhere.png"
+    Image.new("RGB", (32, 32)).save(alone)
+    with pytest.raises(ValueError, match=r"lies in the folder of none: expected \.\.\./rgb/\.\.\./elsewhere\.\*"):
+        read(alone)
+    colour = next((root / "rgb" / "val").glob("*/*"))
+    partner = root / "depth" / colour.relative_to(root / "rgb")
+    partner.rename(partner.with_name("other.png"))
+    with pytest.raises(
+        ValueError, match=f"needs a partner of its name in .*{colour.parent.name}, which has no picture"
+    ):
+        read(colour)
+    for ending in (".png", ".jpg"):
+        Image.new("L", (32, 32)).save(partner.with_suffix(ending))
+    with pytest.raises(ValueError, match="which has 2 pictures of it"):
+        read(colour)
+
+
+def test_one_input_alone_is_read_as_in_training(root) -> None:
+    colour = next((root / "rgb" / "val").glob("*/*"))
+    deep = root / "depth" / colour.relative_to(root / "rgb")
+    jet = SceneReader(Inputs.of({"depth_jet": 3}), MILLIMETRES)(deep)
+    assert torch.equal(jet, in_jet(SceneReader(Inputs.of({"depth": 1}), MILLIMETRES)(deep)))
+    both = SceneReader(Inputs.of({**RGBD, "depth_jet": 3}), MILLIMETRES)(deep)
+    assert torch.equal(both[4:], jet) and both.shape[0] == 7

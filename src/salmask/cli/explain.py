@@ -120,7 +120,8 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
         flat = is_flat(Path(spec))
         if flat:
             refuse_unused(self, ("split",), f"of data with train and val, and {spec} is one folder of pictures")
-        dataset = FlatFolder(spec, **options) if flat else open_data(spec, self.split, **options)
+        inputs = loaded.classifier.inputs
+        dataset = FlatFolder(spec, **options) if flat else open_data(spec, self.split, **options, inputs=inputs)
         fabric = self.launch(precision=chosen_precision(self.precision, loaded.classifier))
         move_to(fabric, [(explainer, loaded)])
         done = explain_data(

@@ -4,6 +4,9 @@ STEM.png         picture, mask, kept, removed, probabilities: what the classifie
 STEM.npy         the raw map (size, size) of what the classifier saw
 STEM.whole.png   the map laid over the whole file; what the classifier has not seen stays without colour
 STEM.whole.npy   the map at the size of the file; not a number where the classifier has not looked
+
+Of a classifier of several inputs a file of any of them names the scene, whose other files lie in the folders beside it.
+Inputs lie side by side in pictures; of explainers with a map for each input, the arrays are (K, size, size).
 """
 
 import hashlib
@@ -23,13 +26,13 @@ from torch import Tensor
 from salmask.data.depth import settled
 from salmask.data.endings import ignored_files, list_pictures
 from salmask.data.listed import ReadImage
+from salmask.data.pairs import SceneReader
 from salmask.data.streams import Bar
-from salmask.evaluation.panels import Panels, class_names_of, played_panels, seen
+from salmask.evaluation.panels import Panels, beside, class_names_of, masks_beside, played_panels, seen
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import Facts, replace_file, writable_folder
 from salmask.report.pictures import overlay, picture
 from salmask.training.run import Loaded
-from salmask.types import in_colour
 
 __all__ = [
     "ExplainedFile",
@@ -114,8 +117,7 @@ def explain_files(
     chosen = None if shown.target is None else torch.tensor([class_index(shown.target, names)])
     if explainer.wants & {"boxes", "pixels"}:
         raise ValueError(f"{name} needs ground truth, which picture files do not carry: use `salmask evaluate`")
-    there = pictures_in(paths)
-    read = settled(loaded.reader(max_pixels=max_pixels), there)
+    there, read = _read_as(loaded, pictures_in(paths), max_pixels)
     sizes = readable(there, read, skip_broken=skip_broken)
     files = named_pictures(list(sizes), writable_folder(out))
     cut = {path: loaded.sight.cut(*size) for path, size in sizes.items()}
@@ -131,11 +133,25 @@ def explain_files(
         lost = f", {cut[path]:.0%} of the file cut off" if _worth_saying(cut[path]) else ""
         write_png(out, stem, figure_of(panels, title_of(path.name, name, explanation, names, lost=lost)))
         whole = _write_whole(out, stem, image, explanation, scaled, loaded)
-        replace_file(out / f"{stem}.npy", partial(save_array, explanation.masks[0, 0]))
+        replace_file(out / f"{stem}.npy", partial(save_array, _of_one(explanation.masks)))
         done.append(explained_file(path, panels, explanation, (out / f"{stem}.png",), (out / f"{stem}.npy", *whole)))
     if shown.target is not None and any(one.class_agnostic for one in done):
         warnings.warn(f"{name} is class-agnostic: its maps are the same whatever class is asked for", stacklevel=2)
     return done
+
+
+def _read_as(loaded: Loaded, files: Sequence[Path], max_pixels: int | None) -> tuple[list[Path], ReadImage]:
+    """Return the files that name the scenes, each once, and what reads them as the classifier sees them."""
+    read, inputs = loaded.reader(max_pixels=max_pixels), loaded.classifier.inputs
+    if inputs is None:
+        return list(files), settled(read, files)
+    scenes = SceneReader(inputs, read)
+    return list(dict.fromkeys(scenes.scene(path) for path in files)), scenes
+
+
+def _of_one(masks: Tensor) -> Tensor:
+    """Return the map of one picture: (H, W), or (K, H, W) with one for each of several inputs."""
+    return masks[0, 0] if masks.shape[1] == 1 else masks[0]
 
 
 def explained_file(
@@ -271,10 +287,10 @@ def _write_whole(
         for ending in _ENDINGS[2:4]:  # of an earlier look at the file, fitted in another way
             (out / f"{stem}{ending}").unlink(missing_ok=True)
         return ()
-    whole = loaded.sight.to_file(explanation.masks.detach().cpu(), height, width)[0, 0]
-    replace_file(out / f"{stem}.whole.npy", partial(save_array, whole))
-    values = loaded.sight.to_file(shown.masks.detach().cpu(), height, width)[0, 0]
-    colours = in_colour(image[None].float() / 255, loaded.view.colours)[0]
+    whole, values = (loaded.sight.to_file(one.masks.detach().cpu(), height, width) for one in (explanation, shown))
+    replace_file(out / f"{stem}.whole.npy", partial(save_array, _of_one(whole)))
+    values = masks_beside(loaded.classifier, values)[0, 0]
+    colours = beside(loaded.classifier, image[None].float() / 255, loaded.view.colours)[0]
     unseen = values.isnan()
     drawn = torch.from_numpy(overlay(colours, values.nan_to_num(0).clamp(0, 1)).copy())
     outside = (colours.permute(1, 2, 0) * 255).round().to(torch.uint8)

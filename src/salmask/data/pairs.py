@@ -10,7 +10,7 @@ in the files' own units (2000 and 1500: from 0.5 to 2.5 m in millimetres), or th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from salmask.data.folders import ImageFolder
 from salmask.data.pictures import Reader
 from salmask.data.sample import SampleTransform
 
-__all__ = ["PairedFolder", "in_jet", "is_paired"]
+__all__ = ["PairedFolder", "SceneReader", "in_jet", "is_paired"]
 
 COLOUR = 3
 
@@ -40,6 +40,90 @@ def in_jet(values: UInt8[Tensor, "1 height width"]) -> UInt8[Tensor, "3 height w
     scaled = 4 * values.float() / 255
     planes = [1.5 - (scaled - centre).abs() for centre in (3.0, 2.0, 1.0)]
     return (torch.cat(planes).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class SceneReader:
+    """Reads one scene of several inputs, a file each; the image holds them stacked, in the order of `inputs`.
+
+    inputs: as the classifier reads them. measure: window, level and depth are those of 16-bit files, max_pixels of all.
+    """
+
+    inputs: Inputs
+    measure: Reader
+
+    @property
+    def folders(self) -> list[str]:
+        """Names of the folders of files that are read: an input in colours is made from the one before it."""
+        return _folders(self.inputs.names)
+
+    def __call__(self, path: Path) -> UInt8[Tensor, "channels height width"]:
+        """Read the scene that one of its files names. Errors: as `partners` and `stacked`."""
+        return self.stacked(self.partners(path), str(path))
+
+    def partners(self, path: Path) -> dict[str, Path]:
+        """Return the file of each input: `path` as it is, the others in the folders beside that of its input.
+
+        Of the parts of the path that name an input, the last one counts: data/rgb/val/cup/a.jpg and
+        data/depth/val/cup/a.png are one scene. Errors: ValueError for a path without such a part, and for no partner.
+        """
+        folders = self.folders
+        if len(folders) == 1:
+            return {folders[0]: path}
+        parts = path.absolute().parts[:-1]
+        places = [place for place, part in enumerate(parts) if part in folders]
+        if not places:
+            raise ValueError(
+                f"the classifier reads several inputs, and {path} lies in the folder of none: expected "
+                f"{' and '.join(f'.../{name}/.../{path.stem}.*' for name in folders)}"
+            )
+        own = parts[places[-1]]
+        found = {own: path}
+        for name in folders:
+            if name != own:
+                folder = Path(*parts[: places[-1]], name, *parts[places[-1] + 1 :])
+                files = (
+                    [file for file in list_pictures(folder) if Path(file).stem == path.stem] if folder.is_dir() else []
+                )
+                if len(files) != 1:
+                    wrong = f"{len(files)} pictures" if files else "no picture"
+                    raise ValueError(f"{path} needs a partner of its name in {folder}, which has {wrong} of it")
+                found[name] = folder / files[0]
+        return found
+
+    def scene(self, path: Path) -> Path:
+        """Return the file of the first input, by which a scene is named whichever of its files is given."""
+        return self.partners(path)[self.folders[0]]
+
+    def stacked(self, files: Mapping[str, Path], scene: str) -> UInt8[Tensor, "channels height width"]:
+        """Return the inputs of a scene from a file for each folder. Errors: ValueError for sizes that differ."""
+        parts = {name: self._input(name, count, files) for name, count in self.inputs.settings().items()}
+        sizes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
+        if len(set(sizes.values())) > 1:
+            words = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
+            raise ValueError(
+                f"the inputs of {scene} must have one size, got {words}: align them, and resize them to one"
+            )
+        return torch.cat(list(parts.values()))
+
+    def _input(self, name: str, channels: int, files: Mapping[str, Path]) -> UInt8[Tensor, "channels height width"]:
+        path = files[name.removesuffix(JET)]
+        if name.endswith(JET):
+            return in_jet(self._measured(path, 1))
+        if channels == COLOUR:
+            return Reader(COLOUR, max_pixels=self.measure.max_pixels)(path)
+        return self._measured(path, channels)
+
+    def _measured(self, path: Path, channels: int) -> UInt8[Tensor, "channels height width"]:
+        """Read values that are measured and not seen, such as depth."""
+        read, deep = replace(self.measure, channels=channels, bands=None), _is_deep(path)
+        if deep and read.window is None and read.depth is None:
+            raise ValueError(
+                f"{path} has 16 bits, and nothing says which values are black and white: give a range that is the same "
+                "for all files by --window (its width) and --level (its centre), such as 2000 and 1500 for 0.5 to "
+                "2.5 m in millimetres, or the bits that the files use (--depth 16)"
+            )
+        return read(path) if deep else replace(read, window=None, level=None, depth=None)(path)
 
 
 class PairedFolder(ImageFolder):
@@ -62,17 +146,18 @@ class PairedFolder(ImageFolder):
         classes: Sequence[str] | None = None,
         read: Reader | None = None,
     ) -> None:
-        self._measure, self._scenes = Reader() if read is None else read, Path(root)
+        measure, self._scenes = Reader() if read is None else read, Path(root)
         self.inputs = inputs if inputs is None or isinstance(inputs, Inputs) else Inputs.of(inputs)
         names = ("rgb", "depth") if self.inputs is None else self.inputs.names
-        folders = list(dict.fromkeys(name.removesuffix(JET) for name in names))
+        self._stack = None if self.inputs is None else SceneReader(self.inputs, measure)
+        folders = _folders(names)
         for name in folders:
             if not (self._scenes / name).is_dir():
                 there = ", ".join(sorted(path.name for path in self._scenes.glob("*") if path.is_dir()))
                 raise FileNotFoundError(f"no folder of the input {name!r} in {root}: it holds {there or 'no folders'}")
         truth = [path for path in sorted(self._scenes.glob("*")) if _has_truth(path, split)]
         home = truth[0] if truth else self._scenes / folders[0]
-        plain = Reader(COLOUR, max_pixels=self._measure.max_pixels)
+        plain = Reader(COLOUR, max_pixels=measure.max_pixels)
         super().__init__(home, split, transform=transform, classes=classes, read=plain)
         self._partners = {name: self._partners_in(name, lonely=not skip_broken) for name in folders}
         if skip_broken:
@@ -83,37 +168,12 @@ class PairedFolder(ImageFolder):
         return self._stacked(self.ids[index])
 
     def _stacked(self, scene: str) -> UInt8[Tensor, "channels height width"]:
-        if self.inputs is None:
+        if self._stack is None:
             raise ValueError(
                 f"{self._scenes} holds several inputs, and nothing says which are read: name a classifier of some, "
                 "such as early:rgb+depth:NAME, or give inputs={'rgb': 3, 'depth': 1}"
             )
-        parts = {name: self._input(name, count, scene) for name, count in self.inputs.settings().items()}
-        sizes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
-        if len(set(sizes.values())) > 1:
-            words = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
-            raise ValueError(
-                f"the inputs of {scene} must have one size, got {words}: align them, and resize them to one"
-            )
-        return torch.cat(list(parts.values()))
-
-    def _input(self, name: str, channels: int, scene: str) -> UInt8[Tensor, "channels height width"]:
-        """Read one input of a scene."""
-        path = self._partners[name.removesuffix(JET)][scene]
-        if name.endswith(JET):
-            return in_jet(self._measured(path, 1))
-        return self.read(path) if channels == COLOUR else self._measured(path, channels)
-
-    def _measured(self, path: Path, channels: int) -> UInt8[Tensor, "channels height width"]:
-        """Read values that are measured and not seen, such as depth."""
-        read, deep = replace(self._measure, channels=channels, bands=None), _is_deep(path)
-        if deep and read.window is None and read.depth is None:
-            raise ValueError(
-                f"{path} has 16 bits, and nothing says which values are black and white: give a range that is the same "
-                "for all files by --window (its width) and --level (its centre), such as 2000 and 1500 for 0.5 to "
-                "2.5 m in millimetres, or the bits that the files use (--depth 16)"
-            )
-        return read(path) if deep else replace(read, window=None, level=None, depth=None)(path)
+        return self._stack.stacked({name: partners[scene] for name, partners in self._partners.items()}, scene)
 
     def _unread(self, path: Path) -> str | None:
         """Return why one of the inputs of a scene cannot be read, or None where all can."""
@@ -140,6 +200,10 @@ class PairedFolder(ImageFolder):
         if lonely:
             _check_partners([stem for stem in found if stem not in wanted], home, self.root)
         return {scene: found[stem] for stem, scene in wanted.items()}
+
+
+def _folders(inputs: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.removesuffix(JET) for name in inputs))
 
 
 def _check_partners(missing: Sequence[str], here: Path, there: Path) -> None:

@@ -107,15 +107,15 @@ class Sight:
         return 1 - (part.x1 - part.x0) * (part.y1 - part.y0) / (height * width)
 
     def to_file(
-        self, maps: Float[Tensor, "batch 1 size size"], height: int, width: int
-    ) -> Float[Tensor, "batch 1 height width"]:
+        self, maps: Float[Tensor, "batch inputs size size"], height: int, width: int
+    ) -> Float[Tensor, "batch inputs height width"]:
         """Return maps at the size of the file that they explain; not a number where the classifier has not looked."""
         if self.fit == "pad":
             placed = Pad(self.image_size).placed(height, width)
             maps = maps[..., placed.y0 : placed.y1, placed.x0 : placed.x1]
         part = self.part(height, width)
         size = (part.y1 - part.y0, part.x1 - part.x0)
-        whole = torch.full((len(maps), 1, height, width), math.nan, device=maps.device)
+        whole = torch.full((*maps.shape[:2], height, width), math.nan, device=maps.device)
         whole[..., part.y0 : part.y1, part.x0 : part.x1] = F.interpolate(
             maps.float(), size, mode="bilinear", align_corners=False
         )

@@ -3,6 +3,7 @@
     index.jsonl              a line a picture: {"row", "image", "file" (of PNGs), "class", "mean"}
     masks/000/NAME.png       8-bit masks at the size that the classifier sees, 1,000 a folder; or
     masks.npy                all of them as one array (N, H, W) uint8, mapped into memory by numpy.load(..., "r")
+                             (maps of several inputs side by side, H x K W)
     meta.json                the explainer, its settings and weights, the data
 
 A mask in [0, 1] is rounded to 255 steps. Each process appends to an index of its own after its masks are written, so a
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from salmask.classifier import Classifier
 from salmask.classifier.hold import remembering
-from salmask.data import Batch, Labelled, Subset
+from salmask.data import Batch, Labelled, Sample, Subset, collate
 from salmask.data.streams import Bar, DataStream
 from salmask.data.unreadable import samples_read
 from salmask.evaluation.cases import plain
@@ -99,7 +100,9 @@ def explain_data(
     target, normalize = how["class"], how["normalize"]
     left = _rows_left(out, len(dataset)) if fabric.is_global_zero else []
     if fabric.is_global_zero and form == "array":
-        _keep_array(out, (len(dataset), *_size(dataset)), empty=len(left) == len(dataset))
+        _keep_array(
+            out, (len(dataset), *_size(_first(dataset), explainer, classifier)), empty=len(left) == len(dataset)
+        )
     with within(fabric):
         left = fabric.broadcast(left)
     stream = DataStream(Subset(dataset, left), batch_size, workers=workers, share=share_of(fabric))
@@ -140,12 +143,20 @@ class _Timed:
         return len(self.stream)
 
 
-def _size(dataset: Labelled) -> tuple[int, int]:
-    """Return height and width of what the classifier sees. Errors: ValueError where no picture can be read."""
+def _first(dataset: Labelled) -> Sample:
+    """Return the first picture as the classifier sees it. Errors: ValueError where none can be read."""
     first = next(samples_read(dataset), None)
     if first is None:
         raise ValueError(f"none of the {len(dataset)} pictures can be read")
-    return first.image.shape[-2], first.image.shape[-1]
+    return first
+
+
+def _size(first: Sample, explainer: Explainer, classifier: Classifier) -> tuple[int, int]:
+    """Return height and width of a mask, of several inputs that of their maps side by side."""
+    height, width = first.image.shape[-2:]
+    if classifier.inputs is None:
+        return height, width
+    return height, width * explainer(classifier, collate([first]).images.to(classifier.device)).masks.shape[1]
 
 
 def _in_turn(
@@ -163,9 +174,9 @@ def _in_turn(
 
 
 def _in_bytes(explanation: Explanation, normalize: str | None) -> np.ndarray:
-    """Return masks (B, H, W) uint8."""
+    """Return masks (B, H, W) uint8; those of several inputs side by side, (B, H, K * W)."""
     scaled = explanation.bounded() if normalize is None else explanation.normalized(normalize)
-    masks = scaled.masks.detach().float()[:, 0]
+    masks = torch.cat(list(scaled.masks.detach().float().unbind(1)), 2)
     if not bool(masks.isfinite().all()) or float(masks.min()) < 0 or float(masks.max()) > 1:
         raise ValueError("a map leaves [0, 1], or is not finite: say how maps are normalised (--normalize)")
     return (masks * 255).round().to(torch.uint8).cpu().numpy()
@@ -288,7 +299,7 @@ def _described(
 ) -> JSON:
     """Return what must be the same in every run that fills a folder."""
     names = dataset.ids
-    height, width = _size(dataset)
+    height, width = _first(dataset).image.shape[-2:]
     return {
         "explainers": {"masks": {"kind": explainer.kind, "settings": plain(explainer.settings)}},
         "weights": classifier.fingerprint(),

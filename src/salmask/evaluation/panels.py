@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from salmask.classifier import Classifier
@@ -21,7 +22,9 @@ from salmask.types import Images, Infill, Masks, in_colour
 
 __all__ = [
     "Panels",
+    "beside",
     "class_names_of",
+    "masks_beside",
     "played_panels",
     "seen",
     "strip_parts",
@@ -31,6 +34,8 @@ __all__ = [
 @dataclass(frozen=True)
 class Panels:
     """Pictures (3, H, W) in [0, 1] and a mask (1, H, W), on the CPU, with class probabilities of each picture.
+
+    Several inputs, and their masks, lie side by side: (., H, K * W).
 
     probabilities: "whole", "kept", "removed" -> [(class, probability), ...]: the classes that are likeliest on the
     whole picture, and the class explained if it is not one of them. explained: the name of the class explained;
@@ -62,31 +67,45 @@ def played_panels(
 ) -> list[Panels]:
     """Play masks in [0, 1] and return what each picture shows; the explanation says the classes explained.
 
-    images: (B, C, size, size). masks: (B, 1, size, size). top: how many classes are listed, at least one.
+    images: (B, C, size, size). masks: (B, 1, size, size), or one for each input. top: how many classes are listed, at
+    least one.
     """
     classifier = loaded.classifier
     infill, masks = MeanColour.of(classifier), masks.float()
     outcome = play_at_rest(classifier, images, masks, explanation.targets, infill=infill, clean=explanation.logits)
     sides = {"whole": explanation.logits, **outcome.answers}
     shares = {side: classifier.probabilities(logits) for side, logits in sides.items()}
-    pictures = (images, keep(images, masks, infill), remove(images, masks, infill))
-    whole, kept, removed = (in_colour(one, loaded.view.colours).cpu() for one in pictures)
+    spread = classifier.spread(masks)
+    pictures = (images, keep(images, spread, infill), remove(images, spread, infill))
+    whole, kept, removed = (beside(classifier, one, loaded.view.colours).cpu() for one in pictures)
+    masks = masks_beside(classifier, masks).cpu()
     shown = []
     for i, target in enumerate(explanation.targets.tolist()):
         best = shares["whole"][i].topk(min(top, len(names))).indices.tolist()
         best += [] if target in best else [target]
         listed = {side: [(names[k], float(share[i, k])) for k in best] for side, share in shares.items()}
         own = {side: float(share[i, target]) for side, share in shares.items()}
-        shown.append(Panels(whole[i], masks[i].cpu(), kept[i], removed[i], listed, names[target], own))
+        shown.append(Panels(whole[i], masks[i], kept[i], removed[i], listed, names[target], own))
     return shown
 
 
 def strip_parts(image: Images, mask: Masks, infill: Infill, classifier: Classifier) -> StripParts:
     """Return one image, its mask, its kept and its removed picture in colour; several inputs lie side by side."""
-    inputs, spread = classifier.inputs, classifier.spread(mask)
+    spread = classifier.spread(mask)
     pictures = image, keep(image, spread, infill), remove(image, spread, infill)
-    if inputs is None:
-        whole, kept, removed = (in_colour(one) for one in pictures)
-        return whole[0], mask[0], kept[0], removed[0]
-    whole, kept, removed = (inputs.beside(one) for one in pictures)
-    return whole[0], torch.cat(list(mask.expand(-1, len(inputs), -1, -1).unbind(1)), 2), kept[0], removed[0]
+    whole, kept, removed = (beside(classifier, one)[0] for one in pictures)
+    return whole, masks_beside(classifier, mask)[0], kept, removed
+
+
+def beside(
+    classifier: Classifier, images: Images, bands: Sequence[int] | None = None
+) -> Float[Tensor, "batch 3 height widths"]:
+    """Return images in colour; several inputs lie side by side. bands: of `in_colour`, for one input."""
+    inputs = classifier.inputs
+    return in_colour(images, bands) if inputs is None or len(inputs) == 1 else inputs.beside(images)
+
+
+def masks_beside(classifier: Classifier, masks: Masks) -> Float[Tensor, "batch 1 height widths"]:
+    """Return masks as `beside` has the images: that of each input, or the one that they share, over each."""
+    count = 1 if classifier.inputs is None else len(classifier.inputs)
+    return torch.cat(list(masks.expand(-1, count, -1, -1).split(1, 1)), 3)

@@ -95,6 +95,11 @@ class Looks:
                 raise ValueError(
                     f"{title} needs ground truth, which a picture that is dropped on a page does not carry"
                 )
+            if own.classifier.inputs is not None:
+                raise ValueError(
+                    f"{title} explains a classifier of several inputs, and the page takes one picture: use "
+                    "`salmask explain FILE`, which finds the other inputs beside it"
+                )
             if class_names_of(own) != self.names:
                 raise ValueError(
                     f"the explainers of one page explain one set of classes: {title} has {len(class_names_of(own))}, "
