@@ -4,6 +4,8 @@ DATA holds <digit>_<speaker>_<n>.wav (Free Spoken Digit Dataset). The last speak
 What is there already is not computed again.
 """
 
+import argparse
+import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +27,7 @@ from salmask.data.streams import spread
 from salmask.explain import EXPLAINERS
 from salmask.explain.base import Explainer
 from salmask.explain.learned import Learned
+from salmask.files import writable_folder
 from salmask.masking import MeanColour, keep
 from salmask.report.page import write_report
 from salmask.rows.read import META, write_json
@@ -76,6 +79,34 @@ class Trained(NamedTuple):
     absent: float = 0.0
 
 
+def read_options(
+    about: str, rows: Mapping[str, Trained], *, classifier_epochs: float, epochs: float
+) -> argparse.Namespace:
+    """Return what was typed; until: when no piece is begun any more."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--classifier-epochs", type=float, default=classifier_epochs)
+    parser.add_argument("--epochs", type=float, default=epochs)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--no-train", action="store_true", help="measure the maskers that are there")
+    parser.add_argument("--rows", nargs="*", default=list(rows), help="train and measure these alone")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop between two pieces after so many")
+    options = parser.parse_args()
+    options.out = writable_folder(options.out)
+    options.began = time.monotonic()
+    options.until = options.began + 60 * options.minutes
+    return options
+
+
+def write_results(options: argparse.Namespace, text: str, results: Mapping[str, object]) -> None:
+    """Write the tables and their numbers, and say what it took."""
+    (options.out / "table.md").write_text(text)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"all: {spent(options.began, 0)}; {options.out / 'table.md'}", flush=True)
+
+
 def trained_classifier(sounds: Sounds, path: Path, kinds: Sequence[Mixing], *, epochs: float) -> Loaded:
     """Return the classifier in a file, trained with one of `kinds` mixed in where there is none yet."""
     if not path.is_file():
@@ -109,26 +140,27 @@ def run_folder(rows: Mapping[str, Trained], out: Path, name: str, seed: int) -> 
     return out / "runs" / f"{list(rows).index(name)}-{seed}"
 
 
-def train_maskers(
-    rows: Mapping[str, Trained],
-    loaded: Loaded,
-    sounds: Sounds,
-    out: Path,
-    *,
-    names: Sequence[str],
-    seeds: int,
-    epochs: float,
-    until: float,
-) -> None:
-    """Train the rows named that are not there yet; leave the program before a training would begin after `until`."""
-    pictures = cached(sounds)
-    for seed in range(seeds):
-        for name in names:
+def explained_by(
+    rows: Mapping[str, Trained], loaded: Loaded, sounds: Sounds, options: argparse.Namespace
+) -> dict[str, Explainer]:
+    """Return the maskers of the rows asked for, by row and seed, trained where they are not there, and the methods."""
+    if not options.no_train:
+        train_maskers(rows, loaded, sounds, options)
+    wanted = {*options.rows, *PER_IMAGE}
+    table = {**learned(rows, options.out, options.seeds), **PER_IMAGE}
+    return {name: one for name, one in table.items() if name.partition(" #")[0] in wanted}
+
+
+def train_maskers(rows: Mapping[str, Trained], loaded: Loaded, sounds: Sounds, options: argparse.Namespace) -> None:
+    """Train the rows asked for that are not there yet; leave the program before one would begin after `until`."""
+    pictures, out, epochs = cached(sounds), options.out, options.epochs
+    for seed in range(options.seeds):
+        for name in (name for name in rows if name in options.rows):
             row, folder = rows[name], run_folder(rows, out, name, seed)
             if (folder / RUN).is_file():
                 continue
             began, worked = time.monotonic(), time.process_time()
-            if began > until:
+            if began > options.until:
                 raise SystemExit(UNFINISHED)
             settings = Settings(
                 epochs=epochs / 2 if row.start else epochs,

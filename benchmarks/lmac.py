@@ -9,8 +9,6 @@ how much nearer does what is kept come to the recording of the digit that is exp
 computed again. Everything lies in OUT: runs/, rows of each condition with a page, table.md, results.json.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +17,6 @@ from pathlib import Path
 import torch
 from digits import (
     HEARING,
-    PER_IMAGE,
     RAW,
     SCORES,
     TRANSPOSED,
@@ -30,17 +27,18 @@ from digits import (
     Trained,
     by_row,
     cell,
+    explained_by,
     held_out,
-    learned,
     listen,
     noise,
     questions,
+    read_options,
     some,
     spent,
     table_of,
-    train_maskers,
     trained_classifier,
     two_digits,
+    write_results,
 )
 
 from salmask.audio.listening import Listening
@@ -52,7 +50,6 @@ from salmask.draws import generator_for
 from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
 from salmask.explain.base import Explainer
-from salmask.files import writable_folder
 from salmask.metrics import METRICS
 from salmask.rows.read import read_rows
 from salmask.rows.trainings import collapsed
@@ -144,17 +141,8 @@ def measure(table: Mapping[str, tuple[Explainer, Loaded]], sounds: Sounds | Mixe
 
 def main() -> None:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--classifier-epochs", type=float, default=20)
-    parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--no-train", action="store_true", help="measure the maskers that are there")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop between two pieces after so many")
-    options = parser.parse_args()
-    out, began = writable_folder(options.out), time.monotonic()
+    options = read_options(__doc__, MASKERS, classifier_epochs=20, epochs=6)
+    out, began = options.out, options.began
     sounds = open_sounds(options.data, "train", HEARING)
     loaded = trained_classifier(
         sounds, out / "classifier.safetensors", [noise(sounds)], epochs=options.classifier_epochs
@@ -162,11 +150,7 @@ def main() -> None:
     measured = held_out(options.data, sounds)
     right = {"held-out speaker": accuracy(loaded.classifier, cached(measured))}
     print(f"classifier: {right} after {spent(began, 0)}", flush=True)
-    until = began + 60 * options.minutes
-    if not options.no_train:
-        seeds, epochs = options.seeds, options.epochs
-        train_maskers(MASKERS, loaded, sounds, out, names=list(MASKERS), seeds=seeds, epochs=epochs, until=until)
-    table = {**learned(MASKERS, out, options.seeds), **PER_IMAGE}
+    table = explained_by(MASKERS, loaded, sounds, options)
     results: dict[str, object] = {"accuracy": right, "measured": {}, "mixtures": {}}
     text, listener = "", Listener(table, loaded, loaded)
     for ratio in (0.0, 6.0):
@@ -177,7 +161,7 @@ def main() -> None:
         text += f"## Two digits at {ratio:g} dB: {used} of {len(mixed)} mixtures decided as one of the two\n\n"
         text += table_of(cells, SCORES) + "\n"
     for title, data in conditions(measured, options.count, running_speech(sounds, out / "speech")).items():
-        if time.monotonic() > until:
+        if time.monotonic() > options.until:
             raise SystemExit(UNFINISHED)
         right[title] = accuracy(loaded.classifier, data)
         folder = out / title.replace(" ", "-").replace(",", "")
@@ -187,9 +171,7 @@ def main() -> None:
         text += table_of(cells, METRIC_NAMES) + "\n"
         print(f"{title}: {spent(began, 0)} so far", flush=True)
     results["seconds"] = time.monotonic() - began
-    (out / "table.md").write_text(text)
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"all: {spent(began, 0)}; {out / 'table.md'}", flush=True)
+    write_results(options, text, results)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ the parts are known: how much nearer to the explained digit's own recording is w
 is not computed again. Everything lies in OUT: runs/, rows of each condition with a page, table.md, results.json.
 """
 
-import argparse
-import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,29 +16,27 @@ import matplotlib.pyplot as plt
 from digits import (
     HEARING,
     IDEAL,
-    PER_IMAGE,
     SCORES,
     TRANSPOSED,
     Listener,
     Question,
     Trained,
+    explained_by,
     held_out,
-    learned,
     listen,
     noise,
     questions,
-    spent,
+    read_options,
     table_of,
-    train_maskers,
     trained_classifier,
     two_digits,
+    write_results,
 )
 from lmac import METRIC_NAMES, measure
 
 from salmask.audio.mixtures import Another, Mixed, Mixing, Mixture, White, ideal_mask
 from salmask.audio.readers import open_sounds
 from salmask.data import cached
-from salmask.files import writable_folder
 from salmask.objective import Objective
 from salmask.training.classifier import accuracy
 from salmask.training.recipes import RECIPES, Recipe
@@ -124,18 +119,8 @@ def draw(listener: Listener, mixed: Mixed, names: Sequence[str], path: Path, *, 
 
 def main() -> None:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--classifier-epochs", type=float, default=30)
-    parser.add_argument("--epochs", type=float, default=8)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--no-train", action="store_true", help="measure the maskers that are there")
-    parser.add_argument("--rows", nargs="*", default=list(MASKERS), help="train and measure these alone")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop between two pieces after so many")
-    options = parser.parse_args()
-    out, began = writable_folder(options.out), time.monotonic()
+    options = read_options(__doc__, MASKERS, classifier_epochs=30, epochs=8)
+    out = options.out
     sounds = open_sounds(options.data, "train", HEARING)
     white, others = (Mixing(sounds, kind, (0.0, 20.0), share=0.7) for kind in (White(), Another(sounds)))
     epochs = options.classifier_epochs
@@ -144,19 +129,7 @@ def main() -> None:
     measured = held_out(options.data, sounds)
     right = {name: accuracy(one.classifier, cached(measured)) for name, one in (("own", loaded), ("judge", judge))}
     print(f"right on the held-out speaker: {right}", flush=True)
-    rows = {name: row for name, row in MASKERS.items() if name in options.rows}
-    train_maskers(
-        MASKERS,
-        loaded,
-        sounds,
-        out,
-        names=[] if options.no_train else list(rows),
-        seeds=options.seeds,
-        epochs=options.epochs,
-        until=began + 60 * options.minutes,
-    )
-    table = {**learned(MASKERS, out, options.seeds), **PER_IMAGE}
-    table = {name: one for name, one in table.items() if name.partition(" #")[0] in {*rows, *PER_IMAGE}}
+    table = explained_by(MASKERS, loaded, sounds, options)
     listener = Listener(table, loaded, judge)
     results: dict[str, object] = {"accuracy": right, "mixtures": {}}
     mixed = two_digits(measured, options.count, 0.0)
@@ -176,9 +149,7 @@ def main() -> None:
         if f"{name} #0" in table
     ]
     draw(listener, two_digits(measured, options.count, 0.0), shown, out / "two-digits.jpg")
-    (out / "table.md").write_text(text)
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"all: {spent(began, 0)}; {out / 'table.md'}", flush=True)
+    write_results(options, text, results)
 
 
 if __name__ == "__main__":

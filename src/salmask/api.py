@@ -17,8 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from salmask.audio.front import fronts_of
 from salmask.audio.mixtures import Mixed
-from salmask.audio.network import SoundNetwork
 from salmask.audio.readers import Sounds
 from salmask.classifier import Classifier
 from salmask.data import Labelled, Subset, open_data
@@ -243,13 +243,13 @@ def _data_set(pictures: Pictures, split: str) -> Labelled:
 def _view(pictures: Pictures, classifier: Classifier, image_size: int | None) -> View:
     """Return how pictures reach the classifier: those of sounds as their data set hears them.
 
-    Errors: ValueError for sounds that are heard otherwise than the network of salmask was built to hear them.
+    Errors: ValueError for sounds that are heard otherwise than the network was built to hear them.
     """
     if isinstance(pictures, Sounds | Mixed):
-        network = classifier.network
-        if isinstance(network, SoundNetwork) and network.mel.hearing != pictures.hearing:
+        hearing = next((front.hearing for front in fronts_of(classifier.network)), pictures.hearing)
+        if hearing != pictures.hearing:
             raise ValueError(
-                f"the classifier hears {network.mel.hearing}, the data set {pictures.hearing}: open it with the "
+                f"the classifier hears {hearing}, the data set {pictures.hearing}: open it with the "
                 "classifier's own hearing, or load the classifier with this one (domain=)"
             )
         return pictures.hearing

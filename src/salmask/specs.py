@@ -7,6 +7,7 @@ run.json, which says how pictures get from the disk to the classifier.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import Generator, Tensor
 
+from salmask.audio.hearing import Hearing
 from salmask.classifier import Classifier
 from salmask.data import Labelled, collate
 from salmask.data.streams import spread
@@ -51,6 +53,7 @@ from salmask.types import Infill
 __all__ = [
     "Chosen",
     "Spec",
+    "heard_otherwise",
     "list_explainers",
     "load_bank",
     "load_explainer",
@@ -225,6 +228,8 @@ def load_explainers(
     logs: dict[str, Path] = {}
     for name in names:
         title, explainer, own = load_explainer(name, loaded=loaded, seed=seed, bank=bank)
+        if isinstance(own.view, Hearing):
+            own = heard_otherwise(title, explainer, own, sight)
         if title in explainers:
             raise ValueError(f"two explainers are named {title}: give one another title, TITLE={name}")
         explainers[title] = (explainer, own)
@@ -238,6 +243,20 @@ def load_explainers(
         if name not in plain:
             explainers[name] = load_explainer(name, loaded=loaded, seed=seed)[1:]
     return Chosen(explainers, loaded, logs)
+
+
+def heard_otherwise(title: str, explainer: Explainer, own: Loaded, sight: Facts) -> Loaded:
+    """Return the classifier of sounds of an explainer as `Loaded.seen`; warn where a masker was trained otherwise."""
+    seen = own.seen(**sight)
+    if isinstance(explainer, Learned) and isinstance(own.view, Hearing) and isinstance(seen.view, Hearing):
+        before, after = own.view.domain, seen.view.domain
+        if before != after:
+            warnings.warn(
+                f"{title} was trained on spectrograms of the {before} domain, and its masks are taken for those of the "
+                f"{after} domain, which it has never seen: leave --domain out, or train it with --domain {after}",
+                stacklevel=3,
+            )
+    return seen
 
 
 def _of_run(spec: Spec, given: Loaded | None) -> tuple[str, Explainer, Loaded]:

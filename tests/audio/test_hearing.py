@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from salmask.audio.hearing import DOMAINS, Hearing, MelBands, Shifted
+from salmask.audio.front import MelBands
+from salmask.audio.hearing import DOMAINS, Hearing, Shifted
 from salmask.data import Sample, no_boxes
 from salmask.masking import MeanColour, keep, remove
 
@@ -154,3 +155,12 @@ def test_training_turns_a_picture_in_time() -> None:
     turned = {tuple(Shifted()(sample).image[0, 0].tolist()) for _ in range(40)}
     expected = {tuple(sample.image[0, 0].roll(by).tolist()) for by in range(-2, 3)}
     assert turned == expected
+
+
+def test_pictures_of_either_domain_are_shown_alike_and_in_unit_range() -> None:
+    wave = torch.sin(torch.arange(400) / 5) + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(0))
+    log, linear = (Hearing(2000, 0.2, n_fft=64, window=64, hop=32, domain=domain) for domain in ("log", "linear"))
+    one, other = (hearing.shown(hearing.hear(wave).picture[None]) for hearing in (log, linear))
+    assert torch.allclose(one, other, atol=1e-6) and 0 <= float(other.min()) < float(other.max()) <= 1
+    assert 5 * float(linear.hear(wave).picture.mean()) < float(other.mean())
+    assert (log.shown_as, linear.shown_as) == ("", "drawn by the logarithm of magnitudes")

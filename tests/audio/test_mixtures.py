@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,3 +176,32 @@ def test_decibels_known_by_hand() -> None:
     orthogonal = torch.tensor([-4.0, 3.0])
     assert si_snr(7 * (reference + 0.1 * orthogonal), reference) == pytest.approx(20.0, abs=1e-4)
     assert math.isnan(si_snr(reference, torch.zeros(2)))
+
+
+def _broken_folder(folder: Path) -> dict[str, Path]:
+    """A folder with a sound that can be mixed in, and one of every kind that cannot."""
+    soundfile = pytest.importorskip("soundfile")
+    folder.mkdir()
+    wave = torch.sin(torch.arange(4000.0)).numpy()
+    paths = {name: folder / f"{name}.wav" for name in ("text", "empty", "silent", "nan", "short", "fine")}
+    paths["text"].write_text("no sound")
+    stored = {"empty": wave[:0], "silent": 0 * wave, "nan": wave * np.nan, "short": wave[:20], "fine": wave}
+    for name, samples in stored.items():
+        soundfile.write(paths[name], samples, 2000, subtype="FLOAT")
+    return paths
+
+
+def test_sounds_that_cannot_be_mixed_in_are_found_before_a_training(tmp_path: Path) -> None:
+    paths = _broken_folder(tmp_path / "all")
+    words = {"text": "decoded", "empty": "is empty", "silent": "is silent", "nan": "NaN", "short": "lasts 0.01 seconds"}
+    for name, word in words.items():
+        alone = tmp_path / name
+        alone.mkdir()
+        (alone / paths[name].name).write_bytes(paths[name].read_bytes())
+        with pytest.raises(ValueError, match=rf"{name}\.wav.*{word}"):
+            read_mix(f"{alone}:6", Tones())
+        with pytest.raises(ValueError, match="none of the sounds"), pytest.warns(UserWarning, match="1 of 1"):
+            read_mix(f"{alone}:6", Tones(), skip_broken=True)
+    with pytest.warns(UserWarning, match=r"5 of 6 sounds in .* cannot be mixed in .*empty\.wav is empty"):
+        source, _ = read_mix(f"{tmp_path / 'all'}:6", Tones(), skip_broken=True)
+    assert source == Excerpt((paths["fine"],), 2000)

@@ -187,3 +187,12 @@ def test_a_survey_passes_over_broken_files_where_asked(tmp_path: Path) -> None:
         file.write_text("no sound")
     with pytest.raises(ValueError, match="cannot be decoded"):
         survey(str(root), "train", skip_broken=True)
+
+
+def test_a_silent_recording_of_a_data_set_is_named_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(400), 2000)
+    sounds = open_sounds(str(tmp_path), "val", HEARING)
+    with pytest.warns(UserWarning, match=r"a\.wav is silent") as said:
+        assert [one.image.max() for one in (sounds[0], sounds[1], sounds[0])] == [0, 0, 0]
+    assert len(said) == 1

@@ -61,9 +61,9 @@ def test_maps_lie_on_the_picture_where_their_frequencies_are(hertz: int) -> None
     assert isinstance(network, SoundNetwork)
     bands = network.mel(picture)
     row = int(picture[0, 0, :, 15].argmax())
-    assert int(network.lay_out(bands, (33, 32))[0, 0, :, 15].argmax()) == pytest.approx(row, abs=2)
+    assert int(network.mel.lay_out(bands, (33, 32))[0, 0, :, 15].argmax()) == pytest.approx(row, abs=2)
     pooled = torch.nn.functional.avg_pool2d(bands, 2)
-    laid = network.lay_out(pooled, (33, 32))
+    laid = network.mel.lay_out(pooled, (33, 32))
     assert laid.shape == (1, 1, 17, 16)
     assert 2 * int(laid[0, 0, :, 7].argmax()) == pytest.approx(row, abs=4)
 
@@ -71,7 +71,7 @@ def test_maps_lie_on_the_picture_where_their_frequencies_are(hertz: int) -> None
 def test_a_constant_map_stays_constant_where_it_is_laid_out() -> None:
     network = sound_network("cnn14-w2-d3-m12", HEARING, 3)
     for rows in (12, 6, 3):
-        assert torch.allclose(network.lay_out(torch.ones(1, 2, rows, 5), (33, 32)), torch.ones(()))
+        assert torch.allclose(network.mel.lay_out(torch.ones(1, 2, rows, 5), (33, 32)), torch.ones(()))
 
 
 def test_explainers_of_pictures_explain_sounds() -> None:

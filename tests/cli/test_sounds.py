@@ -80,7 +80,9 @@ def test_recipes_of_pictures_train_on_sounds(digits: Path, classifier: str, tmp_
     assert load_run(tmp_path).loaded.classifier.num_classes == 2
 
 
-def test_explain_writes_what_is_kept_and_removed(digits: Path, run: Path, tmp_path: Path) -> None:
+def test_explain_writes_what_is_kept_and_removed(
+    digits: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sound = digits / "0_cid_0.wav"
     arguments = ["explain", str(sound), "--explainer", str(run), "--out", str(tmp_path), "--domain", "linear"]
     assert main(arguments) == 0
@@ -90,6 +92,7 @@ def test_explain_writes_what_is_kept_and_removed(digits: Path, run: Path, tmp_pa
     assert torch.allclose(kept.wave + removed.wave, original.wave, atol=1e-5)
     assert float(kept.wave.abs().max()) > 0
     assert (tmp_path / "0_cid_0.png").is_file() and np.load(tmp_path / "0_cid_0.npy").shape == (33, 13)
+    assert "lmac was trained on spectrograms of the log domain" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
@@ -148,6 +151,7 @@ def test_the_page_plays_recording_kept_and_removed(digits: Path, measured: Path)
     for address in addresses:
         recording = read_sound(measured / address)
         assert recording.sample_rate == 2000 and len(recording.wave) == 400
+    assert not any(".wav." in address for address in addresses) and "mixed with" in page
     rows = [json.loads(line) for line in (measured / "rows.jsonl").read_text().splitlines()]
     assert {row["image"] for row in rows} <= {path.name for path in digits.iterdir()}
     assert json.loads((measured / "meta.json").read_text())["mixed with"] == "other:12"
@@ -258,3 +262,58 @@ def test_the_page_in_the_browser_plays_what_is_shown(digits: Path, run: Path, tm
     (tmp_path / "text.wav").write_text("no sound")
     with pytest.raises(ValueError, match=r"^text.wav cannot be decoded as a sound"):
         looks.open_file(tmp_path / "text.wav")
+
+
+def test_the_masks_of_a_whole_data_set_of_sounds(digits: Path, run: Path, tmp_path: Path) -> None:
+    arguments = ["explain", "--data", str(digits), "--split", "bob", "--explainer", str(run), "--form", "array"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert np.load(tmp_path / "masks.npy").shape == (8, 33, 13)
+    lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
+    assert {line["image"].split("_")[1] for line in lines} == {"bob"} and len(lines) == 8
+
+
+def test_a_classifier_at_chance_is_noticed_wherever_it_is_used(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.safetensors"
+    hearing = Hearing(2000, 0.2, n_fft=64, window=64, hop=32)
+    network = sound_network("cnn14-w2-d2-m8", hearing, 2)
+    torch.nn.init.zeros_(network.body.head.weight)
+    untrained = Classifier(network, mean=[0.0], std=[1.0], layers=network.layers, image_size=hearing.image_size)
+    save_classifier(file, Loaded(untrained, "audio:cnn14-w2-d2-m8", hearing, ("0", "1")))
+    spec, out = ["--classifier", f"audio:cnn14-w2-d2-m8@{file}"], str(tmp_path / "page")
+    options = ["--explainer", "center", "--no-baselines", "--metric", "mask_mean", "--out", out]
+    assert main(["evaluate", "--data", str(digits), *spec, *options]) == 0
+    assert "right on 0.50 of 8 sounds of val, and one that always names the commonest class on 0.50" in _said(capsys)
+    options = ["--out", str(tmp_path / "run"), "--epochs", "0.5", "--recipe", "lmac"]
+    assert main(["train", "--data", str(digits), *spec, *options]) == 0
+    assert "right on 0.50 of 16 sounds of train" in _said(capsys)
+
+
+def test_a_new_classifier_at_chance_is_noticed(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["classifier", "--data", str(digits), "--audio", "--out", str(tmp_path / "d.safetensors")]
+    options = ["--network", "audio:cnn14-w2-d2-m8", "--epochs", "0.1", "--lr", "1e-9", "--n-fft", "64"]
+    assert main([*arguments, *options]) == 0
+    said = _said(capsys)
+    accuracy = float(re.search(r"accuracy on val: ([\d.]+)", said)[1])
+    assert ("cannot be told from chance" in said) == (accuracy <= 0.75)
+
+
+def _said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr())
+
+
+def test_runs_that_hear_in_two_ways_are_not_measured_as_one(
+    digits: Path, classifier: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear = tmp_path / "linear"
+    assert main([*_training(digits, classifier, linear), "--recipe", "lmac", "--domain", "linear"]) == 0
+    options = ["--metric", "mask_mean", "--no-baselines", "--limit", "2", "--out", str(tmp_path / "page")]
+    arguments = ["evaluate", "--data", str(digits), "--explainer", str(run), str(linear), *options]
+    assert main(arguments) == 1
+    assert "linear hears" in capsys.readouterr().err
+    assert main([*arguments, "--domain", "linear"]) == 0
+    assert "lmac was trained on spectrograms of the log domain" in capsys.readouterr().err
+    assert "drawn by the logarithm of magnitudes" in (tmp_path / "page" / "index.html").read_text()

@@ -6,7 +6,8 @@ kept = hearing.sound(mask * heard.picture, heard)
 """
 
 from salmask.audio.decoder import TransposedMasker
-from salmask.audio.hearing import Heard, Hearing, MelBands
+from salmask.audio.front import Magnitudes, MelBands
+from salmask.audio.hearing import Heard, Hearing
 from salmask.audio.mixtures import Another, AnyOf, Mixed, Mixing, White, ideal_mask, mix, si_snr, snr
 from salmask.audio.network import Cnn14, sound_network
 from salmask.audio.readers import Sounds, SoundSample, open_sounds
@@ -18,6 +19,7 @@ __all__ = [
     "Cnn14",
     "Heard",
     "Hearing",
+    "Magnitudes",
     "MelBands",
     "Mixed",
     "Mixing",

@@ -31,7 +31,7 @@ from salmask.audio.sounds import read_sound
 from salmask.data.rasters import Held
 from salmask.data.sample import Sample, SampleTransform
 
-__all__ = ["DOMAINS", "Heard", "Hearing", "MelBands", "Shifted"]
+__all__ = ["DOMAINS", "Heard", "Hearing", "Shifted"]
 
 Wave = Float[Tensor, " samples"]
 Spectrograms = Float[Tensor, "batch 1 bins frames"]
@@ -189,6 +189,19 @@ class Hearing:
         """Return magnitudes, lowest frequency first, as pictures in [0, 1]; differentiable."""
         return DOMAINS[self.domain].forth(magnitudes, self.loudest).clamp(0, 1).flip(-2)
 
+    def shown(self, pictures: Tensor) -> Tensor:
+        """Return pictures (B, C, F, T) as they are looked at: by the logarithm of magnitudes, also of linear ones.
+
+        Of those, all but the loudest would be black.
+        """
+        log, most = DOMAINS["log"].forth, self.loudest
+        return pictures if self.domain == "log" else log(DOMAINS[self.domain].back(pictures.clamp_min(0), most), most)
+
+    @property
+    def shown_as(self) -> str:
+        """What is to be said of pictures that are not shown by their own values; "" of others."""
+        return "" if self.domain == "log" else "drawn by the logarithm of magnitudes"
+
     def magnitudes(self, pictures: Tensor) -> Spectrograms:
         """Return pictures as magnitudes, lowest frequency first; differentiable, and the inverse of `pictures`.
 
@@ -249,41 +262,3 @@ class Shifted:
         reach = int(self.most * sample.image.shape[-1])
         by = int(torch.randint(-reach, reach + 1, ()))
         return replace(sample, image=sample.image.roll(by, -1))
-
-
-class MelBands(nn.Module):
-    """log1p(B |X|) of pictures: triangular bands, evenly spaced on the mel scale; differentiable.
-
-    In: pictures (B, 1, F, T) of a `Hearing`. Out: (B, 1, bands, T), lowest band first, not bounded.
-    mel(f) = 2595 log10(1 + f / 700). Errors: ValueError for bands so narrow that one holds no frequency.
-    """
-
-    bank: Tensor
-
-    def __init__(self, hearing: Hearing, bands: int) -> None:
-        super().__init__()
-        if not 1 <= bands <= hearing.bins:
-            raise ValueError(f"expected 1 to {hearing.bins} bands of {hearing.bins} frequencies, got {bands}")
-        self.hearing, self.bands = hearing, bands
-        half = hearing.sample_rate / 2
-        frequencies = torch.linspace(0, half, hearing.bins, dtype=torch.float64)
-        mels = torch.linspace(0, 2595 * math.log10(1 + half / 700), bands + 2, dtype=torch.float64)
-        edges = 700 * (10 ** (mels / 2595) - 1)
-        rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-        falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
-        bank = torch.minimum(rising, falling).clamp_min(0)
-        if not bool((bank.sum(1) > 0).all()):
-            raise ValueError(
-                f"{bands} bands are too narrow for {hearing.bins} frequencies: the lowest hold none; give fewer bands "
-                "or a larger n_fft"
-            )
-        self.register_buffer("bank", bank.float(), persistent=False)
-
-    def place(self, hertz: Tensor) -> Tensor:
-        """Return which band, between the centres of bands, frequencies lie at; the lowest is band 0."""
-        most = 2595 * math.log10(1 + self.hearing.sample_rate / 1400)
-        return 2595 * (1 + hertz / 700).log10() * (self.bands + 1) / most - 1
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return the bands of pictures."""
-        return (self.bank.to(pictures.dtype) @ self.hearing.magnitudes(pictures)).log1p()

@@ -22,6 +22,10 @@ class Listening:
         """Samples a second of the sounds."""
         return self.sounds.hearing.sample_rate
 
+    def shown(self, pictures: Float[Tensor, "batch channels bins frames"]) -> Tensor:
+        """Return pictures of the sounds as they are looked at."""
+        return self.sounds.hearing.shown(pictures)
+
     def recording(self, name: str) -> Float[Tensor, " samples"]:
         """Return a recording as it is heard."""
         return self.sounds.wave(self._places[name])

@@ -9,6 +9,7 @@ Of a mixture the truth is known: what part of it is whose. `snr` and `si_snr` sa
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset
 
 from salmask.audio.hearing import Heard, Hearing
 from salmask.audio.readers import Audible, SoundSample
-from salmask.audio.sounds import read_sound, sound_header, sounds_in
+from salmask.audio.sounds import check_sound, read_sound, sound_header, sounds_in
 from salmask.data.flat import UNLABELLED
 from salmask.data.sample import Sample, SampleTransform, no_boxes
 from salmask.draws import generator_for
@@ -210,11 +211,13 @@ def _drawn(ratios: Ratios, generator: Generator | None) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
-def read_mix(text: str, sounds: Audible) -> tuple[Source, Ratios]:
+def read_mix(text: str, sounds: Audible, *, skip_broken: bool = False) -> tuple[Source, Ratios]:
     """Return source and ratios of `white:DB`, `other:DB` (another class of the same data) or `FOLDER:DB`.
 
-    DB is a number of decibels, or two with .. between them, such as -6..6. Errors: ValueError for another form,
-    FileNotFoundError for a folder that is not there.
+    DB is a number of decibels, or two with .. between them, such as -6..6. All files of a folder are decoded here, so
+    that none stops a training midway; skip_broken: leave out those that cannot be mixed in, with one warning.
+    Errors: ValueError for another form, and naming a file that cannot be decoded, is empty or silent, holds NaN or is
+    shorter than a window; FileNotFoundError for a folder that is not there.
     """
     name, colon, decibels = text.rpartition(":")
     ratios = _read_ratios(decibels)
@@ -229,7 +232,30 @@ def read_mix(text: str, sounds: Audible) -> tuple[Source, Ratios]:
         return Another(sounds), ratios
     if not (folder := Path(name)).is_dir():
         raise FileNotFoundError(f"no folder {folder} of sounds to mix in: expected white, other or a folder")
-    return Excerpt(tuple(sounds_in([folder])), sounds.hearing.sample_rate), ratios
+    return Excerpt(_fit_to_mix(folder, sounds.hearing, skip_broken=skip_broken), sounds.hearing.sample_rate), ratios
+
+
+def _fit_to_mix(folder: Path, hearing: Hearing, *, skip_broken: bool) -> tuple[Path, ...]:
+    """Return the sounds of a folder that can be mixed in."""
+    files, broken = [], []
+    for path in sounds_in([folder]):
+        try:
+            check_sound(path, at_least=hearing.window / hearing.sample_rate)
+        except (ValueError, OSError) as error:
+            if not skip_broken:
+                raise ValueError(f"{error}; it was to be mixed in") from error
+            broken.append(str(error))
+        else:
+            files.append(path)
+    if broken:
+        warnings.warn(
+            f"{len(broken)} of {len(files) + len(broken)} sounds in {folder} cannot be mixed in and are left out (the "
+            f"first: {broken[0]})",
+            stacklevel=4,
+        )
+    if not files:
+        raise ValueError(f"none of the sounds in {folder} can be mixed in")
+    return tuple(files)
 
 
 def _read_ratios(text: str) -> Ratios | None:

@@ -10,17 +10,15 @@
 Source: Kong et al. (2020, PANNs: CNN14); Paissan et al. (2024, L-MAC).
 """
 
-import math
 import re
 from collections import OrderedDict
 from itertools import pairwise
 
 import timm
-import torch
 from torch import Tensor, nn
 
-from salmask.audio.hearing import Hearing, MelBands
-from salmask.types import FeatureMap, Size
+from salmask.audio.front import MelBands
+from salmask.audio.hearing import Hearing
 
 __all__ = ["Cnn14", "SoundNetwork", "sound_network"]
 
@@ -69,9 +67,7 @@ def _block(before: int, after: int, *, pooled: bool) -> nn.Sequential:
 class SoundNetwork(nn.Module):
     """A network that reads mel images, on pictures of a `Hearing`.
 
-    The rows of its maps are mel bands, lowest first, while those of a picture are frequencies, highest first. So it
-    says itself (`lay_out`) where a map lies on the picture: without that, every map of every explainer would be upside
-    down and pressed towards high frequencies.
+    Where its maps lie on a picture, `MelBands` says.
     body: takes (B, 1, bands, T), gives logits. layers: of its modules, those that are read; None: what `Classifier`
     picks.
     """
@@ -84,30 +80,6 @@ class SoundNetwork(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Return logits of pictures (B, 1, F, T)."""
         return self.body(self.mel(pictures))
-
-    def lay_out(self, output: Tensor, size: Size) -> FeatureMap:
-        """Return a map (B, C, rows of bands, w) with rows of evenly spaced frequencies, highest first.
-
-        As many rows as make the strides downwards and across alike, for a network that pools both alike; linear between
-        the centres of bands.
-        """
-        rows, columns = output.shape[-2:]
-        step = _step(self.mel.bands, rows, size[1] / columns)
-        count = math.ceil(size[0] / step)
-        pixels = (torch.arange(count, dtype=torch.float64) + 0.5) * size[0] / count - 0.5
-        hertz = (1 - pixels / (size[0] - 1)) * self.mel.hearing.sample_rate / 2
-        places = ((self.mel.place(hertz) + 0.5) / step - 0.5).clamp(0, rows - 1)
-        weights = (1 - (places[:, None] - torch.arange(rows)).abs()).clamp_min(0)
-        return weights.to(output) @ output
-
-
-def _step(bands: int, rows: int, across: float) -> int:
-    """Return how many bands a row of a map covers: the power of two that, rounded either way, gives so many rows.
-
-    Where two do, as for 2 rows of 40 bands, the one that is nearer to the stride across.
-    """
-    steps = [2**k for k in range(16) if rows in (bands // 2**k, -(-bands // 2**k))] or [max(1, round(bands / rows))]
-    return min(steps, key=lambda step: abs(math.log2(step / across)))
 
 
 def sound_network(name: str, hearing: Hearing, classes: int, *, pretrained: bool = False) -> SoundNetwork:

@@ -12,6 +12,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,7 @@ class Sounds(ListedPictures):
         if not files:
             raise ValueError(f"no sounds in {root}: expected files such as {', '.join(SUFFIXES)}")
         super().__init__(root, transform=None, read=hearing.reader())
-        self.hearing = hearing
+        self.hearing, self._silent = hearing, False
         labels = sorted({label for _, label in files if label is not None})
         self.classes = pin_classes(labels, classes, where=root)
         numbers: dict[str | None, int] = {label: number for number, label in enumerate(self.classes)}
@@ -100,8 +101,16 @@ class Sounds(ListedPictures):
         return SoundSample(id=name, image=picture, target=self.targets[index], boxes=no_boxes(), wave=wave)
 
     def wave(self, index: int) -> Tensor:
-        """Return the samples of one sound at the rate that is heard."""
-        return self.hearing.wave(self.root / self.ids[index])
+        """Return the samples of one sound at the rate that is heard; warn of the first that is silent."""
+        wave = self.hearing.wave(self.root / self.ids[index])
+        if not self._silent and not bool(wave.any()):
+            self._silent = True
+            warnings.warn(
+                f"{self.ids[index]} is silent, and others may be, which are not named: what is decided of it, and "
+                "explained, is a decision on silence",
+                stacklevel=2,
+            )
+        return wave
 
 
 def survey(spec: str, split: str, *, skip_broken: bool = False) -> tuple[int, float]:

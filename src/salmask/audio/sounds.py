@@ -6,11 +6,13 @@ stored samples (N, channels) at any rate  ->  mean over channels  ->  resampled 
 import importlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from salmask.files import regular_file, replace_file
 __all__ = [
     "SUFFIXES",
     "Recording",
+    "check_sound",
     "is_sound",
     "list_sounds",
     "read_sound",
@@ -36,6 +39,7 @@ SUFFIXES = (".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".
 """Endings of sound files."""
 
 _CLIPPED, _FULL = 0.01, 0.9995  # share of samples at full scale from which on a recording counts as clipped
+_PART = 2**20  # samples that are decoded at once, where a whole file is looked at
 _MARGIN = 0.1  # seconds beyond the end that are read along, for the filter of the resampling
 
 
@@ -94,19 +98,12 @@ def read_sound(
     """
     if isinstance(path, Path):
         regular_file(path, "a sound file")
-    soundfile = _library()
-    try:
-        with path.open("rb") as source, soundfile.SoundFile(source) as file:
-            rate, whole = file.samplerate, file.frames
-            if start > 0:
-                file.seek(min(round(start * rate), max(0, whole - 1)))
-            count = -1 if seconds is None else math.ceil((seconds + _MARGIN) * rate)
-            stored = file.read(count, dtype="float64", always_2d=True)
-    except Exception as error:  # decoders raise whatever a broken byte leads them to
-        raise ValueError(
-            f"{path} cannot be decoded as a sound ({str(error).splitlines()[0]}): expected WAV, FLAC, OGG, MP3 or "
-            "AIFF; convert, repair or remove the file, or leave broken files out (skip_broken, --skip-broken)"
-        ) from error
+    with _decoding(path) as file:
+        rate, whole = file.samplerate, file.frames
+        if start > 0:
+            file.seek(min(round(start * rate), max(0, whole - 1)))
+        count = -1 if seconds is None else math.ceil((seconds + _MARGIN) * rate)
+        stored = file.read(count, dtype="float64", always_2d=True)
     if not stored.size:
         raise ValueError(f"{path} is empty: expected at least one sample of sound")
     if not np.isfinite(stored).all():
@@ -128,6 +125,43 @@ def read_sound(
         raise ValueError(f"{path} holds samples of up to {np.abs(wave).max():.3g}: scale them to [-1, 1]")
     samples[np.abs(samples) < np.finfo(np.float32).tiny] = 0  # what is smaller cannot be scaled up
     return Recording(torch.from_numpy(samples), target, stored.shape[1], length, full if full > _CLIPPED else 0.0)
+
+
+@contextmanager
+def _decoding(path: Path | Held) -> Iterator[Any]:
+    """Open a file, of the type that the library has for one; what its decoder says becomes one line."""
+    soundfile = _library()
+    try:
+        with path.open("rb") as source, soundfile.SoundFile(source) as file:
+            yield file
+    except Exception as error:  # decoders raise whatever a broken byte leads them to
+        raise ValueError(
+            f"{path} cannot be decoded as a sound ({(str(error) or type(error).__name__).splitlines()[0]}): expected "
+            "WAV, FLAC, OGG, MP3 or AIFF; convert, repair or remove the file, or leave broken files out (skip_broken, "
+            "--skip-broken)"
+        ) from error
+
+
+def check_sound(path: Path, *, at_least: float) -> None:
+    """Decode a file of any length, a part at a time. Errors: as `read_sound`; ValueError for silence, too.
+
+    at_least: seconds that it has to last.
+    """
+    regular_file(path, "a sound file")
+    count, finite, loud = 0, True, False
+    with _decoding(path) as file:
+        rate = file.samplerate
+        for part in file.blocks(_PART, dtype="float32", always_2d=True):
+            count, finite = count + len(part), finite and bool(np.isfinite(part).all())
+            loud = loud or bool(part.any())
+    if not count:
+        raise ValueError(f"{path} is empty: expected at least one sample of sound")
+    if not finite:
+        raise ValueError(f"{path} holds samples that are NaN or infinite: repair or remove the file")
+    if not loud:
+        raise ValueError(f"{path} is silent: expected a sound")
+    if count < at_least * rate:
+        raise ValueError(f"{path} lasts {count / rate:.3g} seconds: expected at least {at_least:.3g}")
 
 
 def sound_header(path: Path) -> tuple[int, float]:

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from salmask.classifier.tensors import tensor_of
 from salmask.classifier.wrappers import named_layers, passed_through
 
-__all__ = ["Footprint", "corner_pictures", "footprints", "lies_level", "lies_straight", "lies_turned", "module_outputs"]
+__all__ = [
+    "Footprint",
+    "corner_pictures",
+    "footprints",
+    "lies_clear",
+    "lies_level",
+    "lies_straight",
+    "lies_turned",
+    "module_outputs",
+]
 
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top left, top right, bottom left, bottom right
 _CLEAR = 0.25
@@ -106,14 +115,20 @@ def lies_straight(moved: Moved) -> bool:
     return _gap(rows, across=False) > 0 and _gap(columns, across=True) > 0
 
 
+def lies_clear(moved: Moved) -> bool:
+    """Return whether a map clearly lies as the picture does: centres of mass a quarter of the side apart."""
+    rows, columns = _centres(moved)
+    return _gap(rows, across=False) > _CLEAR and _gap(columns, across=True) > _CLEAR
+
+
 def lies_turned(moved: Moved) -> bool:
     """Return whether a map clearly lies mirrored, or with its axes exchanged. Errors: none; what is mixed is neither.
 
     Clearly: centres of mass are a quarter of the side apart along both axes.
     """
-    rows, columns = _centres(moved)
-    if _gap(rows, across=False) > _CLEAR and _gap(columns, across=True) > _CLEAR:
+    if lies_clear(moved):
         return False
+    rows, columns = _centres(moved)
     along = [
         max(gap for sign in (1, -1) for gap in (_gap(sign * centres, across=False), _gap(sign * centres, across=True)))
         for centres in (rows, columns)

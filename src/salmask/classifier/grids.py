@@ -19,6 +19,7 @@ from salmask.types import FeatureMap
 __all__ = [
     "Corners",
     "Grid",
+    "Laid",
     "LaysOut",
     "Rolled",
     "ToMap",
@@ -40,8 +41,23 @@ class LaysOut(Protocol):
     """A network that says itself where its layers' outputs lie on the picture, as one whose rows are mel bands must."""
 
     def lay_out(self, output: Tensor, size: Grid) -> FeatureMap:
-        """Return the output (B, C, h, w) of a layer, for pictures of a size, as a map that lies evenly over them."""
+        """Return the output (B, C, h, w) of a layer, for pictures of a size, as a map that lies evenly over them.
+
+        It takes any number of channels.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Laid:
+    """An output brought to (B, C, h, w), and laid out as the network says."""
+
+    inner: ToMap
+    own: LaysOut
+
+    def __call__(self, output: Tensor, size: Grid) -> FeatureMap:
+        """Return the map."""
+        return self.own.lay_out(self.inner(output, size), size)
 
 
 Corners = tuple[list[int], list[int], list[int], list[int]]

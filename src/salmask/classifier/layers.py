@@ -17,9 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from salmask.classifier.borders import check_borders, check_frame, enlarged, idle_lines
-from salmask.classifier.corners import lies_level, lies_straight, lies_turned, module_outputs
+from salmask.classifier.corners import Moved, lies_clear, lies_level, lies_straight, lies_turned, module_outputs
 from salmask.classifier.fusion import LateFusion
-from salmask.classifier.grids import Grid, LaysOut, Rolled, Tokens, ToMap, channels_first, grid_of, grids_of
+from salmask.classifier.grids import (
+    Grid,
+    Laid,
+    LaysOut,
+    Rolled,
+    Tokens,
+    ToMap,
+    channels_first,
+    channels_last,
+    grid_of,
+    grids_of,
+)
 from salmask.classifier.probe import Probe, Seen
 from salmask.classifier.wrappers import bare, named_layers, unwrapped
 from salmask.types import FeatureMap, Logits
@@ -54,8 +65,6 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
     if shape[:1] != (count,):  # tokens within patches, for one
         raise ValueError(f"layer {name!r} mixes pictures: expected {count} maps for {count} pictures, got {shape}")
     inner = bare(probe.network)
-    if output.ndim == 4 and (own := next((m for m in probe.network.modules() if isinstance(m, LaysOut)), None)):
-        return own.lay_out
     if output.ndim == 4 and (lies := _lies(probe, name, shape)) is not None:
         return lies[0]
     if output.ndim == 3 and min(shape[1:]) > 1:
@@ -68,14 +77,16 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
             )
         maps = [*probe.before.get(name, maps), *_described_grid(inner, probe, name)]
         tokens = partial(Tokens.of, shape[1], probe.size, inner, prefix=probe.prefix, grid=probe.grid, maps=maps)
+        own = _laying_out(probe.network)
         try:
-            return tokens()
+            rows = tokens()
         except ValueError:
             corners = probe.corners(shape[1])
-        try:
-            return tokens(corners=corners)
-        except ValueError as error:
-            raise ValueError(f"layer {name!r} has no known grid, got {shape}: {error}") from None
+            try:
+                rows = tokens(corners=corners)
+            except ValueError as error:
+                raise ValueError(f"layer {name!r} has no known grid, got {shape}: {error}") from None
+        return rows if own is None else Laid(rows, own)
     raise ValueError(
         f"layer {name!r} has no spatial extent: expected (B, C, h, w), (B, h, w, C) or tokens of a grid, "
         f"got {shape} for a picture of {probe.size[0]}x{probe.size[1]}; name an earlier layer"
@@ -84,6 +95,8 @@ def to_map_of(probe: Probe, name: str, output: Tensor, maps: list[Grid]) -> ToMa
 
 def _lies(probe: Probe, name: str, shape: tuple[int, ...]) -> tuple[ToMap, Grid] | None:
     """Return how a 4-dimensional output lies, and its grid: where its shape fits several ways, by what corners move."""
+    if (own := _laying_out(probe.network)) is not None:
+        return _laid(probe, name, shape, own)
     said = getattr(bare(probe.network), "output_fmt", None)  # of timm
     square, ways = grid_of(shape, last=said == "NHWC"), grids_of(shape, probe.size)
     if square is not None and (said is not None or set(ways) <= {square[0]}):
@@ -94,7 +107,28 @@ def _lies(probe: Probe, name: str, shape: tuple[int, ...]) -> tuple[ToMap, Grid]
     fitting = [way for way in ways if lies_straight(moved.first if way is channels_first else moved.last)]
     if len(fitting) == 1:
         return fitting[0], ways[fitting[0]]
+    if probe.size[0] != probe.size[1] and channels_first in ways and lies_turned(moved.first):
+        return channels_first, ways[channels_first]  # which `check_straight` refuses, and says why
     return square if len(set(shape[1:])) > 1 or lies_level(moved.first) else None
+
+
+def _laying_out(network: nn.Module) -> LaysOut | None:
+    return next((module for module in network.modules() if isinstance(module, LaysOut)), None)
+
+
+def _laid(probe: Probe, name: str, shape: tuple[int, ...], own: LaysOut) -> tuple[ToMap, Grid] | None:
+    """Return how a 4-dimensional output lies once it is laid out: channels first, unless corners tell otherwise."""
+    first, last = (shape[2], shape[3]), (shape[1], shape[2])
+    moved = probe.footprint(name)
+    if moved is not None and min(last) > 1 and lies_clear(_laid_out(own, moved.last, probe.size)):
+        one = _laid_out(own, moved.first, probe.size)
+        if not (lies_straight(one) or lies_turned(one)):
+            return Laid(channels_last, own), last
+    return (Laid(channels_first, own), first) if max(first) > 1 else None  # one row, over all frequencies, is laid out
+
+
+def _laid_out(own: LaysOut, moved: Moved, size: Grid) -> Moved:
+    return own.lay_out(moved[:, None], size)[:, 0]
 
 
 def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
@@ -102,6 +136,7 @@ def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
     moved = None if isinstance(rule, Rolled) or _vouched(probe.network) else probe.footprint(name)
     if moved is None:
         return
+    rule, own = (rule.inner, rule.own) if isinstance(rule, Laid) else (rule, None)
     if isinstance(rule, Tokens):
         rows, columns = rule.grid
         cells = [one[:, rule.prefix : rule.prefix + rows * columns] for one in (moved.last, moved.first)]
@@ -115,6 +150,7 @@ def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
         maps = [moved.first if rule is channels_first else moved.last]
     else:
         return
+    maps = maps if own is None else [_laid_out(own, one, probe.size) for one in maps]
     if maps and lies_turned(maps[0]):
         raise ValueError(
             f"layer {name!r} lies mirrored or with its axes exchanged: a corner of the picture moves it at another "
@@ -129,7 +165,7 @@ def check_field(probe: Probe, taps: Mapping[str, Tensor], maps: Mapping[str, Fea
     Whether a part of a fixed size is cut out shows at larger pictures, where the network takes them.
     taps, maps: raw outputs of the layers and what is made of them, for the probe's pictures.
     """
-    if _vouched(probe.network) or any(isinstance(module, LaysOut) for module in probe.network.modules()):
+    if _vouched(probe.network) or _laying_out(probe.network) is not None:
         return
     grids = {name: (one.shape[2], one.shape[3]) for name, one in maps.items()}
     idle = {name: idle_lines(one) for name, one in maps.items()}
@@ -235,8 +271,10 @@ def pick_layers(probe: Probe) -> list[str]:
     spatial: dict[str, Grid] = {}
     seen: list[Grid] = []
     handed_on = [*calls[1:], None][: len(calls)]
+    fronts = {name for name, module in named_layers(probe.network).items() if isinstance(module, LaysOut)}
     for call, leads, following in zip(calls, reached, handed_on, strict=True):
-        grid = _grid(probe, call, seen) if leads and counts[call.name] == 1 else None
+        layer = leads and counts[call.name] == 1 and call.name not in fronts
+        grid = _grid(probe, call, seen) if layer else None
         if grid is not None and not _only_rearranged(call, grid, following):
             spatial[call.name] = grid
             probe.before[call.name] = list(seen)
@@ -352,6 +390,7 @@ def _grid(probe: Probe, call: Seen, seen: list[Grid]) -> Grid | None:
         tokens = to_map_of(probe, call.name, output, seen)
     except ValueError:
         return None
+    tokens = tokens.inner if isinstance(tokens, Laid) else tokens
     if isinstance(tokens, Rolled):
         shape = tokens(output.detach(), probe.size).shape
         return int(shape[2]), int(shape[3])

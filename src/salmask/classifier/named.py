@@ -48,7 +48,8 @@ __all__ = [
 ]
 
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
-_FACTS = ("image_size", "interpolation", "fit", "crop_pct", "classes")
+_SEEN = ("image_size", "interpolation", "fit", "crop_pct")
+_FACTS = (*_SEEN, "classes", "hearing")
 _MORE = ("outputs", "output", "prefix", "grid", "inputs")
 _OWN = re.compile(r"((?:.+\.py|[A-Za-z_][\w.]*)):([A-Za-z_]\w*)(?:@(.*))?")
 
@@ -59,6 +60,7 @@ class Named:
 
     colours: mean and std by name, empty where nobody says them. image_size: side of its square pictures. fit: "crop" or
     "squash". crop_pct: share of the short side that is left after the centre crop. more: options of `Classifier`.
+    hearing: of a network of sounds, how it hears: an `audio.Hearing`, or its settings by name.
     """
 
     network: Network
@@ -69,6 +71,7 @@ class Named:
     crop_pct: float = 1.0
     classes: tuple[str, ...] | None = None
     more: Facts = field(default_factory=dict)
+    hearing: object = None
 
     def options(self, image_size: int | None = None) -> JSON:
         """Return the keyword arguments of `Classifier`: mean, std and image_size, those that are known."""
@@ -321,8 +324,8 @@ def own_network(spec: str) -> Named:
     A class is called likewise, and a network that stands under the name is taken as it is.
 
     It returns a network, or a network and a dictionary with any of mean, std, image_size, interpolation, fit, crop_pct,
-    classes, outputs, output, prefix, grid and inputs. Errors: ValueError where it cannot be had, or returns
-    something else.
+    classes, outputs, output, prefix, grid and inputs; of sounds, with `hearing` and none of those before classes.
+    Errors: ValueError where it cannot be had, or returns something else.
     """
     where, _, name = spec.rpartition(":")
     try:
@@ -354,6 +357,11 @@ def own_network(spec: str) -> Named:
     if unknown := sorted(facts.keys() - _FACTS):
         expected = ", ".join(("mean", "std", *_FACTS, *_MORE))
         raise ValueError(f"{spec} returns {unknown[0]!r} beside its network: expected any of {expected}")
+    if "hearing" in facts and (seen := [name for name in (*_SEEN, *colours) if name in {*facts, *colours}]):
+        raise ValueError(
+            f"{spec} returns a hearing, of sounds, and {seen[0]!r}, of pictures: leave one out; what is taken off a "
+            "spectrogram, and what it is divided by, is part of a network of sounds"
+        )
     return Named(network, colours, classes=_names(facts.pop("classes", None), spec), more=more, **facts)
 
 

@@ -48,7 +48,8 @@ class Classifier(nn.Module):
     mean, std: the network's normalisation of [0, 1] images, one number a channel; held as buffers.
     layers: names of modules, shallow to deep; None picks the last module of each resolution; [] reads none, for
         explainers that ask for logits alone.
-    image_size: side of the square picture with which channels and strides are found out.
+    image_size: side of the square picture with which channels and strides are found out; image_width: its other side,
+        where it is not square, as the frames of a spectrogram.
     outputs: what the network returns (`outputs.KINDS`); output: which entry of a tuple or a dictionary.
     inputs: name -> channels, of a network that reads several images of one scene: they are stacked along the channels
         in this order, and may be given as a dictionary of images by these names.
@@ -71,6 +72,7 @@ class Classifier(nn.Module):
         std: Sequence[float],
         layers: Sequence[str] | None,
         image_size: int = 224,
+        image_width: int | None = None,
         outputs: str = "auto",
         output: str | int | None = None,
         prefix: int | None = None,
@@ -90,7 +92,7 @@ class Classifier(nn.Module):
         shape = (1, len(mean), 1, 1)
         self.register_buffer("mean", torch.tensor(mean, device=like.device).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=like.device).view(shape), persistent=False)
-        self.image_size, self.channels_in = image_size, len(mean)
+        self.image_size, self.image_width, self.channels_in = image_size, image_width or image_size, len(mean)
         self.outputs, self._said, self._prefix, self._grid = Outputs(outputs, output), outputs, prefix, grid
         with self.frozen(), without_checkpoints():
             self._try_out()
@@ -233,9 +235,8 @@ class Classifier(nn.Module):
 
     def describe(self) -> tuple[Layer, ...]:
         """Return what is read: name, shape of the map and stride, at the classifier's own image size."""
-        side = self.image_size
         return tuple(
-            Layer(name, (channels, *grid), (side / grid[0], side / grid[1]))
+            Layer(name, (channels, *grid), (self.image_size / grid[0], self.image_width / grid[1]))
             for name, channels, grid in zip(self.layers, self.channels, self._grids, strict=True)
         )
 
@@ -264,10 +265,10 @@ class Classifier(nn.Module):
         return self.outputs.ask(self.network, normalised)
 
     def _pictures(self, count: int) -> Tensor:
-        """Return grey, noise, its negative and a slope, as far as asked for: (count, C, S, S)."""
-        shape = (self.channels_in, self.image_size, self.image_size)
+        """Return grey, noise, its negative and a slope, as far as asked for: (count, C, height, width)."""
+        shape = (self.channels_in, self.image_size, self.image_width)
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        slope = torch.linspace(0, 1, self.image_size).expand(shape)
+        slope = torch.linspace(0, 1, self.image_width).expand(shape)
         return torch.stack([torch.full(shape, 0.5), noise, 1 - noise, slope][:count]).to(self.device)
 
     def _try_out(self) -> None:

@@ -53,7 +53,7 @@ class ClassifierCommand(Command, DataOptions):
         from salmask.classifier.named import full_spec
         from salmask.data import has_split
         from salmask.files import writable_file
-        from salmask.training.classifier import FitSettings, accuracy, fit_classifier
+        from salmask.training.classifier import FitSettings, accuracy, fit_classifier, warn_of_chance
         from salmask.training.run import save_classifier
         from salmask.training.unfinished import discard
 
@@ -90,6 +90,8 @@ class ClassifierCommand(Command, DataOptions):
             val = self.read("val", loaded, transform=loaded.view.transform(), classes=pictures.classes)
             share = accuracy(loaded.classifier, val)
             say(f"accuracy on val: {share:.3f}")
+            if self.audio:
+                warn_of_chance(share, val.targets, "val")
         return {"file": self.out, "classifier": spec, "accuracy": share}
 
     def _pictures(self) -> "Loaded":

@@ -79,6 +79,8 @@ class EvaluateCommand(Command, DataOptions, ProcessOptions):
         metrics = self._metrics()
         fabric = self.launch(precision=chosen_precision(self.precision, chosen.base.classifier))
         move_to(fabric, chosen.explainers.values(), judge)
+        if heard is not None and fabric.is_global_zero:
+            self.check_hears(chosen.base, heard.sounds, self.split)
         writable_folder(self.out)  # nothing is written before all that was asked for is known to exist
         for name, log in chosen.logs.items() if fabric.is_global_zero else ():
             add_training(self.out, name, log)
@@ -150,5 +152,10 @@ class EvaluateCommand(Command, DataOptions, ProcessOptions):
             "classifier": self.classifier or named(self.explainer[0])[1],
             "command": typed_command(),
             "version": __version__,
-            **({} if heard is None else {"heard": str(heard.sounds.hearing), "mixed with": " ".join(self.mix) or None}),
+            **({} if heard is None else _about_sounds(heard, self.mix)),
         }
+
+
+def _about_sounds(heard: "Listening", mix: tuple[str, ...]) -> JSON:
+    hearing = heard.sounds.hearing
+    return {"heard": str(hearing), "shown as": hearing.shown_as or None, "mixed with": " ".join(mix) or None}

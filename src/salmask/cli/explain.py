@@ -13,6 +13,7 @@ from salmask.cli.quick import import_networks
 from salmask.files import JSON, Facts
 
 if TYPE_CHECKING:
+    from salmask.data import Labelled
     from salmask.explain.base import Explainer
     from salmask.training.run import Loaded
 
@@ -43,8 +44,8 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
     top: int = 3
     """How many class probabilities are shown."""
     data: str | None = None
-    """A whole data set in place of files: a folder, wds:PATTERN, hf-dataset:PATH. Its masks go to --out with an index;
-    what is there already is not explained again."""
+    """A whole data set in place of files: a folder of pictures or sounds, wds:PATTERN, hf-dataset:PATH. Its masks go to
+    --out with an index; what is there already is not explained again."""
     split: str = "val"
     """Which part of --data."""
     form: Literal["png", "array"] = "png"
@@ -62,7 +63,7 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
         from salmask.cli.explain_files import Shown, explain_files
         from salmask.cli.explain_sounds import explain_sounds
         from salmask.explain import EXPLAINERS
-        from salmask.specs import SHIPPED, list_explainers, load_explainer
+        from salmask.specs import SHIPPED, heard_otherwise, list_explainers, load_explainer
         from salmask.training.run import load_classifier
 
         if self.list:
@@ -80,7 +81,7 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
                 f"run, and not {self.classifier}",
                 stacklevel=2,
             )
-        own = own.seen(**self.pictures())
+        own = heard_otherwise(name, method, own, self.pictures())
         if self.data is not None:
             return self._explain_data(self.data, method, own)
         shown = Shown(self.target, self.normalize, self.top)
@@ -105,8 +106,6 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
 
     def _explain_data(self, spec: str, explainer: "Explainer", loaded: "Loaded") -> Facts | None:
         from salmask.cli.explain_files import class_index
-        from salmask.data import open_data
-        from salmask.data.flat import FlatFolder, is_flat
         from salmask.evaluation.masks import INDEX, explain_data
         from salmask.training.precision import chosen_precision
         from salmask.training.processes import move_to
@@ -115,13 +114,7 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
             raise ValueError("expected picture files or --data, got both: give one")
         names = loaded.classes or tuple(str(k) for k in range(loaded.classifier.num_classes))
         target = None if self.target is None else class_index(self.target, names)
-        options: JSON = {"transform": loaded.view.transform(), "skip_broken": self.skip_broken}
-        options["read"] = loaded.reader(max_pixels=self.max_pixels)
-        flat = is_flat(Path(spec))
-        if flat:
-            refuse_unused(self, ("split",), f"of data with train and val, and {spec} is one folder of pictures")
-        inputs = loaded.classifier.inputs
-        dataset = FlatFolder(spec, **options) if flat else open_data(spec, self.split, **options, inputs=inputs)
+        dataset = self._data_set(spec, loaded)
         fabric = self.launch(precision=chosen_precision(self.precision, loaded.classifier))
         move_to(fabric, [(explainer, loaded)])
         done = explain_data(
@@ -141,6 +134,22 @@ class ExplainCommand(Command, PictureOptions, ProcessOptions):
             return None
         say(f"{done}: {self.out}")
         return {"explainer": explainer.kind, "index": self.out / INDEX, **asdict(done)}
+
+    def _data_set(self, spec: str, loaded: "Loaded") -> "Labelled":
+        """Return what `--data` names, as the classifier sees or hears it."""
+        from salmask.audio.hearing import Hearing
+        from salmask.audio.readers import open_sounds
+        from salmask.data import open_data
+        from salmask.data.flat import FlatFolder, is_flat
+
+        if isinstance(loaded.view, Hearing):
+            return open_sounds(spec, self.split, loaded.view, skip_broken=self.skip_broken)
+        options: JSON = {"transform": loaded.view.transform(), "skip_broken": self.skip_broken}
+        options["read"] = loaded.reader(max_pixels=self.max_pixels)
+        if not is_flat(Path(spec)):
+            return open_data(spec, self.split, **options, inputs=loaded.classifier.inputs)
+        refuse_unused(self, ("split",), f"of data with train and val, and {spec} is one folder of pictures")
+        return FlatFolder(spec, **options)
 
 
 def _other_weights(given: "Loaded", own: "Loaded") -> bool:

@@ -70,7 +70,8 @@ def explain_sounds(
         explanation = explainer(loaded.classifier, images, chosen)
         scaled = on_scale(explanation, shown.normalize)
         (panels,) = played_panels(loaded, images, scaled.masks, explanation, top=shown.top, names=names)
-        write_png(out, stem, figure_of(panels, title_of(path.name, name, explanation, names)))
+        note = f", {hearing.shown_as}" if hearing.shown_as else ""
+        write_png(out, stem, figure_of(panels, title_of(path.name, name, explanation, names, lost=note)))
         replace_file(out / f"{stem}.npy", partial(save_array, explanation.masks[0, 0]))
         infill, masks = MeanColour.of(loaded.classifier), scaled.masks.float()
         for side, play in (("kept", keep), ("removed", remove)):

@@ -30,6 +30,7 @@ __all__ = [
     "refuse_unused",
 ]
 
+_HEARD = 256  # sounds by which a classifier is judged
 Normalize = Literal["none", "minmax", "max", "rank"]
 InferencePrecision = Literal["auto", "32-true", "bf16-mixed"]
 OutputKind = Literal["auto", "logits", "binary", "multilabel", "probabilities"]
@@ -124,7 +125,7 @@ class PictureOptions(SightOptions):
     """How pictures get from the disk to the classifier."""
 
     skip_broken: bool = False
-    """Leave out pictures that cannot be decoded, instead of stopping."""
+    """Leave out pictures and sounds that cannot be decoded, instead of stopping."""
     max_pixels: int | None = None
     """Pixels of a picture above which it is refused before it is decoded; 179 million where not given."""
 
@@ -135,7 +136,8 @@ class DataOptions(PictureOptions):
 
     data: str
     """Folder with train/<class>/*, val/<class>/* and, for localization, box tables; or an ILSVRC tree, or pets:DIR,
-    wds:PATTERN (shards), hf-dataset:PATH (docs/data.md)."""
+    wds:PATTERN (shards), hf-dataset:PATH (docs/data.md). Of sounds: such a folder, recordings named
+    <class>_<speaker>_<n>.wav (fsdd:DIR), ESC-50 (esc50:DIR), or recordings alone (docs/audio.md)."""
     class_names: Path | None = None
     """File that lists the classifier's classes, one a line in the order of its outputs, where it does not name them
     itself: folders go by these names. Else classes.txt beside the folders."""
@@ -203,7 +205,7 @@ class DataOptions(PictureOptions):
                 f"sounds that are measured are all mixed in one way, got --mix {' '.join(self.mix)} --mix-share "
                 f"{self.mix_share:g}: measure once for each kind"
             )
-        return Mixed(dataset, *read_mix(self.mix[0], dataset))
+        return Mixed(dataset, *read_mix(self.mix[0], dataset, skip_broken=self.skip_broken))
 
     def augmentation(self, loaded: "Loaded", dataset: "Labelled") -> "SampleTransform":
         """Return the transform of training, with the sounds mixed in that --mix names."""
@@ -213,9 +215,22 @@ class DataOptions(PictureOptions):
         own = loaded.view.augmentation()
         if not self.mix or not isinstance(dataset, Sounds):
             return own
-        kinds = [Mixing(dataset, *read_mix(one, dataset), share=self.mix_share) for one in self.mix]
+        read = [read_mix(one, dataset, skip_broken=self.skip_broken) for one in self.mix]
+        kinds = [Mixing(dataset, *one, share=self.mix_share) for one in read]
         mixing = kinds[0] if len(kinds) == 1 else AnyOf(tuple(kinds))
         return lambda sample: own(mixing(sample))
+
+    def check_hears(self, loaded: "Loaded", dataset: "Labelled", split: str) -> None:
+        """Warn where a classifier of sounds is at chance on them, as far as some, spread over the split, tell."""
+        from salmask.audio.hearing import Hearing
+        from salmask.data.flat import UNLABELLED
+        from salmask.data.streams import spread
+        from salmask.training.classifier import accuracy, warn_of_chance
+
+        some = spread(dataset, _HEARD)
+        fits = len(dataset.classes) == loaded.classifier.num_classes
+        if isinstance(loaded.view, Hearing) and fits and UNLABELLED not in some.targets:
+            warn_of_chance(accuracy(loaded.classifier, some), some.targets, split)
 
     def bank(self, loaded: "Loaded") -> "Tensor":
         """Return training pictures that fill holes, for explainers with `infill=bank`."""

@@ -71,6 +71,7 @@ class TrainCommand(Command, DataOptions, ProcessOptions):
         loaded = load_classifier(self.classifier, **self.pictures())
         pictures = self._pictures(loaded)
         loaded = with_depth(loaded, pictures)
+        self.check_hears(loaded, pictures, "train")
         start = None if self.start is None else load_run(self.start).masker
         dataset = chosen_data(variant.data, pictures, settings.seed)
         settings = settings.of(len(dataset))

@@ -78,6 +78,10 @@ class Sight:
             channels, self.bands, self.depth, self.window, self.level, MAX_PIXELS if max_pixels is None else max_pixels
         )
 
+    def shown(self, pictures: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Return pictures as they are looked at: as they are."""
+        return pictures
+
     def transform(self) -> SampleTransform:
         """Return the transform of evaluation."""
         mode = InterpolationMode(self.interpolation)

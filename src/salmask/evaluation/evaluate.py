@@ -28,7 +28,7 @@ from salmask.explain.controls import BASELINES
 from salmask.files import JSON, replace_file, writable_folder
 from salmask.metrics.case import Metric
 from salmask.outcome import KEPT, REMOVED
-from salmask.report.grid import SOUNDS
+from salmask.report.grid import SOUNDS, sound_name
 from salmask.report.page import write_report
 from salmask.report.pictures import spread_ids, strip
 from salmask.rows.read import agree_on_meta, file_name
@@ -85,7 +85,7 @@ def _drawing(
 
     def cases(skip: Skip, failed: Failed) -> Iterator[Scored]:
         for scored in source.scored(skip, failed):
-            _draw(out / "pictures" / file_name(scored.explainer), scored, drawn)
+            _draw(out / "pictures" / file_name(scored.explainer), scored, drawn, listening)
             if listening is not None:
                 _write_sounds(out / SOUNDS, scored, drawn, listening)
             yield replace(scored, panels=None)
@@ -99,13 +99,16 @@ def _meta(source: CaseSource) -> JSON:
     return {"explainers": source.explainers, "metrics": {**metrics, **source.columns}, **source.settings}
 
 
-def _draw(folder: Path, scored: Scored, drawn: Callable[[str], bool]) -> None:
+def _draw(folder: Path, scored: Scored, drawn: Callable[[str], bool], listening: Listening | None) -> None:
     """Write image, overlay, kept and removed picture side by side, for the images that get a picture."""
     for i, image in enumerate(scored.ids):
         if scored.panels is not None and drawn(image):
             folder.mkdir(parents=True, exist_ok=True)
             picture, mask, kept, removed = scored.panels(i)
-            whole, kept, removed = (in_colour(one[None])[0] for one in (picture, kept, removed))
+            whole, kept, removed = (
+                in_colour(one[None] if listening is None else listening.shown(one[None]))[0]
+                for one in (picture, kept, removed)
+            )
             drawing = strip(whole, mask, kept, removed)
             replace_file(folder / f"{file_name(image)}.png", partial(drawing.save, format="PNG"))
 
@@ -118,9 +121,9 @@ def _write_sounds(folder: Path, scored: Scored, drawn: Callable[[str], bool], li
             own.mkdir(parents=True, exist_ok=True)
             _, _, kept, removed = scored.panels(i)
             sounds = listening.heard(image, [kept[:1], removed[:1]])  # grey in colour: one channel, three times
-            write_sound(folder / f"{file_name(image)}.wav", listening.recording(image), rate)
+            write_sound(folder / sound_name(image), listening.recording(image), rate)
             for side, sound in zip((KEPT, REMOVED), sounds, strict=True):
-                write_sound(own / f"{file_name(image)}.{side}.wav", sound, rate)
+                write_sound(own / sound_name(image, side), sound, rate)
 
 
 def evaluate_explainers(
@@ -204,8 +207,13 @@ def compare(  # noqa: PLR0913  (as `evaluate_explainers`)
     An explainer that `rules` does not say how to normalise is taken as it is if it makes masks in [0, 1], and by
     minimum and maximum if it makes raw maps; meta.json holds which.
     """
-    for _, loaded in explainers.values():
+    for name, (_, loaded) in explainers.items():
         check_classes(dataset, loaded)
+        if listening is not None and loaded.view != listening.sounds.hearing:
+            raise ValueError(
+                f"{name} hears {loaded.view}, and the sounds are opened as {listening.sounds.hearing}: measure it by "
+                "itself, or, of another domain alone, give one for all (--domain)"
+            )
     given = rules.normalize if isinstance(rules.normalize, Mapping) else dict.fromkeys(explainers, rules.normalize)
     return evaluate_explainers(
         {name: explainer for name, (explainer, _) in explainers.items()},

@@ -77,7 +77,7 @@ def played_panels(
     shares = {side: classifier.probabilities(logits) for side, logits in sides.items()}
     spread = classifier.spread(masks)
     pictures = (images, keep(images, spread, infill), remove(images, spread, infill))
-    whole, kept, removed = (beside(classifier, one, loaded.view.colours).cpu() for one in pictures)
+    whole, kept, removed = (beside(classifier, loaded.view.shown(one), loaded.view.colours).cpu() for one in pictures)
     masks = masks_beside(classifier, masks).cpu()
     shown = []
     for i, target in enumerate(explanation.targets.tolist()):

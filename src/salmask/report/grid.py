@@ -12,13 +12,14 @@ from PIL import Image
 from salmask.report.sheet import panels_of, read_picture
 from salmask.rows.read import file_name
 
-__all__ = ["CELL", "SOUNDS", "PictureGrid", "embedded", "picture_files", "picture_grid"]
+__all__ = ["CELL", "SIDES", "SOUNDS", "PictureGrid", "embedded", "picture_files", "picture_grid", "sound_name"]
 
 CELL = 112  # pixels of a picture's panel in the page
 
 
 SOUNDS = "sounds"
 """Folder of an evaluation's sounds: IMAGE.wav, and EXPLAINER/IMAGE.kept.wav and IMAGE.removed.wav."""
+SIDES = ("kept", "removed")
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,22 @@ def _sounds(
     """Return the sounds beside a page, by addresses from there: sounds are too large to be held by the page itself."""
     there: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for image in images:
-        names = {"": [("original", f"{file_name(image)}.wav")]}
+        names = {"": [("original", sound_name(image))]}
         for explainer in explainers:
-            stem = f"{file_name(explainer)}/{file_name(image)}"
-            names[explainer] = [("kept", f"{stem}.kept.wav"), ("removed", f"{stem}.removed.wav")]
+            names[explainer] = [(side, f"{file_name(explainer)}/{sound_name(image, side)}") for side in SIDES]
         for explainer, pairs in names.items():
             at = [(what, f"{SOUNDS}/{quote(name)}") for what, name in pairs if (page / SOUNDS / name).is_file()]
             if at:
                 there[explainer, image] = at
     return there
+
+
+def sound_name(image: str, side: str = "") -> str:
+    """Return the file name of a recording, or of what is kept or removed of it: `a.wav` and `a.kept.wav` of `a.wav`.
+
+    Of another kind of file its ending stays, so that two recordings are two files: `a.flac.wav` of `a.flac`.
+    """
+    return f"{file_name(image.removesuffix('.wav'))}{'.' * bool(side)}{side}.wav"
 
 
 def embedded(path: Path) -> str:

@@ -219,7 +219,10 @@ def _page(numbers: _Numbers) -> JSON:
 def _about(meta: Facts, summary: Summary) -> list[tuple[str, str]]:
     facts = {
         "data": meta.get("data"),
+        "mixed with": meta.get("mixed with"),
         "images": summary.images,
+        "heard as": meta.get("heard"),
+        "spectrograms are": meta.get("shown as"),
         "classifier": meta.get("classifier"),
         "explained class": meta.get("target"),
         "hidden pixels become": meta.get("infill"),

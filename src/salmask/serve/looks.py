@@ -128,7 +128,7 @@ class Looks:
         wave = read_sound(path, hearing.sample_rate, seconds=hearing.seconds).wave
         heard = hearing.hear(wave)
         images = {title: heard.picture[None].to(own.classifier.device) for title, (_, own) in self.explainers.items()}
-        whole = (in_colour(heard.picture[None])[0] * 255).round().to(torch.uint8)
+        whole = (in_colour(hearing.shown(heard.picture[None]))[0] * 255).round().to(torch.uint8)
         height, width = whole.shape[-2:]
         return Visit(Look(name, whole, (height, width), images, heard, wave))
 

@@ -4,7 +4,9 @@ SGD with momentum, a one-cycle learning rate (Smith & Topin, 2019), label smooth
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -26,7 +28,7 @@ from salmask.training.unfinished import Descent, Unfinished, interruptible
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["FitSettings", "accuracy", "descend", "fit_classifier"]
+__all__ = ["FitSettings", "accuracy", "descend", "fit_classifier", "warn_of_chance"]
 
 _Item = TypeVar("_Item")
 
@@ -159,6 +161,22 @@ def accuracy(classifier: Classifier, dataset: Labelled, *, batch_size: int = 64)
             guess = classifier.logits(batch.images).argmax(1).cpu()
             right, total = right + int((guess == batch.targets).sum()), total + len(guess)
     return right / max(1, total)
+
+
+def warn_of_chance(share: float, targets: Sequence[int], where: str) -> None:
+    """Warn of a classifier that is right no more often than one that always names the commonest class.
+
+    share <= c + min(2 sqrt(c (1 - c) / n), (1 - c) / 2),    c: the share of that class among n labels
+    """
+    count = len(targets)
+    chance = max(Counter(targets).values()) / count
+    if share <= chance + min(2 * (chance * (1 - chance) / count) ** 0.5, (1 - chance) / 2) and chance < 1:
+        warnings.warn(
+            f"the classifier is right on {share:.2f} of {count} sounds of {where}, and one that always names the "
+            f"commonest class on {chance:.2f}: it cannot be told from chance, and what masks show of it is of little "
+            "worth; train it longer (--epochs), or on more and other sounds",
+            stacklevel=3,
+        )
 
 
 def _facts(classifier: Classifier, dataset: Labelled, settings: FitSettings, augment: SampleTransform | None) -> JSON:

@@ -37,7 +37,7 @@ from salmask.training.maskers import load_masker
 from salmask.training.provenance import allowed, hub_folder, is_on_hub
 from salmask.training.released import load_released
 from salmask.training.schemas import read_metadata, read_run
-from salmask.training.views import View, changed, sound_classifier, view_facts, view_of
+from salmask.training.views import View, changed, hearing_of, network_in, sound_classifier, view_facts, view_of
 
 __all__ = [
     "Loaded",
@@ -175,14 +175,17 @@ def load_classifier(
     network_name = name if kind == "timm" else f"{kind}:{name}" if kind else name
     if facts.get("network", network_name) != network_name and network is None:
         raise ValueError(f"{file} holds the weights of {facts['network']}, asked for is {network_name}")
-    if kind == "audio" or "hearing" in facts:
-        hears, hearing, _ = sound_classifier(kind, name, file, facts, layers=layers, network=network)
-        loaded = Loaded(hears, network_name, hearing, tuple(facts["classes"]))
-        return loaded.seen(image_size=image_size, outputs=outputs, output=output, **seen)
+    if kind == "audio" and network is None:
+        network = network_in(name, file, facts)
     named = named_network(kind, name, file=file, num_classes=num_classes, network=network)
-    size = facts.get("image_size") if image_size is None else Sight(image_size).image_size
-    given: JSON = {**named.options(size), **named.more, **facts.get("options", {})}
+    given: JSON = {**facts.get("options", {})}
     given |= {key: value for key, value in (("outputs", outputs), ("output", output)) if value is not None}
+    if (hearing := hearing_of(named, facts, spec)) is not None:
+        hears = sound_classifier(named, hearing, layers=layers, options=given)
+        names = _checked_names(facts.get("classes") or named.classes, hears, spec)
+        return Loaded(hears, network_name, hearing, names).seen(image_size=image_size, **seen)
+    size = facts.get("image_size") if image_size is None else Sight(image_size).image_size
+    given = {**named.options(size), **named.more, **given}
     for key in ("mean", "std"):
         given[key] = given.get(key) or facts.get(key) or seen.get(key)
         if given[key] is None:
@@ -199,16 +202,21 @@ def load_classifier(
     imagenet = kind == "torchvision" and classifier.num_classes == 1000
     if not file and (imagenet or (kind == "timm" and knows_imagenet(name, classifier.num_classes))):
         classes = class_names()
+    loaded = Loaded(classifier, network_name, view, _checked_names(classes, classifier, spec))
+    for name in ("mean", "std"):
+        if (values := seen.get(name) or facts.get(name)) is not None:
+            getattr(classifier, name).copy_(_of_channels(name, values, classifier))
+    return loaded.seen(**seen)
+
+
+def _checked_names(classes: Sequence[str] | None, classifier: Classifier, spec: str) -> tuple[str, ...] | None:
+    """Return the names of a classifier's classes, if there are any. Errors: ValueError for another number of them."""
     if classes and len(classes) != classifier.num_classes:
         raise ValueError(
             f"{spec} names {len(classes)} classes ({', '.join(map(str, classes[:5]))}), and its network has "
             f"{classifier.num_classes}: expected a name for each"
         )
-    loaded = Loaded(classifier, network_name, view, tuple(classes) if classes else None)
-    for name in ("mean", "std"):
-        if (values := seen.get(name) or facts.get(name)) is not None:
-            getattr(classifier, name).copy_(_of_channels(name, values, classifier))
-    return loaded.seen(**seen)
+    return tuple(classes) if classes else None
 
 
 def _of_channels(name: str, values: Sequence[float], classifier: Classifier) -> Tensor:
@@ -317,7 +325,7 @@ def load_run(folder: str | Path, *, network: Network | None = None, code: Networ
             f"the run in {folder} is of a network that was made in Python, {facts['network']!r}: load it with "
             "salmask.training.run.load_run(folder, network=...), and give one that is built alike"
         )
-    sight = asdict(view) if isinstance(view, Sight) else {}
+    sight = asdict(view) if isinstance(view, Sight) else {"domain": view.domain}
     at = spec if reference is not None else f"{spec}@{folder / CLASSIFIER}"
     loaded = load_classifier(at, layers=taps, network=network, **sight, **(reference or {}))
     if reference is not None and facts.get("classes"):

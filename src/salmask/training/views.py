@@ -3,19 +3,20 @@
 run.json        view: {image_size, fit, ...}  or  {hearing: {sample_rate, ...}}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import TypeAlias
 
-from salmask.audio.hearing import DOMAINS, Hearing, MelBands
+from salmask.audio.front import fronts_of
+from salmask.audio.hearing import DOMAINS, Hearing
 from salmask.audio.network import SoundNetwork, sound_network
 from salmask.classifier import Classifier
-from salmask.classifier.named import Named, named_network
-from salmask.classifier.wrappers import Network
+from salmask.classifier.named import Named
+from salmask.classifier.wrappers import as_module
 from salmask.data.sight import Sight
-from salmask.files import JSON, Facts, Maybe, Within, Word
+from salmask.files import JSON, Facts, Maybe, Within, Word, check_shape
 
-__all__ = ["HEARING", "View", "changed", "sound_classifier", "view_facts", "view_of"]
+__all__ = ["HEARING", "View", "changed", "hearing_of", "network_in", "sound_classifier", "view_facts", "view_of"]
 
 View: TypeAlias = Sight | Hearing
 
@@ -52,10 +53,15 @@ def changed(view: View, classifier: Classifier, **settings: object) -> View:
     if isinstance(view, Hearing):
         if other := sorted(given.keys() - {"domain"}):
             raise ValueError(f"the classifier hears sounds, and {other[0]} is a setting of pictures: leave it out")
+        fronts = [*fronts_of(classifier.network)]
+        if not fronts and given.get("domain", view.domain) != view.domain:
+            raise ValueError(
+                f"the network was made for pictures of the {view.domain} domain, which it takes as they are: leave "
+                "domain out, or let the network begin with salmask.audio.Magnitudes or MelBands, which follow it"
+            )
         view = replace(view, **given)
-        for module in classifier.network.modules():
-            if isinstance(module, MelBands):
-                module.hearing = view
+        for front in fronts:
+            front.hearing = view
         return view
     if "domain" in given:
         raise ValueError("the classifier sees pictures, and domain is a setting of sounds: leave it out")
@@ -70,35 +76,64 @@ def changed(view: View, classifier: Classifier, **settings: object) -> View:
     return seen
 
 
-def sound_classifier(
-    kind: str, name: str, file: str, facts: Mapping[str, object], *, layers: object, network: Network | None
-) -> tuple[Classifier, Hearing, Named]:
-    """Build the classifier of sounds in a file. Errors: ValueError for a SPEC without a file, or a file without facts.
-
-    kind, name, file: of the SPEC. facts: what the file says of itself. layers, network: as of `load_classifier`.
-    """
-    classes = facts.get("classes")
-    if not file or "hearing" not in facts or not isinstance(classes, list):
+def network_in(name: str, file: str, facts: Facts) -> SoundNetwork:
+    """Build the network of `audio:NAME@FILE`. Errors: ValueError without a file, or for one that says nothing."""
+    if not file or "hearing" not in facts or not facts.get("classes"):
         raise ValueError(
-            f"{kind}:{name} needs the weights of a file that `salmask classifier --audio` has written: audio:NAME@FILE"
+            f"audio:{name} needs the weights of a file that `salmask classifier --audio` has written: audio:NAME@FILE"
         )
-    given = facts["hearing"]
-    assert isinstance(given, Mapping)
-    hearing = Hearing(**{key: value for key, value in given.items() if key in _FIELDS})
-    own = sound_network(name, hearing, len(classes)) if network is None else network
-    named = named_network(kind, name, file=file, network=own)
-    read = own.layers if layers is None and isinstance(own, SoundNetwork) else layers
-    options = facts.get("options")
-    assert options is None or isinstance(options, dict)
-    classifier = Classifier(
-        named.network,
+    return sound_network(name, _hearing_in(facts), len(facts["classes"]))
+
+
+def hearing_of(named: Named, facts: Facts, spec: str) -> Hearing | None:
+    """Return how a network hears: as the file of its weights says, its function, or what it begins with; else None.
+
+    What it begins with hears so from here on. Errors: ValueError where these contradict each other in more than the
+    domain, and for settings that are none.
+    """
+    fronts = [*fronts_of(as_module(named.network))]
+    given = _hearing_in(facts) if "hearing" in facts else _hearing_said(named.hearing, spec)
+    if given is None and fronts:
+        given = fronts[0].hearing
+    for front in fronts:
+        if given is not None and replace(front.hearing, domain=given.domain) != given:
+            raise ValueError(f"{spec} is to hear {given}, and its {type(front).__name__} is made for {front.hearing}")
+        front.hearing = given or front.hearing
+    return given
+
+
+def _hearing_in(facts: Facts) -> Hearing:
+    return Hearing(**{key: value for key, value in facts["hearing"].items() if key in _FIELDS})
+
+
+def _hearing_said(said: object, spec: str) -> Hearing | None:
+    """Return the hearing that a function returns beside its network."""
+    if said is None or isinstance(said, Hearing):
+        return said
+    shape: JSON = {f"{key}?": one for key, one in HEARING.items()}
+    check_shape(f"{spec}, hearing", said, shape, remedy="expected a salmask.audio.Hearing, or its settings by name")
+    assert isinstance(said, Mapping)
+    if other := sorted(map(str, said.keys() - _FIELDS)):
+        raise ValueError(f"{spec} returns a hearing with {other[0]!r}: expected any of {', '.join(sorted(_FIELDS))}")
+    return Hearing(**said)
+
+
+def sound_classifier(named: Named, hearing: Hearing, *, layers: Sequence[str] | None, options: Facts) -> Classifier:
+    """Build the classifier of a network that hears. layers, options: of `Classifier`.
+
+    One's own is tried out with pictures of the size that it is shown, which it may insist on.
+    """
+    own = named.network
+    made_here = isinstance(own, SoundNetwork)
+    return Classifier(
+        own,
         mean=[0.0],
         std=[1.0],
-        layers=read,  # type: ignore[arg-type]
+        layers=own.layers if layers is None and isinstance(own, SoundNetwork) else layers,
         image_size=hearing.image_size,
-        **(options or {}),
+        image_width=None if made_here else hearing.frames,
+        **{**named.more, **options},
     )
-    return classifier, hearing, named
 
 
 _FIELDS = frozenset(field.name for field in fields(Hearing))
