@@ -96,7 +96,7 @@ def test_maps_behind_a_front_lie_at_their_frequencies(front: Front, hertz: int) 
     loudest = int(picture[0, 0, :, 6].argmax())
     rows = classifier.features(picture).maps[0][0, 0, :, 3]
     highest = (rows == rows.max()).nonzero().float().mean()  # beyond the highest band's centre all rows are its own
-    assert (float(highest) + 0.5) * 33 / len(rows) == pytest.approx(loudest + 0.5, abs=3.5)
+    assert (float(highest) + 0.5) * 33 / len(rows) == pytest.approx(loudest + 0.5, abs=4)  # two bands a row
 
 
 def test_what_turns_its_rows_without_saying_so_is_refused() -> None:
