@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
 import torch
@@ -36,9 +36,13 @@ from salmask.data.pictures import TRIMAP, Reader, read_image, read_pixels
 from salmask.data.remote import is_remote
 from salmask.data.sample import Labelled, Sample, SampleTransform, no_boxes
 from salmask.data.shards import Shards, shard_files
-from salmask.data.tables import Table, open_table
+from salmask.data.streamed import Streamed, open_stream
+from salmask.data.tables import Table, class_names_in, columns_of, open_table, table_spec
 from salmask.files import JSON
 from salmask.types import Boxes
+
+if TYPE_CHECKING:
+    from salmask.data.tables import Tables
 
 __all__ = [
     "ILSVRC",
@@ -50,6 +54,7 @@ __all__ = [
     "absolute",
     "has_split",
     "ilsvrc_boxes",
+    "label_names",
     "open_data",
     "xml_rows",
 ]
@@ -97,8 +102,9 @@ def has_split(spec: str, split: str) -> bool:
 def absolute(spec: str) -> str:
     """Return a spec that means the same in every working folder."""
     layout, root = layout_of(spec)
-    elsewhere = (layout == "hf-dataset" and not root.exists()) or (layout in LARGE and is_remote(str(root)))
-    return spec if elsewhere else f"{layout}:{root.resolve()}"
+    place = Path(table_spec(str(root)).path) if layout == "hf-dataset" else root
+    elsewhere = (layout == "hf-dataset" and not place.exists()) or (layout in LARGE and is_remote(str(root)))
+    return spec if elsewhere else f"{layout}:{place.resolve()}{str(root)[len(str(place)) :]}"
 
 
 def layout_of(spec: str) -> tuple[str, Path]:
@@ -335,8 +341,24 @@ def _pairs(root: Path, split: str, *, read: ReadImage, **given: object) -> Label
     return PairedFolder(root, split, read=read if isinstance(read, Reader) else None, **given)  # type: ignore[arg-type]
 
 
-def _large(kind: type[Shards] | type[Table], root: Path, split: str, **given: object) -> Labelled:
+def _shards(root: Path, split: str, **given: object) -> Labelled:
+    return Shards(str(root), split, **given)  # type: ignore[arg-type]
+
+
+def _table(root: Path, split: str, **given: object) -> Labelled:
+    kind = Streamed if table_spec(str(root)).streaming else Table
     return kind(str(root), split, **given)  # type: ignore[arg-type]
+
+
+def label_names(spec: str, split: str) -> list[str] | None:
+    """Return the names of a table's classes, in the order of its own numbers; None where it has none."""
+    features = _rows(spec, split).features
+    return class_names_in(features, columns_of(features, spec)[1])
+
+
+def _rows(spec: str, split: str) -> "Tables":
+    """Return a split of a table, with its `features`."""
+    return (open_stream if table_spec(spec).streaming else open_table)(spec, split)
 
 
 def _is_there(root: Path, split: str) -> bool:
@@ -357,7 +379,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "ilsvrc": Layout(_ilsvrc, _is_there),
     "pets": Layout(_pets, lambda root, split: True),
     "pairs": Layout(_pairs, lambda root, split: any((folder / split).is_dir() for folder in root.glob("*"))),
-    "wds": Layout(partial(_large, Shards), partial(_can, shard_files)),
-    "hf-dataset": Layout(partial(_large, Table), partial(_can, open_table)),
+    "wds": Layout(_shards, partial(_can, shard_files)),
+    "hf-dataset": Layout(_table, partial(_can, _rows)),
 }
 """Layouts by the prefix of a spec."""

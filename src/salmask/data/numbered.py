@@ -20,10 +20,22 @@ from salmask.data.rasters import Held
 from salmask.data.sample import Sample, SampleTransform, no_boxes
 from salmask.data.unreadable import UnreadableError
 
-__all__ = ["Numbered", "left_out_of", "mixed_order"]
+__all__ = ["Brought", "Numbered", "left_out_of", "mixed_order"]
 
 TOGETHER = 8
 """Runs whose pictures are mixed."""
+
+
+class Brought(int):
+    """The number of a picture that brings its bytes along, None where it has none: on the way to a worker."""
+
+    held: Held | None
+
+    def __new__(cls, number: int, held: Held | None = None) -> "Brought":
+        """Return the number with the bytes."""
+        brought = super().__new__(cls, number)
+        brought.held = held
+        return brought
 
 
 class Numbered(Dataset[Sample], ABC):
@@ -33,8 +45,11 @@ class Numbered(Dataset[Sample], ABC):
     the pictures that lie together, from 0 to N. names: of the labels, where the data has some. classes: names in the
     order that targets count; `names` where not given, else the numbers themselves.
     skip_broken: pictures that cannot be decoded are passed over when they are met (`unreadable`). lost: what is left
-    out already, in words.
+    out already, in words. shards: how many files somebody has cut the data into, of which each process wants one; None
+    where that is nobody's choice.
     """
+
+    shards: int | None = None
 
     def __init__(
         self,

@@ -141,7 +141,7 @@ class Shards(Numbered):
         read: ReadImage = read_image,
     ) -> None:
         self.files = shard_files(pattern, split)
-        self.titles = _titles(self.files)
+        self.titles, self.shards = _titles(self.files), len(self.files)
         found = [_look_through(file) for file in self.files]
         lost = [problem for one in found for problem in one.problems]
         if lost and not skip_broken:

@@ -10,14 +10,16 @@ batch k, or runs with other workers, reads the bits that the uninterrupted run w
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import tee
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from salmask.data.numbered import Numbered
+from salmask.data.numbered import Brought, Numbered
 from salmask.data.sample import Batch, Labelled, Sample, SampleTransform, no_boxes, unpack_samples
+from salmask.data.streamed import Streamed
 from salmask.data.unreadable import Met, UnreadableError, counted, packed_of, read_at
 from salmask.draws import draw_from, seed_of, undisturbed
 
@@ -57,10 +59,9 @@ class Share:
                 f"a batch of {batch_size} pictures cannot be split evenly over {self.count} processes: give a multiple "
                 f"of {self.count} (--batch-size)"
             )
-        if isinstance(dataset, Numbered) and len(dataset.runs) <= self.count:
+        if isinstance(dataset, Numbered) and dataset.shards is not None and dataset.shards < self.count:
             raise ValueError(
-                f"{self.count} processes for {len(dataset.runs) - 1} shards: write more shards, or start fewer "
-                "processes"
+                f"{self.count} processes for {dataset.shards} shards: write more shards, or start fewer processes"
             )
 
 
@@ -97,6 +98,8 @@ def training_batches(
     share.check(batch_size, dataset)
     order = dataset.order if isinstance(dataset, Numbered) else None
     keys = numbered_batches(len(dataset), batch_size=batch_size, seed=seed, start=start, order=order, share=share)
+    if isinstance(dataset, Streamed):
+        keys = dataset.bring_drawn(keys, seed)
     return _loaded(_Keyed(dataset, seed=seed, augment=augment), keys, workers=workers, device=device)
 
 
@@ -118,7 +121,23 @@ def evaluation_batches(
     _check_stream(batch_size, workers)
     starts = range(share.rank * batch_size, len(dataset), share.count * batch_size)
     keys = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
-    return _loaded(_Each(dataset), keys, workers=workers)
+    return _loaded(_Each(dataset), _brought(dataset, keys), workers=workers)
+
+
+def _brought(dataset: Labelled, batches: Iterable[list[int]]) -> Iterable[list[int]]:
+    """Return batches of numbers; those of a stream, or of some of its pictures, bring their bytes."""
+    if isinstance(dataset, Streamed):
+        return dataset.bring(batches)
+    if not isinstance(dataset, Subset):
+        return batches
+    kept, below = tee(batches)
+    found = _brought(dataset.dataset, ([dataset.indices[index] for index in batch] for batch in below))
+    return ([_with(index, one) for index, one in zip(*pair, strict=True)] for pair in zip(kept, found, strict=True))
+
+
+def _with(index: int, bringing: int) -> int:
+    """Return a number with the bytes that another one brings, if it does."""
+    return Brought(index, bringing.held) if isinstance(bringing, Brought) else index
 
 
 class Subset(Dataset[Sample]):
@@ -149,7 +168,7 @@ class Subset(Dataset[Sample]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = replace(self.dataset[self.indices[index]], target=self.targets[index])
+        sample = replace(self.dataset[_with(self.indices[index], index)], target=self.targets[index])
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -330,7 +349,8 @@ class _Keyed:
         for step in range(len(self.dataset)):
             draw_from(seed)
             try:
-                return Met(self._drawn((first + step) % len(self.dataset)), tuple(passed))
+                index = first if step == 0 else (first + step) % len(self.dataset)
+                return Met(self._drawn(index), tuple(passed))
             except UnreadableError as error:
                 passed.append(str(error))
         raise ValueError(f"none of {len(passed)} pictures can be read; the first: {passed[0]}")

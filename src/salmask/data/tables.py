@@ -2,14 +2,16 @@
 
     hf-dataset:PATH                         the only column of pictures, and the only one of classes
     hf-dataset:PATH:image=NAME,label=NAME   others
+    hf-dataset:PATH:config=NAME             one of several data sets under one name on the Hub
+    hf-dataset:PATH:streaming               read from where it lies, see `streamed`
 
 Tables are mapped into memory, not read; a picture's bytes are decoded by the library's own reader. A name on the Hub is
 fetched once into the cache of `datasets`. Source: Lhoest et al., 2021 (Datasets).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,11 +23,27 @@ from salmask.data.rasters import Held
 from salmask.data.sample import SampleTransform
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features, IterableDataset
 
-__all__ = ["Table", "label_names", "open_table"]
+    Tables: TypeAlias = Dataset | IterableDataset
 
+__all__ = [
+    "Table",
+    "TableSpec",
+    "class_names_in",
+    "columns_of",
+    "cut_files",
+    "left_out",
+    "load_tables",
+    "of_split",
+    "open_table",
+    "table_spec",
+    "whole_numbers",
+]
+
+_T = TypeVar("_T")
 _RUN = 1000  # rows that count as lying together
+_STREAMING = "streaming"
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
 _SPLITS: Mapping[str, Sequence[str]] = {"val": ("val", "validation", "valid", "test"), "train": ("train",)}
 
@@ -52,9 +70,10 @@ class Table(Numbered):
     ) -> None:
         from datasets import Image
 
-        path, columns = _parts(spec)
-        table = open_table(spec, split)
-        image, label = _columns(table, columns, where=path)
+        path = table_spec(spec).path
+        lost = cut_files(table_spec(spec)) if skip_broken else []
+        table = open_table(spec, split, **left_out(lost))
+        image, label = columns_of(table.features, spec)
         self.spec, self.split, self.image = path, split, image
         table = table if table._indices is None else table.flatten_indices()
         self.table = table.cast_column(image, Image(decode=False)).with_format(None)
@@ -64,11 +83,12 @@ class Table(Numbered):
             f"the data set {path!r}",
             labels,
             np.array([*range(0, count, _RUN), count]),
-            names=_names(table, label),
+            names=class_names_in(table.features, label),
             classes=classes,
             transform=transform,
             read=read,
             skip_broken=skip_broken,
+            lost=lost,
         )
 
     def held(self, row: int) -> Held:
@@ -85,79 +105,126 @@ class Table(Numbered):
         return f"{self.split}/{row:08d}"
 
 
-def open_table(spec: str, split: str) -> "Dataset":
+class TableSpec(NamedTuple):
+    """What a spec names: a place, the columns that are named after it, and whether it is streamed."""
+
+    path: str
+    columns: Mapping[str, str]
+    config: str | None = None
+    streaming: bool = False
+
+
+def open_table(spec: str, split: str, **options: object) -> "Dataset":
     """Return a split of the data set that a spec names; one that was saved without splits stands for any."""
+    found = load_tables(table_spec(spec), **options)
+    return of_split(found, split, where=table_spec(spec).path)
+
+
+def load_tables(spec: TableSpec, **options: object) -> "Tables | dict[str, Tables]":
+    """Return what `datasets` finds under a spec. options: of its `load_dataset`.
+
+    Errors: ImportError naming the extra; ValueError for what is no data set, or cannot be read or fetched.
+    """
     try:
-        from datasets import DatasetDict, load_dataset, load_from_disk
+        from datasets import load_dataset, load_from_disk
     except ImportError as error:
         raise ImportError("data sets of Hugging Face need the package: pip install 'salmask[datasets]'") from error
-    name = _parts(spec)[0]
-    path = Path(name)
+    name, path = spec.path, Path(spec.path)
     if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        found = load_from_disk(name)
-    elif path.is_dir() or path.suffix == ".parquet":
+        if spec.streaming:
+            raise ValueError(f"{name} was saved on this machine and is mapped, not read whole: leave streaming out")
+        return _clearly(lambda: load_from_disk(name), f"the data set in {name} cannot be read")
+    if path.is_dir() or path.suffix == ".parquet":
         files = {"data_files": name} if path.suffix == ".parquet" else {"data_dir": name}
         if path.is_dir() and not any(path.rglob("*.parquet")):
             raise ValueError(f"{name} is no data set of Hugging Face's: expected what save_to_disk wrote, or *.parquet")
-        found = load_dataset("parquet", **files)
-    else:
-        try:
-            found = load_dataset(name)
-        except Exception as error:  # of the Hub, the network, or the name: many kinds
-            first = str(error).partition("\\n")[0]
-            raise ValueError(
-                f"no data set {name!r}: expected a folder that save_to_disk wrote, a folder of parquet files, or a "
-                f"name on the Hub that can be fetched ({type(error).__name__}: {first})"
-            ) from error
-    if not isinstance(found, DatasetDict):
+        if (cut := cut_files(spec)) and "on_bad_files" not in options:
+            raise ValueError(f"{cut[0]}: fetch it again, or leave such out (skip_broken, --skip-broken)")
+        what = f"the parquet files of {name} cannot be read"
+        return _clearly(lambda: load_dataset("parquet", **files, **options), what)
+    what = (
+        f"no data set {name!r}: expected a folder that save_to_disk wrote, a folder of parquet files, or a name on the "
+        "Hub that can be fetched"
+    )
+    return _clearly(lambda: load_dataset(name, spec.config, **options), what)
+
+
+def _clearly(load: Callable[[], _T], what: str) -> _T:
+    """Return what is loaded; of the Hub, the network, the files, or the name there are many kinds of errors."""
+    try:
+        return load()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(f"{what} ({type(error).__name__}: {lines[0]})") from error
+
+
+def cut_files(spec: TableSpec) -> list[str]:
+    """Return which parquet files on this machine are cut, in words."""
+    path = Path(spec.path)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    return [f"the parquet file {file} is cut or none" for file in files if file.is_file() and not _ends_well(file)]
+
+
+def left_out(lost: Sequence[str]) -> dict[str, str]:
+    """Return the option of `load_tables` that passes cut files over, where there are some."""
+    return {"on_bad_files": "skip"} if lost else {}
+
+
+def _ends_well(file: Path) -> bool:
+    with file.open("rb") as opened_file:
+        opened_file.seek(max(0, file.stat().st_size - 4))
+        return opened_file.read() == b"PAR1"
+
+
+def of_split(found: "Tables | dict[str, Tables]", split: str, *, where: str) -> "Tables":
+    """Return a split of what was opened. Errors: ValueError naming those that there are."""
+    if not isinstance(found, dict):
         return found
     if len(found) == 1:
         return next(iter(found.values()))
     wanted = next((one for one in _SPLITS.get(split, (split,)) if one in found), None)
     if wanted is None:
-        raise ValueError(f"{name} has no split {split!r}: expected one of {', '.join(found)}")
+        raise ValueError(f"{where} has no split {split!r}: expected one of {', '.join(found)}")
     return found[wanted]
 
 
-def label_names(spec: str, split: str) -> list[str] | None:
-    """Return the names of a data set's classes, in the order of its own numbers; None where it has none."""
-    table = open_table(spec, split)
-    path, columns = _parts(spec)
-    return _names(table, _columns(table, columns, where=path)[1])
-
-
-def _parts(spec: str) -> tuple[str, dict[str, str]]:
-    """Return the path, and the columns that are named after it."""
+def table_spec(spec: str) -> TableSpec:
+    """Return what a spec names. Errors: ValueError for what is no column, config or streaming after the last colon."""
     path, colon, last = spec.rpartition(":")
     pairs = [pair.partition("=") for pair in last.split(",")]
-    if not colon or not all(equals for _, equals, _ in pairs):
-        return spec, {}
+    if not colon or not all(equals or key == _STREAMING for key, equals, _ in pairs):
+        return TableSpec(spec, {})
     columns = {key: value for key, _, value in pairs}
-    if unknown := columns.keys() - {"image", "label"}:
-        raise ValueError(f"expected hf-dataset:PATH:image=COLUMN,label=COLUMN, got {sorted(unknown)[0]!r} in {spec!r}")
-    return path, columns
+    if unknown := columns.keys() - {"image", "label", "config", _STREAMING}:
+        raise ValueError(
+            f"expected hf-dataset:PATH:image=COLUMN,label=COLUMN,config=NAME,streaming, got {sorted(unknown)[0]!r} in "
+            f"{spec!r}"
+        )
+    config, streaming = columns.pop("config", None), columns.pop(_STREAMING, None) is not None
+    return TableSpec(path, columns, config, streaming)
 
 
-def _columns(table: "Dataset", columns: Mapping[str, str], *, where: str) -> tuple[str, str | None]:
+def columns_of(features: "Features", spec: str) -> tuple[str, str | None]:
     """Return the columns of pictures and of classes."""
     from datasets import ClassLabel, Image, Value
 
-    kinds = {name: type(kind).__name__ for name, kind in table.features.items()}
+    where, columns, *_ = table_spec(spec)
+    kinds = {name: type(kind).__name__ for name, kind in features.items()}
     listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
     for name in columns.values():
         if name not in kinds:
             raise ValueError(f"{where} has no column {name!r}: its columns are {listed}")
-    pictures = [name for name, kind in table.features.items() if isinstance(kind, Image)]
+    pictures = [name for name, kind in features.items() if isinstance(kind, Image)]
     image = columns.get("image", pictures[0] if len(pictures) == 1 else None)
-    if image is None or not isinstance(table.features[image], Image):
+    if image is None or not isinstance(features[image], Image):
         raise ValueError(
             f"{where} has {len(pictures) or 'no'} columns of pictures (Image), expected one: its columns are {listed}; "
             "name one with hf-dataset:PATH:image=COLUMN, after cast_column(COLUMN, Image()) where it holds bytes"
         )
-    classes = [name for name, kind in table.features.items() if isinstance(kind, ClassLabel)]
+    classes = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
     numbers = [
         name
-        for name, kind in table.features.items()
+        for name, kind in features.items()
         if name in _LABELS and isinstance(kind, Value) and kind.dtype.startswith(("int", "uint"))
     ]
     found = classes or numbers
@@ -166,16 +233,22 @@ def _columns(table: "Dataset", columns: Mapping[str, str], *, where: str) -> tup
     return image, columns.get("label", found[0] if found else None)
 
 
-def _names(table: "Dataset", label: str | None) -> list[str] | None:
+def class_names_in(features: "Features", label: str | None) -> list[str] | None:
+    """Return the names of a column of classes, in the order of its numbers; None where it has none."""
     from datasets import ClassLabel
 
-    kind = None if label is None else table.features[label]
+    kind = None if label is None else features[label]
     return list(kind.names) if isinstance(kind, ClassLabel) else None
 
 
 def _numbers(table: "Dataset", label: str, *, where: str) -> np.ndarray:
     """Return the column of classes. Errors: ValueError for what is no whole number."""
-    values = np.asarray(table.select_columns([label]).with_format("numpy")[:][label])
+    return whole_numbers(table.select_columns([label]).with_format("numpy")[:][label], label, where=where)
+
+
+def whole_numbers(column: object, label: str, *, where: str) -> np.ndarray:
+    """Return a column of classes as an array (N,). Errors: ValueError for what is no whole number."""
+    values = np.asarray(column)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ValueError(f"{where}: expected whole numbers in the column of classes {label!r}, got {values.dtype}")
     return values.astype(np.int64)

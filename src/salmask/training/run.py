@@ -26,11 +26,10 @@ from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
 from salmask.data.folders import class_folders
 from salmask.data.labels import has_labels, labelled_classes
-from salmask.data.layouts import LARGE, layout_of
+from salmask.data.layouts import LARGE, label_names, layout_of
 from salmask.data.listed import ListedPictures
 from salmask.data.naming import check_order, folder_names, listed_classes, read_classes
 from salmask.data.sight import Sight
-from salmask.data.tables import label_names
 from salmask.files import JSON, Facts, replace_file
 from salmask.masker import Masker
 from salmask.training.maskers import load_masker
