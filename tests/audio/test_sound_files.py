@@ -196,3 +196,15 @@ def test_a_silent_recording_of_a_data_set_is_named_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"a\.wav is silent") as said:
         assert [one.image.max() for one in (sounds[0], sounds[1], sounds[0])] == [0, 0, 0]
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("rate", [0, 7, 2**31 - 1, 2**32 - 1])
+def test_a_header_with_a_rate_that_no_file_has_is_refused_before_it_is_resampled(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, _tone(200, 2000), 2000)
+    data = bytearray(path.read_bytes())
+    data[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(data)
+    for read in (lambda: read_sound(path, 2000), lambda: survey(str(tmp_path), "val")):
+        with pytest.raises(ValueError, match=r"a\.wav .*(samples a second by its header|cannot be decoded)"):
+            read()

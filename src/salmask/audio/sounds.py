@@ -7,12 +7,12 @@ import importlib
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,8 +39,22 @@ SUFFIXES = (".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".
 """Endings of sound files."""
 
 _CLIPPED, _FULL = 0.01, 0.9995  # share of samples at full scale from which on a recording counts as clipped
+_RATES = (100, 1_000_000)  # samples a second: a header that is broken may hold any number, and resampling would take it
 _PART = 2**20  # samples that are decoded at once, where a whole file is looked at
 _MARGIN = 0.1  # seconds beyond the end that are read along, for the filter of the resampling
+
+
+class _SoundFile(Protocol):
+    """A file that soundfile has opened."""
+
+    samplerate: int
+    frames: int
+
+    def seek(self, frames: int) -> int: ...
+
+    def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray: ...
+
+    def blocks(self, blocksize: int, *, dtype: str, always_2d: bool) -> Iterator[np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -128,12 +142,30 @@ def read_sound(
 
 
 @contextmanager
-def _decoding(path: Path | Held) -> Iterator[Any]:
-    """Open a file, of the type that the library has for one; what its decoder says becomes one line."""
+def _decoding(path: Path | Held) -> Iterator[_SoundFile]:
+    """Open a file, of the type that the library has for one. Errors: ValueError for a rate that none has."""
     soundfile = _library()
-    try:
-        with path.open("rb") as source, soundfile.SoundFile(source) as file:
+    with ExitStack() as stack:
+        with _in_one_line(path):
+            file = stack.enter_context(soundfile.SoundFile(stack.enter_context(path.open("rb"))))
+        _check_rate(path, file.samplerate)
+        with _in_one_line(path):
             yield file
+
+
+def _check_rate(path: Path | Held, rate: int) -> None:
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise ValueError(
+            f"{path} is stored at {rate} samples a second by its header: expected {_RATES[0]} to {_RATES[1]:,}; repair "
+            "or remove the file"
+        )
+
+
+@contextmanager
+def _in_one_line(path: Path | Held) -> Iterator[None]:
+    """Make one line of what a decoder says."""
+    try:
+        yield
     except Exception as error:  # decoders raise whatever a broken byte leads them to
         raise ValueError(
             f"{path} cannot be decoded as a sound ({(str(error) or type(error).__name__).splitlines()[0]}): expected "
@@ -171,6 +203,7 @@ def sound_header(path: Path) -> tuple[int, float]:
         facts = _library().info(str(path))
     except RuntimeError as error:
         raise ValueError(f"{path} cannot be decoded as a sound ({str(error).splitlines()[0]})") from error
+    _check_rate(path, facts.samplerate)
     return int(facts.samplerate), float(facts.duration)
 
 

@@ -92,6 +92,7 @@ def options_of(classifier: Classifier) -> JSON:
         "mean": classifier.mean.flatten().tolist(),
         "std": classifier.std.flatten().tolist(),
         "image_size": classifier.image_size,
+        "image_width": classifier.image_width,
         "outputs": classifier._said,
         "output": classifier.outputs.entry,
         "prefix": classifier._prefix,
@@ -144,8 +145,8 @@ def head_logits(classifier: Classifier, neck: Neck, vectors: Vectors) -> Logits:
 
     One picture goes through the network; its vector is replaced by the whole batch.
     """
-    side = classifier.image_size
-    grey = torch.full((1, classifier.channels_in, side, side), 0.5, device=classifier.device)
+    shape = (1, classifier.channels_in, classifier.image_size, classifier.image_width)
+    grey = torch.full(shape, 0.5, device=classifier.device)
     with held(classifier.network), _replaced(classifier.network, neck, lambda: vectors):
         logits = classifier.logits(grey)
     if len(logits) != len(vectors):
@@ -223,6 +224,5 @@ def _cuts(classifier: Classifier, name: str) -> bool:
 
 
 def _noise(classifier: Classifier) -> Tensor:
-    side = classifier.image_size
-    shape = (1, classifier.channels_in, side, side)
+    shape = (1, classifier.channels_in, classifier.image_size, classifier.image_width)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.device)

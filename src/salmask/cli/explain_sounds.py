@@ -94,7 +94,8 @@ def _readable(files: Sequence[Path], hearing: Hearing, *, skip_broken: bool) -> 
             warnings.warn(f"left out: {error}", stacklevel=3)
             continue
         if recording.silent:
-            warnings.warn(f"{path.name} is silent: what is explained is a decision on silence", stacklevel=3)
+            how = " once its channels are averaged" if recording.channels > 1 else ""
+            warnings.warn(f"{path.name} is silent{how}: what is explained is a decision on silence", stacklevel=3)
         if recording.clipped:
             warnings.warn(
                 f"{path.name} is clipped: {recording.clipped:.0%} of its samples are at full scale", stacklevel=3

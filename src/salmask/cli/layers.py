@@ -34,7 +34,7 @@ class LayersCommand(Command, SightOptions):
         kind = "labels" if classifier.multilabel else "classes"
         say(
             f"{classifier.num_classes} {kind}, pictures of {classifier.channels_in} channels and "
-            f"{classifier.image_size}x{classifier.image_size} pixels, outputs: {classifier.outputs.kind}"
+            f"{classifier.image_size}x{classifier.image_width} pixels, outputs: {classifier.outputs.kind}"
         )
         if not classifier.layers:
             say("no layer is read: explainers that ask for logits alone can be used, such as rise and occlusion")
