@@ -19,6 +19,7 @@ map lies where it should, and is taken as well.
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import ceil
+from types import EllipsisType
 
 from jaxtyping import Float
 from torch import Tensor
@@ -38,7 +39,7 @@ _REMEDY = (
     "returns the layer's map over the whole picture, or give layers=[] for explainers that ask for logits alone"
 )
 
-Strip = tuple[slice, ...]
+Strip = tuple[EllipsisType | slice, ...]
 
 
 def check_borders(
@@ -114,7 +115,7 @@ def _border(side: int, cells: int, *, far: bool) -> int:
 
 def _strip(axis: int, width: int, *, far: bool) -> Strip:
     along = slice(-width, None) if far else slice(width)
-    return (..., along, slice(None)) if axis == 0 else (..., along)  # type: ignore[return-value]
+    return (..., along, slice(None)) if axis == 0 else (..., along)
 
 
 def _exchanged(one: Tensor, other: Tensor, strip: Strip) -> Tensor:
