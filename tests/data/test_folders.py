@@ -1,7 +1,9 @@
 """Reading folders, tables and archives: pictures of any mode, boxes and masks that move along, and bad input."""
 
 import struct
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +23,24 @@ from salmask.data import (
     Squash,
     absolute,
     boxes_in,
+    cached,
     clip_boxes,
     collate,
+    evaluation_batches,
     has_split,
     ilsvrc_boxes,
+    listed,
     move,
     no_boxes,
     open_data,
     read_boxes,
     read_image,
     read_pixels,
+    training_batches,
 )
+from salmask.data.rasters import PictureFile
+from salmask.data.resident import resident
+from salmask.data.unreadable import UnreadableError
 
 HEADER = "image,class,x0,y0,x1,y1\n"
 
@@ -236,6 +245,39 @@ def test_a_truncated_picture_is_named_and_left_out_only_on_request(root: Path) -
     assert whole.ids == ["train/cat/a.png", "train/dog/a.png", "train/dog/c.JPEG"]
     assert whole.targets == [0, 1, 1]
     assert [whole[i].id for i in range(3)] == whole.ids
+
+
+def test_of_many_pictures_broken_ones_are_passed_over_where_they_are_met(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truncate(root / "train" / "cat" / "b.jpg")
+    monkeypatch.setattr(listed, "LOOKED_AT", 3)
+    decoded = Counter[str]()
+
+    def read(path: PictureFile) -> torch.Tensor:
+        decoded[str(path)] += 1
+        return read_image(path)
+
+    data = ImageFolder(root, "train", skip_broken=True, transform=Squash(8), read=read)
+    assert not decoded and len(data) == 4
+    with pytest.warns(UserWarning, match=r"passed over, as are all that cannot be .*cat/b\.jpg cannot be decoded"):
+        (batch,) = evaluation_batches(data, batch_size=4)
+    assert batch.ids == ["train/cat/a.png", "train/dog/a.png", "train/dog/c.JPEG"] and set(decoded.values()) == {1}
+    kept = cached(data)
+    with pytest.warns(UserWarning, match="passed over"):
+        (batch,) = islice(training_batches(kept, batch_size=4, seed=0), 1)
+    assert sorted(batch.ids) == ["train/cat/a.png", "train/dog/a.png", "train/dog/a.png", "train/dog/c.JPEG"]
+    with pytest.warns(UserWarning, match="passed over"):
+        on_device = resident(ImageFolder(root, "train", skip_broken=True), size=8, device=torch.device("cpu"))
+    assert on_device.ids == ["train/cat/a.png", "train/dog/a.png", "train/dog/c.JPEG"]
+    assert on_device.targets.tolist() == [0, 1, 1] and len(on_device.pictures) == len(on_device.sizes) == 3
+    # what is wrong with the truth is never passed over
+    mask = root / "train_masks" / "cat" / "a.png"
+    mask.parent.mkdir(parents=True, exist_ok=True)
+    mask.write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"train_masks/cat/a\.png") as error:
+        ImageFolder(root, "train", skip_broken=True)[0]
+    assert not isinstance(error.value, UnreadableError)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR"])

@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -102,7 +103,7 @@ class Sounds(ListedPictures):
 
     def wave(self, index: int) -> Tensor:
         """Return the samples of one sound at the rate that is heard; warn of the first that is silent."""
-        wave = self.hearing.wave(self.root / self.ids[index])
+        wave = self.passed_over_or(partial(self.hearing.wave, self.root / self.ids[index]))
         if not self._silent and not bool(wave.any()):
             self._silent = True
             warnings.warn(

@@ -13,6 +13,7 @@ a label has no case. Of a picture with several labels, the cases are named `val/
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -99,7 +100,7 @@ class LabelledPictures(ListedPictures):
 
     def picture(self, index: int) -> Tensor:
         """Return a decoded picture."""
-        return self.read(self.root / self.pictures[index])
+        return self.passed_over_or(partial(self.read, self.root / self.pictures[index]))
 
     def sample(self, index: int) -> Sample:
         """Return a picture with one of its labels, and the boxes and pixel mask of that."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -11,8 +12,12 @@ from salmask.data.depth import settled
 from salmask.data.endings import ignored_files
 from salmask.data.rasters import PictureFile
 from salmask.data.sample import Sample, SampleTransform
+from salmask.data.unreadable import UnreadableError
 
 __all__ = ["ListedPictures", "ReadImage", "warn_of_ignored"]
+
+LOOKED_AT = 10_000
+"""Most pictures that are decoded to find the broken ones: of more, those are passed over where they are met."""
 
 ReadImage = Callable[[PictureFile], Tensor]
 """How a file becomes a picture, uint8 (C, H, W): a `Reader`."""
@@ -29,6 +34,7 @@ class ListedPictures(Dataset[Sample]):
         self.classes: list[str] = []
         self.targets: list[int] = []
         self.ids: list[str] = []
+        self._passes_over = False
 
     def sample(self, index: int) -> Sample:
         """Return a picture, with what the files beside it say of it."""
@@ -36,7 +42,16 @@ class ListedPictures(Dataset[Sample]):
 
     def picture(self, index: int) -> Tensor:
         """Return a decoded picture, uint8 (C, H, W)."""
-        return self.read(self.root / self.ids[index])
+        return self.passed_over_or(partial(self.read, self.root / self.ids[index]))
+
+    def passed_over_or(self, read: Callable[[], Tensor]) -> Tensor:
+        """Return what is read. Errors: those of `read`; `UnreadableError` where broken files are passed over."""
+        try:
+            return read()
+        except (ValueError, OSError) as error:
+            if self._passes_over:
+                raise UnreadableError(str(error)) from error
+            raise
 
     def settle_depth(self) -> None:
         """Let all 16-bit files be read alike (`depth.settled`)."""
@@ -45,8 +60,12 @@ class ListedPictures(Dataset[Sample]):
     def leave_out_broken(self) -> None:
         """Decode all pictures, and take those that cannot be read off the lists; warn of them, with the first reason.
 
-        Errors: ValueError where none is left.
+        Of more than `LOOKED_AT`, none is decoded now: those that cannot be read are passed over when they are met
+        (`unreadable`). Errors: ValueError where none is left.
         """
+        if len(self.ids) > LOOKED_AT:
+            self._passes_over = True
+            return
         reasons = {name: reason for name in self.ids if (reason := self._unread(self.root / name)) is not None}
         if reasons:
             names = ", ".join([*reasons][:5]) + (" ..." if len(reasons) > 5 else "")

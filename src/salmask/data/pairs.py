@@ -11,6 +11,7 @@ in the files' own units (2000 and 1500: from 0.5 to 2.5 m in millimetres), or th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -165,7 +166,7 @@ class PairedFolder(ImageFolder):
 
     def picture(self, index: int) -> UInt8[Tensor, "channels height width"]:
         """Return the inputs of a scene, stacked. Errors: ValueError for sizes that differ."""
-        return self._stacked(self.ids[index])
+        return self.passed_over_or(partial(self._stacked, self.ids[index]))
 
     def _stacked(self, scene: str) -> UInt8[Tensor, "channels height width"]:
         if self._stack is None:

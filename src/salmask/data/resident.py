@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from salmask.data.sample import Batch, CropFlip, Labelled, Squash, no_boxes
 from salmask.data.streams import WHOLE, Share, numbered_batches
+from salmask.data.unreadable import counted, read_at
 from salmask.draws import generator_for
 from salmask.types import Images, Targets
 
@@ -65,20 +66,29 @@ class Resident:
 
 
 def resident(dataset: Labelled, *, size: int, device: torch.device) -> Resident:
-    """Decode every picture once and keep it on the device, for crops of this size."""
-    squash = Squash(_side(size))
-    kept, sizes = None, torch.empty(len(dataset), 2)
-    for index in range(len(dataset)):
-        sample = replace(dataset[index], boxes=no_boxes(), pixels=None)
-        sizes[index] = torch.tensor(sample.image.shape[-2:])
-        image = squash(sample).image
-        if kept is None:
-            kept = torch.empty(len(dataset), *image.shape, dtype=torch.uint8, device=device)
-        kept[index] = image.to(device)
-    if kept is None:
-        raise ValueError("the data set is empty: expected at least one image to train on")
-    targets = torch.tensor(dataset.targets, dtype=torch.int64, device=device)
-    return Resident(kept, sizes, targets, list(dataset.ids))
+    """Decode every picture once and keep it on the device, for crops of this size.
+
+    One that cannot be read is left out where such are passed over (`unreadable`).
+    """
+    squash, pictures = Squash(_side(size)), Tensor()
+    sizes, whole = torch.empty(len(dataset), 2), list[int]()
+    with counted() as count:
+        for index in range(len(dataset)):
+            met = read_at(dataset, index)
+            count.add(met.passed)
+            if met.sample is None:
+                continue
+            image = squash(replace(met.sample, boxes=no_boxes(), pixels=None)).image
+            if not whole:
+                pictures = torch.empty(len(dataset), *image.shape, dtype=torch.uint8, device=device)
+            sizes[len(whole)] = torch.tensor(met.sample.image.shape[-2:])
+            pictures[len(whole)] = image.to(device)
+            whole.append(index)
+    if not whole:
+        raise ValueError("the data set is empty, or no picture in it can be read: expected at least one to train on")
+    targets, ids = dataset.targets, dataset.ids
+    numbers = torch.tensor([targets[index] for index in whole], dtype=torch.int64, device=device)
+    return Resident(pictures[: len(whole)], sizes[: len(whole)], numbers, [ids[index] for index in whole])
 
 
 def draw_crops(

@@ -173,16 +173,17 @@ class Subset(Dataset[Sample]):
 
 
 class Cached(Dataset[Sample]):
-    """A data set whose samples stay in memory, decoded, as far as `limit` bytes reach."""
+    """A data set whose samples stay in memory, decoded, as far as `limit` bytes reach; none that is passed over."""
 
     def __init__(self, dataset: Labelled, *, limit: int) -> None:
         self.dataset = dataset
         self.classes, self.targets, self.ids = dataset.classes, dataset.targets, dataset.ids
-        self._samples: list[Sample] = []
+        self._samples: list[Sample | None] = []
         left = limit
         for index in range(len(dataset)):
-            sample = dataset[index]
-            left -= sample.image.nbytes + (0 if sample.pixels is None else sample.pixels.nbytes)
+            sample = read_at(dataset, index).sample
+            if sample is not None:
+                left -= sample.image.nbytes + (0 if sample.pixels is None else sample.pixels.nbytes)
             if left < 0:
                 break
             self._samples.append(sample)
@@ -191,7 +192,8 @@ class Cached(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._samples[index] if 0 <= index < len(self._samples) else self.dataset[index]
+        kept = self._samples[index] if 0 <= index < len(self._samples) else None
+        return self.dataset[index] if kept is None else kept
 
 
 def cached(dataset: Labelled, *, limit: int = 4 * GIB) -> Cached:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from salmask.data.sample import Labelled, Packed, Sample, pack_samples
 
-__all__ = ["Met", "UnreadableError", "counted", "packed_of", "read_at", "samples_read"]
+__all__ = ["Met", "UnreadableError", "counted", "first_read", "packed_of", "read_at", "samples_read"]
 
 
 class UnreadableError(ValueError):
@@ -38,6 +38,14 @@ def read_at(dataset: Labelled, index: int) -> Met:
 def samples_read(dataset: Labelled) -> Iterator[Sample]:
     """Yield the samples that can be read, in order."""
     return (found for found in (read_at(dataset, index).sample for index in range(len(dataset))) if found is not None)
+
+
+def first_read(dataset: Labelled) -> Sample:
+    """Return the first sample that can be read. Errors: ValueError where none can, or there is none."""
+    first = next(samples_read(dataset), None)
+    if first is None:
+        raise ValueError(f"none of the {len(dataset)} pictures can be read: expected at least one")
+    return first
 
 
 def packed_of(met: Sequence[Met]) -> tuple[Packed | None, list[str]]:

@@ -30,7 +30,7 @@ from salmask.classifier import Classifier
 from salmask.classifier.hold import remembering
 from salmask.data import Batch, Labelled, Sample, Subset, collate
 from salmask.data.streams import Bar, DataStream
-from salmask.data.unreadable import samples_read
+from salmask.data.unreadable import first_read
 from salmask.evaluation.cases import plain
 from salmask.explain.base import Explainer, Explanation
 from salmask.files import JSON, Facts, Within, check_shape, regular_file, replace_file, writable_folder
@@ -101,7 +101,7 @@ def explain_data(
     left = _rows_left(out, len(dataset)) if fabric.is_global_zero else []
     if fabric.is_global_zero and form == "array":
         _keep_array(
-            out, (len(dataset), *_size(_first(dataset), explainer, classifier)), empty=len(left) == len(dataset)
+            out, (len(dataset), *_size(first_read(dataset), explainer, classifier)), empty=len(left) == len(dataset)
         )
     with within(fabric):
         left = fabric.broadcast(left)
@@ -141,14 +141,6 @@ class _Timed:
 
     def __len__(self) -> int:
         return len(self.stream)
-
-
-def _first(dataset: Labelled) -> Sample:
-    """Return the first picture as the classifier sees it. Errors: ValueError where none can be read."""
-    first = next(samples_read(dataset), None)
-    if first is None:
-        raise ValueError(f"none of the {len(dataset)} pictures can be read")
-    return first
 
 
 def _size(first: Sample, explainer: Explainer, classifier: Classifier) -> tuple[int, int]:
@@ -299,7 +291,7 @@ def _described(
 ) -> JSON:
     """Return what must be the same in every run that fills a folder."""
     names = dataset.ids
-    height, width = _first(dataset).image.shape[-2:]
+    height, width = first_read(dataset).image.shape[-2:]
     return {
         "explainers": {"masks": {"kind": explainer.kind, "settings": plain(explainer.settings)}},
         "weights": classifier.fingerprint(),

@@ -27,6 +27,7 @@ from salmask.data import (
 from salmask.data.numbered import Numbered
 from salmask.data.resident import bytes_kept, resident
 from salmask.data.streams import WHOLE, Share
+from salmask.data.unreadable import first_read
 from salmask.files import JSON
 from salmask.masker import HEADS
 from salmask.objective import Objective
@@ -310,7 +311,7 @@ def decoded_once(
             return stream_of(dataset, settings, augment, workers=workers, share=share)
         device = _device()
         room = _room(device)
-        if not room or bytes_kept(len(dataset), len(dataset[0].image), augment.size) > room:
+        if not room or bytes_kept(len(dataset), len(first_read(dataset).image), augment.size) > room:
             return stream_of(cached(dataset), settings, augment, workers=workers, share=share)
         batches = partial(resident(dataset, size=augment.size, device=device).batches, crop=augment, share=share)
         return lambda start: batches(batch_size=settings.batch_size, seed=settings.seed, start=start)
