@@ -205,3 +205,11 @@ def test_sounds_that_cannot_be_mixed_in_are_found_before_a_training(tmp_path: Pa
     with pytest.warns(UserWarning, match=r"5 of 6 sounds in .* cannot be mixed in .*empty\.wav is empty"):
         source, _ = read_mix(f"{tmp_path / 'all'}:6", Tones(), skip_broken=True)
     assert source == Excerpt((paths["fine"],), 2000)
+
+
+def test_the_quietest_sounds_are_mixed_like_any_other() -> None:
+    sound, other = (torch.randn(100, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    plain, quiet = mix(sound, other, 3.0), mix(1e-30 * sound, 1e-36 * other, 3.0)
+    assert torch.allclose(quiet.wave, plain.wave, atol=1e-5)
+    with pytest.raises(ValueError, match="in decibels"):
+        read_mix("white:7000", Tones())

@@ -208,3 +208,20 @@ def test_a_header_with_a_rate_that_no_file_has_is_refused_before_it_is_resampled
     for read in (lambda: read_sound(path, 2000), lambda: survey(str(tmp_path), "val")):
         with pytest.raises(ValueError, match=r"a\.wav .*(samples a second by its header|cannot be decoded)"):
             read()
+
+
+def test_channels_that_cancel_each_other_are_known(tmp_path: Path) -> None:
+    tone = _tone(200, 2000)
+    for name, other in (("opposite", -tone), ("alike", 0.9 * tone), ("silent", 0 * tone)):
+        soundfile.write(tmp_path / f"{name}.wav", np.stack([tone if other.any() else other, other], 1), 2000)
+    assert [read_sound(tmp_path / f"{name}.wav").cancelled for name in ("opposite", "alike", "silent")] == [1, 0, 0]
+
+
+def test_a_survey_passes_links_that_lead_nowhere_over(tmp_path: Path) -> None:
+    root = _digits(tmp_path)
+    (root / "0_ann_1.wav").symlink_to(root / "gone.wav")
+    assert survey(str(root), "train", skip_broken=True)[0] == 2000
+    with pytest.raises(OSError, match="0_ann_1"):
+        survey(str(root), "train")
+    with pytest.warns(UserWarning, match=r"1 of 5 sounds cannot be read"):
+        assert len(open_sounds(str(root), "train", HEARING, skip_broken=True)) == 4

@@ -1,6 +1,7 @@
 """The commands on sounds, from files to a classifier, a masker, what is kept and removed, and a page that plays it."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -120,6 +121,11 @@ def test_explain_says_what_is_cut_off_and_warns_of_silence(
         (["explain", "{sound}", "--explainer", "{run}", "--fit", "pad"], "setting of pictures"),
         (["train", "--data", "{digits}", "--classifier", "audio:cnn14", "--out", "{out}"], "audio:NAME@FILE"),
         (["classifier", "--data", "{digits}", "--out", "{out}/a.safetensors"], "for sounds give --audio"),
+        (
+            ["classifier", "--data", "{digits}", "--audio", "--out", "{out}.safetensors", "--sample-rate", "0"],
+            "1000 to 384000 a second, got 0",
+        ),
+        (["classifier", "--data", "{digits}", "--audio", "--out", "{out}.safetensors", "--seconds", "0"], "got 0.0"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -248,7 +254,8 @@ def test_the_page_in_the_browser_plays_what_is_shown(digits: Path, run: Path, tm
         panels = looks.panels(session, "mine", threshold)
         for side, picture in (("kept", panels.kept), ("removed", panels.removed)):
             played, rate = soundfile.read(io.BytesIO(sounds[side]), dtype="float32")
-            expected = hearing.sound(picture[:1], hearing.hear(wave))
+            magnitudes = hearing.loudest * (picture[:1] * math.log(1001)).expm1() / 1000  # as they are drawn
+            expected = hearing.sound(hearing.pictures(magnitudes[None].flip(-2))[0], hearing.hear(wave))
             assert rate == 2000 and np.allclose(played, expected.numpy(), atol=1e-5)
     write_bundle(tmp_path / "all.zip", looks, session, ["mine"], opacity=0.8, threshold=0.5)
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
@@ -316,4 +323,4 @@ def test_runs_that_hear_in_two_ways_are_not_measured_as_one(
     assert "linear hears" in capsys.readouterr().err
     assert main([*arguments, "--domain", "linear"]) == 0
     assert "lmac was trained on spectrograms of the log domain" in capsys.readouterr().err
-    assert "drawn by the logarithm of magnitudes" in (tmp_path / "page" / "index.html").read_text()
+    assert "drawn by the logarithm of magnitudes, over 60 dB" in (tmp_path / "page" / "index.html").read_text()

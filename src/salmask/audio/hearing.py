@@ -31,7 +31,7 @@ from salmask.audio.sounds import read_sound
 from salmask.data.rasters import Held
 from salmask.data.sample import Sample, SampleTransform
 
-__all__ = ["DOMAINS", "Heard", "Hearing", "Shifted"]
+__all__ = ["DOMAINS", "SHOWN", "Heard", "Hearing", "Shifted"]
 
 Wave = Float[Tensor, " samples"]
 Spectrograms = Float[Tensor, "batch 1 bins frames"]
@@ -55,6 +55,10 @@ DOMAINS: Mapping[str, _Domain] = MappingProxyType(
 )
 """Domains in which masks multiply."""
 
+SHOWN = "drawn by the logarithm of magnitudes, over 60 dB"
+"""What captions say of `Hearing.shown`."""
+
+_RANGE = 1000  # 60 dB
 _WINDOWS = MappingProxyType({"hamming": torch.hamming_window, "hann": torch.hann_window})
 
 
@@ -116,7 +120,7 @@ class Hearing:
         n_fft: windows of so many samples instead, as long as the transform.
         """
         window = round(sample_rate * 372 / 16_000) if n_fft is None else n_fft
-        transform = 2 ** math.ceil(math.log2(2 * window)) if n_fft is None else n_fft
+        transform = 2 ** math.ceil(math.log2(max(1, 2 * window))) if n_fft is None else n_fft
         return cls(sample_rate, seconds, n_fft=transform, window=window, hop=window // 2)
 
     @property
@@ -190,17 +194,14 @@ class Hearing:
         return DOMAINS[self.domain].forth(magnitudes, self.loudest).clamp(0, 1).flip(-2)
 
     def shown(self, pictures: Tensor) -> Tensor:
-        """Return pictures (B, C, F, T) as they are looked at: by the logarithm of magnitudes, also of linear ones.
+        """Return pictures (B, C, F, T) as people look at them, alike in either domain: in [0, 1], over some 60 dB.
 
-        Of those, all but the loudest would be black.
+            log(1 + 1000 abs X / S) / log(1 + 1000)
+
+        By their own values all but the loudest of a sound is dark, and of a linear domain black.
         """
-        log, most = DOMAINS["log"].forth, self.loudest
-        return pictures if self.domain == "log" else log(DOMAINS[self.domain].back(pictures.clamp_min(0), most), most)
-
-    @property
-    def shown_as(self) -> str:
-        """What is to be said of pictures that are not shown by their own values; "" of others."""
-        return "" if self.domain == "log" else "drawn by the logarithm of magnitudes"
+        magnitudes = DOMAINS[self.domain].back(pictures.clamp_min(0), self.loudest)
+        return (_RANGE * magnitudes / self.loudest).log1p() / math.log1p(_RANGE)
 
     def magnitudes(self, pictures: Tensor) -> Spectrograms:
         """Return pictures as magnitudes, lowest frequency first; differentiable, and the inverse of `pictures`.

@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 Wave = Float[Tensor, " samples"]
+_MOST = 200.0  # decibels: far beyond what float32 samples hold of the quieter part
 Ratios = tuple[float, float]
 """Lowest and highest ratio in decibels, between which one is drawn."""
 
@@ -82,7 +83,7 @@ def mix(sound: Wave, other: Float[Tensor, " others"], ratio: float) -> Mixture:
     if not len(sound) or not len(other):
         raise ValueError("expected two sounds of at least one sample to mix")
     other = other.repeat(-(-len(sound) // len(other)))[: len(sound)]
-    first, second = (part / part.norm() if bool(part.any()) else part for part in (sound, other))
+    first, second = (part / float(part.double().norm()) if bool(part.any()) else part for part in (sound, other))
     second = second * 10 ** (-ratio / 20)
     gain = 1 / max(1.0, float((first + second).abs().max()))
     return Mixture((first + second) * gain, first * gain, second * gain)
@@ -264,7 +265,7 @@ def _read_ratios(text: str) -> Ratios | None:
         ratios = float(low), float(high if dots else low)
     except ValueError:
         return None
-    return ratios if math.isfinite(ratios[0]) and math.isfinite(ratios[1]) and ratios[0] <= ratios[1] else None
+    return ratios if -_MOST <= ratios[0] <= ratios[1] <= _MOST else None
 
 
 def ideal_mask(part: Wave, heard: Heard, hearing: Hearing) -> Float[Tensor, "1 bins frames"]:

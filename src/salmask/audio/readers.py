@@ -85,7 +85,7 @@ class Sounds(ListedPictures):
     ) -> None:
         if not files:
             raise ValueError(f"no sounds in {root}: expected files such as {', '.join(SUFFIXES)}")
-        super().__init__(root, transform=None, read=hearing.reader())
+        super().__init__(root, transform=None, read=hearing.reader(), noun="sounds")
         self.hearing, self._silent = hearing, False
         labels = sorted({label for _, label in files if label is not None})
         self.classes = pin_classes(labels, classes, where=root)
@@ -124,7 +124,7 @@ def survey(spec: str, split: str, *, skip_broken: bool = False) -> tuple[int, fl
     for name, _ in _READERS[layout](root, split):
         try:
             lengths.append(sound_header(root / name))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if not skip_broken:
                 raise
             broken = error

@@ -59,13 +59,17 @@ class _SoundFile(Protocol):
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound as it was read. clipped: share of its samples at full scale, where that is much, else 0."""
+    """A sound as it was read. clipped: share of its samples at full scale, where that is much, else 0.
+
+    cancelled: the mean of its channels is less than a thousandth of what they hold, as of opposite ones.
+    """
 
     wave: Float[Tensor, " samples"]
     sample_rate: int
     channels: int
     seconds: float
     clipped: float
+    cancelled: bool = False
 
     @property
     def silent(self) -> bool:
@@ -124,6 +128,7 @@ def read_sound(
         raise ValueError(f"{path} holds samples that are NaN or infinite: repair or remove the file")
     full = float((np.abs(stored) >= _FULL).mean())
     wave = stored.mean(1)
+    cancelled = bool(np.abs(wave).max() < 1e-3 * np.abs(stored).max())
     if sample_rate is not None and rate != sample_rate:
         from scipy.signal import resample_poly  # takes longer to import than most files to read
 
@@ -138,7 +143,8 @@ def read_sound(
     if not np.isfinite(samples).all():
         raise ValueError(f"{path} holds samples of up to {np.abs(wave).max():.3g}: scale them to [-1, 1]")
     samples[np.abs(samples) < np.finfo(np.float32).tiny] = 0  # what is smaller cannot be scaled up
-    return Recording(torch.from_numpy(samples), target, stored.shape[1], length, full if full > _CLIPPED else 0.0)
+    clipped = full if full > _CLIPPED else 0.0
+    return Recording(torch.from_numpy(samples), target, stored.shape[1], length, clipped, cancelled)
 
 
 @contextmanager

@@ -148,7 +148,8 @@ class ClassifierCommand(Command, DataOptions):
 
         name = (self.network or "audio:cnn14-w16-d4-m40").removeprefix("audio:")
         rate, seconds = survey(self.data, "train", skip_broken=self.skip_broken)
-        hearing = Hearing.at(self.sample_rate or rate, self.seconds or seconds, n_fft=self.n_fft)
+        rate = rate if self.sample_rate is None else self.sample_rate
+        hearing = Hearing.at(rate, seconds if self.seconds is None else self.seconds, n_fft=self.n_fft)
         classes = tuple(open_sounds(self.data, "train", hearing).classes)
         if len(classes) < 2:
             raise ValueError(f"a classifier tells at least two classes apart, {self.data} has {len(classes)}")

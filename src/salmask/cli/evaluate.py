@@ -157,5 +157,6 @@ class EvaluateCommand(Command, DataOptions, ProcessOptions):
 
 
 def _about_sounds(heard: "Listening", mix: tuple[str, ...]) -> JSON:
-    hearing = heard.sounds.hearing
-    return {"heard": str(hearing), "shown as": hearing.shown_as or None, "mixed with": " ".join(mix) or None}
+    from salmask.audio.hearing import SHOWN
+
+    return {"heard": str(heard.sounds.hearing), "shown as": SHOWN, "mixed with": " ".join(mix) or None}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from salmask.audio.hearing import Hearing
+from salmask.audio.hearing import SHOWN, Hearing
 from salmask.audio.sounds import Recording, read_sound, sounds_in, write_sound
 from salmask.cli.explain_files import (
     ExplainedFile,
@@ -70,8 +70,7 @@ def explain_sounds(
         explanation = explainer(loaded.classifier, images, chosen)
         scaled = on_scale(explanation, shown.normalize)
         (panels,) = played_panels(loaded, images, scaled.masks, explanation, top=shown.top, names=names)
-        note = f", {hearing.shown_as}" if hearing.shown_as else ""
-        write_png(out, stem, figure_of(panels, title_of(path.name, name, explanation, names, lost=note)))
+        write_png(out, stem, figure_of(panels, title_of(path.name, name, explanation, names, lost=f", {SHOWN}")))
         replace_file(out / f"{stem}.npy", partial(save_array, explanation.masks[0, 0]))
         infill, masks = MeanColour.of(loaded.classifier), scaled.masks.float()
         for side, play in (("kept", keep), ("removed", remove)):
@@ -93,9 +92,14 @@ def _readable(files: Sequence[Path], hearing: Hearing, *, skip_broken: bool) -> 
                 raise
             warnings.warn(f"left out: {error}", stacklevel=3)
             continue
-        if recording.silent:
-            how = " once its channels are averaged" if recording.channels > 1 else ""
-            warnings.warn(f"{path.name} is silent{how}: what is explained is a decision on silence", stacklevel=3)
+        if recording.cancelled:
+            warnings.warn(
+                f"the channels of {path.name} cancel each other where they are averaged: what is explained is a "
+                "decision on what is left; give one channel",
+                stacklevel=3,
+            )
+        elif recording.silent:
+            warnings.warn(f"{path.name} is silent: what is explained is a decision on silence", stacklevel=3)
         if recording.clipped:
             warnings.warn(
                 f"{path.name} is clipped: {recording.clipped:.0%} of its samples are at full scale", stacklevel=3

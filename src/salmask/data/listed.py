@@ -26,11 +26,13 @@ ReadImage = Callable[[PictureFile], Tensor]
 class ListedPictures(Dataset[Sample]):
     """Files below a root, by their paths from there: a reader lists `ids`, `targets` and `classes`, and makes `sample`.
 
-    transform: applied to every sample. read: decodes a file.
+    transform: applied to every sample. read: decodes a file. noun: what warnings call the files.
     """
 
-    def __init__(self, root: str | Path, *, transform: SampleTransform | None, read: ReadImage) -> None:
-        self.root, self.transform, self.read = Path(root), transform, read
+    def __init__(
+        self, root: str | Path, *, transform: SampleTransform | None, read: ReadImage, noun: str = "pictures"
+    ) -> None:
+        self.root, self.transform, self.read, self.noun = Path(root), transform, read, noun
         self.classes: list[str] = []
         self.targets: list[int] = []
         self.ids: list[str] = []
@@ -71,12 +73,12 @@ class ListedPictures(Dataset[Sample]):
             names = ", ".join([*reasons][:5]) + (" ..." if len(reasons) > 5 else "")
             first = next(iter(reasons.values()))
             warnings.warn(
-                f"{len(reasons)} of {len(self.ids)} pictures cannot be read and are left out: {names} (the first: "
+                f"{len(reasons)} of {len(self.ids)} {self.noun} cannot be read and are left out: {names} (the first: "
                 f"{first})",
                 stacklevel=4,
             )
         if len(reasons) == len(self.ids):
-            raise ValueError(f"none of the {len(self.ids)} pictures in {self.root} can be decoded")
+            raise ValueError(f"none of the {len(self.ids)} {self.noun} in {self.root} can be decoded")
         kept = [index for index, name in enumerate(self.ids) if name not in reasons]
         self.ids, self.targets = [self.ids[index] for index in kept], [self.targets[index] for index in kept]
 

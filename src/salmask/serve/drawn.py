@@ -14,6 +14,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
+from salmask.audio.hearing import SHOWN
 from salmask.data.sight import Part
 from salmask.evaluation.panels import Panels
 from salmask.report.pictures import overlay, to_uint8
@@ -95,8 +96,7 @@ def _seen_of(looks: Looks, session: Visit) -> tuple[ndarray, str]:
     look = session.look
     height, width = look.size
     if look.wave is not None and looks.hearing is not None:
-        note = f"; {looks.hearing.shown_as}" if looks.hearing.shown_as else ""
-        return to_uint8(look.whole), f"{len(look.wave) / looks.hearing.sample_rate:.2f} seconds are heard{note}"
+        return to_uint8(look.whole), f"{len(look.wave) / looks.hearing.sample_rate:.2f} seconds are heard; {SHOWN}"
     part, cut = looks.base.sight.part(height, width), looks.base.sight.cut(height, width)
     note = f"; the network does not see {cut:.0%} of it, outside the frame" if cut >= 0.005 else ""
     return _framed(to_uint8(look.whole), part, look.size), f"{width}&times;{height} pixels{note}"
