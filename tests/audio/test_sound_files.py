@@ -150,7 +150,7 @@ def test_sounds_are_a_data_set_as_pictures_are(tmp_path: Path) -> None:
 def test_broken_sounds_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
     root = _digits(tmp_path)
     (root / "1_ann_1.wav").write_text("broken")
-    with pytest.warns(UserWarning, match=r"1 of 5 pictures cannot be read.*1_ann_1"):
+    with pytest.warns(UserWarning, match=r"1 of 5 sounds cannot be read.*1_ann_1"):
         assert len(open_sounds(str(root), "train", HEARING, skip_broken=True)) == 4
     with pytest.raises(ValueError, match="1_ann_1"):
         [open_sounds(str(root), "train", HEARING)[k] for k in range(5)]
