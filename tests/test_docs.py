@@ -14,6 +14,7 @@ import yaml
 
 import salmask
 from salmask.explain import EXPLAINERS
+from salmask.explain.knobs import Checked
 from salmask.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,8 +100,8 @@ def test_every_explainer_and_metric_is_on_its_page_of_the_api() -> None:
 
 
 def _home(made: object) -> str:
-    while isinstance(made, partial):
-        made = made.func
+    while isinstance(made, partial | Checked):
+        made = made.func if isinstance(made, partial) else made.build
     return made.__module__
 
 

@@ -10,10 +10,12 @@ They build nothing of their own: each puts together what the commands of the sam
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from salmask.audio.front import fronts_of
 from salmask.audio.mixtures import Mixed
 from salmask.audio.readers import Sounds
 from salmask.classifier import Classifier
+from salmask.classifier.inputs import check_tensor
 from salmask.data import Labelled, Subset, open_data
 from salmask.data.flat import UNLABELLED, FlatFolder, is_flat
 from salmask.data.labels import LabelCases
@@ -29,9 +32,9 @@ from salmask.data.tensors import TensorPictures
 from salmask.evaluation.decisions import decided
 from salmask.evaluation.evaluate import compare
 from salmask.evaluation.explained import Rules
-from salmask.explain.base import Explainer, Explanation, explainer_of
+from salmask.explain.base import Explainer, Explanation, as_targets, explainer_of
 from salmask.explain.learned import Learned
-from salmask.files import Facts
+from salmask.files import Facts, Maybe, Within, plain_arguments
 from salmask.masker import Masker
 from salmask.metrics import Metric
 from salmask.rows.read import ROWS, read_lines
@@ -80,6 +83,11 @@ def train(
 
     Errors: ValueError for what does not fit, naming what was expected and the remedy.
     """
+    if not isinstance(recipe, str | Recipe):
+        raise ValueError(f"expected a recipe by name, or a Recipe, got {recipe!r}"[:200])
+    if not isinstance(infill, str) and not callable(infill):
+        raise ValueError(f"expected an infill by name, or one such as Blur(20), got {infill!r}"[:200])
+    plain_arguments("train", {"steps": Maybe(Within(1, 10**9)), "resume": bool}, steps=steps, resume=resume)
     own_recipe = recipe if isinstance(recipe, Recipe) else None
     named = {"infill": infill} if isinstance(infill, str) else {}
     target = {"target": "predicted" if targets is None else "label"}
@@ -91,8 +99,6 @@ def train(
     dataset = chosen_data(variant.data, dataset, training.seed)
     training = replace(training, batch_size=min(training.batch_size, len(dataset)))
     if steps is not None:
-        if steps < 1:
-            raise ValueError(f"steps is at least 1, got {steps}")
         training = replace(training, epochs=steps * training.batch_size / len(dataset))
     recipe = own_recipe or build_recipe(variant.learns)
     if not recipe.spares_classifier:
@@ -138,8 +144,8 @@ def explain(
     images: (N, C, H, W) in [0, 1]. explainer: a masker, the folder of a run, a name with settings such as
     "rise:masks=500", or any explainer. seed: of an explainer that draws.
     """
-    if targets is not None:
-        targets = torch.as_tensor(targets)
+    check_tensor(images)
+    targets = None if targets is None else as_targets(targets)
     return _explainer(explainer, classifier, seed=seed)(classifier, images.to(classifier.device), targets)
 
 
@@ -194,7 +200,9 @@ def evaluate(
     metrics: names as in docs/metrics.md, or metrics of your own.
     out: folder for rows, tables and the page; nothing is left behind where not given.
     """
-    table = explainers if isinstance(explainers, Mapping) else {name: name for name in explainers}
+    given = plain_arguments("evaluate", _EVALUATED, batch_size=batch_size, seed=seed)
+    batch_size, seed = given["batch_size"], given["seed"]
+    table = _named(explainers)
     sight = _view(pictures, classifier, image_size)
     dataset = _data_set(pictures, "val")
     if targets is None and (isinstance(pictures, Tensor) or UNLABELLED in dataset.targets):
@@ -203,7 +211,7 @@ def evaluate(
         dataset = _under(classifier, dataset, dataset.targets if targets is None else targets)
     loaded = Loaded(classifier, "", sight, tuple(dataset.classes))
     measured: dict[str, Metric] = {}
-    for metric in metrics:
+    for metric in _listed_metrics(metrics):
         measured |= {metric.name: metric} if isinstance(metric, Metric) else load_metrics([metric])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
@@ -232,7 +240,30 @@ def _settings(given: Facts) -> tuple[Settings, Variant]:
     return training, Variant.of(**{name: value for name, value in given.items() if name not in own})
 
 
+_EVALUATED = {"batch_size": Within(1, 65_536), "seed": Within(0, 2**31 - 1)}
+
+
+def _named(explainers: Mapping[str, Explaining] | Sequence[str]) -> Mapping[str, Explaining]:
+    """Return explainers by name. Errors: ValueError for what has no names."""
+    names = explainers if isinstance(explainers, Mapping | list | tuple) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'expected explainers as {{"name": explainer}} or ["gradcam", ...], got {explainers!r}'[:300])
+    return explainers if isinstance(explainers, Mapping) else {name: name for name in explainers}
+
+
+def _listed_metrics(metrics: Sequence[str | Metric]) -> Sequence[str | Metric]:
+    """Return metrics as they are. Errors: ValueError for what is neither a name nor a Metric."""
+    if not isinstance(metrics, list | tuple) or not all(isinstance(metric, str | Metric) for metric in metrics):
+        raise ValueError(f'expected metrics by name, such as ["insertion"], or as Metric, got {metrics!r}'[:300])
+    return metrics
+
+
 def _data_set(pictures: Pictures, split: str) -> Labelled:
+    if not isinstance(pictures, Tensor | str | Path | Labelled) or isinstance(pictures, list | tuple):
+        raise ValueError(
+            f"expected pictures as a tensor (N, C, H, W) in [0, 1], a folder or a data set of salmask.data, got "
+            f"{type(pictures).__name__}"
+        )
     if isinstance(pictures, Tensor):
         return TensorPictures(pictures)
     if isinstance(pictures, str | Path):
@@ -253,7 +284,7 @@ def _view(pictures: Pictures, classifier: Classifier, image_size: int | None) ->
                 "classifier's own hearing, or load the classifier with this one (domain=)"
             )
         return pictures.hearing
-    return Sight(image_size or classifier.image_size)
+    return Sight(classifier.image_size if image_size is None else image_size)
 
 
 def _under(classifier: Classifier, dataset: Labelled, targets: Labels) -> Labelled:
@@ -276,6 +307,12 @@ def _under(classifier: Classifier, dataset: Labelled, targets: Labels) -> Labell
 
 def _listed(classifier: Classifier, targets: Labels) -> list[list[int]]:
     """Return the labels of each picture. Errors: ValueError for several of a classifier of exclusive classes."""
+    rows = targets.tolist() if isinstance(targets, np.ndarray | Tensor) else targets
+    if not isinstance(rows, Sequence) or isinstance(rows, str) or not all(map(_is_label, rows)):
+        raise ValueError(
+            "expected a target for each picture, a class index or a list of them, got "
+            f"{type(targets).__name__} {targets!r}"[:200]
+        )
     if isinstance(targets, Tensor) and targets.ndim == 2:
         if targets.shape[1] != classifier.num_classes or not bool(((targets == 0) | (targets == 1)).all()):
             raise ValueError(
@@ -290,6 +327,11 @@ def _listed(classifier: Classifier, targets: Labels) -> list[list[int]]:
             "expected one target a picture, got several: say that labels are independent with outputs='multilabel'"
         )
     return listed
+
+
+def _is_label(target: object) -> bool:
+    several = target if isinstance(target, list | tuple) else [target]
+    return all(isinstance(one, Integral) or (isinstance(one, Tensor) and one.numel() == 1) for one in several)
 
 
 def _classes(classifier: Classifier, dataset: Labelled) -> list[str]:

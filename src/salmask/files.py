@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from filelock import FileLock, Timeout
 
@@ -44,6 +44,7 @@ __all__ = [
     "check_shape",
     "in_use",
     "parse_json",
+    "plain_arguments",
     "read_json",
     "regular_file",
     "replace_file",
@@ -248,6 +249,33 @@ def check_shape(where: str, value: object, shape: Shape, *, remedy: str) -> None
     if problem := _problem("", value, shape):
         field, expected, got = problem
         raise ValueError(f"{where}{', ' + field if field else ''}: expected {expected}, got {_short(got)}: {remedy}")
+
+
+def plain_arguments(of: str, shape: Facts, **given: object) -> JSON:
+    """Return arguments by name as JSON has them: numbers of arrays as Python's, sequences and arrays as lists.
+
+    of: whose arguments they are. Errors: ValueError naming the first one that is not of its shape.
+    """
+    plain = {name: _plain(value) for name, value in given.items()}
+    if problem := _problem("", plain, shape):
+        field, expected, got = problem
+        raise ValueError(f"{field} of {of}: expected {expected}, got {_short(got)}")
+    return plain
+
+
+@runtime_checkable
+class _Array(Protocol):
+    def tolist(self) -> Any:
+        """Return the values as Python's numbers, in lists."""
+        ...
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, _Array):
+        return value.tolist()
+    if isinstance(value, list | tuple | range):
+        return [_plain(one) for one in value]
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def _problem(field: str, value: object, shape: Shape) -> Problem | None:

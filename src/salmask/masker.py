@@ -31,7 +31,7 @@ from salmask.classifier.weights import (
     load_module,
     read_config,
 )
-from salmask.files import JSON, Facts, Maybe, Several, Within, Word
+from salmask.files import JSON, Facts, Maybe, Several, Within, Word, plain_arguments
 from salmask.types import FeatureMap, Masks
 
 __all__ = ["HEADS", "Concrete", "Masker", "Sigmoid"]
@@ -105,7 +105,7 @@ _SIZE = Within(1, 1_000_000)
 _OPTIONS = ("temperature", "hard", "learnable")  # of a head
 _CONFIG = {
     "channels": Several(_SIZE, 1, 64),
-    "strides": Several(_SIZE, 1, 64),
+    "strides": Several(Within(0, 1_000_000), 1, 64),  # 0 of a map that is finer than the picture
     "layers": Several(Within(-64, 63), 1, 64),
     "width": _SIZE,
     "stride": Within(1, 4096),
@@ -119,6 +119,10 @@ _CONFIG = {
     "hard?": bool,
     "learnable?": bool,
 }
+
+
+_GIVEN = {**_CONFIG, "channels": Several(_SIZE, 0, 64), "strides": [Within(0, 1_000_000)], "masks": _CONFIG["masks?"]}
+_GIVEN["layers"] = Maybe(Several(Within(-64, 63), 0, 64))
 
 
 class Masker(nn.Module, OnHub):
@@ -154,14 +158,17 @@ class Masker(nn.Module, OnHub):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if masks < 1:
-            raise ValueError(f"a masker makes at least one mask a picture, got {masks}")
-        self.masks = masks
-        self.channels, self.strides = tuple(channels), tuple(strides)
-        self.layers = _resolve(layers, len(self.channels))
-        if upsample not in ("nearest", "bilinear"):
-            raise ValueError(f"upsample is 'nearest' or 'bilinear', got {upsample!r}")
-        self.width, self.stride, self.upsample_mode = width, stride, upsample
+        named = {"channels": channels, "strides": strides, "layers": layers, "width": width, "stride": stride}
+        named |= {"upsample": upsample, "area_condition": area_condition, "classes": classes, "masks": masks}
+        given = plain_arguments("a Masker", {name: _GIVEN[name] for name in named}, **named)
+        self.channels, self.strides = tuple(given["channels"]), tuple(given["strides"])
+        if len(self.channels) != len(self.strides):
+            raise ValueError(f"expected channels and strides of the same maps, got {self.channels} and {self.strides}")
+        if head is not None and not isinstance(head, nn.Module):
+            raise ValueError(f"expected a head such as Sigmoid() or Concrete(...), got {head!r}")
+        self.layers = _resolve(given["layers"], len(self.channels))
+        self.masks, classes = given["masks"], given["classes"]
+        self.width, self.stride, self.upsample_mode = given["width"], given["stride"], upsample
         self.area_condition, self.classes, self.classifier = area_condition, classes, classifier
         self._build(int(area_condition) + (CLASS_CHANNELS if classes else 0))
         if self.final.out_channels != masks:

@@ -12,7 +12,9 @@ Infills that draw random numbers (`Draws`) hold the generator that they were giv
 Where the same pictures are hidden many times over, `prepare` does once what need not be done at every call.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.arguments import by_channel
+from salmask.classifier.inputs import check_images, check_tensor
+from salmask.files import Within, plain_arguments
 from salmask.types import Draws, Images, Infill, Masks, Prepared, Prepares
 
 __all__ = [
@@ -44,22 +49,47 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 def keep(images: Images, masks: Tensor, infill: Infill) -> Images:
     """Return the kept picture m * x + (1 - m) * g(x, 1 - m); gradients flow to the mask and, if asked, to x."""
-    _check_masks(images, masks)
-    return torch.lerp(infill(images, 1 - masks).to(images.dtype).expand_as(images), images, masks)
+    masks = _fitting(images, masks)
+    return torch.lerp(_filling(infill, images, 1 - masks), images, masks)
 
 
 def remove(images: Images, masks: Tensor, infill: Infill) -> Images:
     """Return the removed picture, keep(x, 1 - m)."""
-    _check_masks(images, masks)
-    return keep(images, 1 - masks, infill)
+    return keep(images, 1 - _fitting(images, masks), infill)
 
 
-def _check_masks(images: Tensor, masks: Tensor) -> None:  # by name and with a remedy: so masks are not typed above
+def _fitting(images: Tensor, masks: Tensor) -> Tensor:  # by name and with a remedy: so masks are not typed above
+    """Return masks in the type of the images, those of true and false as 1 and 0. Errors: ValueError for others."""
+    for name, given in (("images (B, C, H, W)", images), ("masks (B, 1, H, W)", masks)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"expected {name} as a tensor, got {type(given).__name__}")
+    if masks.dtype != torch.bool and not masks.is_floating_point():
+        raise ValueError(f"expected masks in [0, 1], or of true and false, got {masks.dtype}: divide bytes by 255")
     if masks.shape not in ((images.shape[0], 1, *images.shape[-2:]), images.shape):  # one for all channels, or one each
         raise ValueError(
             f"masks of shape {tuple(masks.shape)} do not fit images of shape {tuple(images.shape)}: "
             f"expected ({images.shape[0]}, 1, {images.shape[-2]}, {images.shape[-1]}); resize the masks first"
         )
+    return masks.to(images.dtype)
+
+
+def _filling(infill: Infill, images: Tensor, holes: Tensor) -> Tensor:
+    """Return what an infill makes, at the images' shape. Errors: ValueError for what gives no colours of them."""
+    usable = callable(infill) and not isinstance(infill, type)
+    filling = infill(images, holes) if usable else None
+    if not isinstance(filling, Tensor):
+        got = f"{infill!r}, which returns {type(filling).__name__}" if usable else " ".join(repr(infill).split())
+        raise ValueError(
+            "expected an infill, such as MeanColour() or Blur(20), or a function of images and holes that returns "
+            f"colours as a tensor, got {got[:200]}"
+        )
+    try:
+        return filling.to(images.dtype).expand_as(images)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the infill returns colours {tuple(filling.shape)} for images {tuple(images.shape)}: expected what "
+            "broadcasts to the images, such as (1, C, 1, 1)"
+        ) from error
 
 
 def prepare(infill: Infill, images: Images, *, seed: int = 0, draws: int | None = None) -> Prepared:
@@ -136,10 +166,10 @@ class _Shared:
 class MeanColour:
     """One constant colour; with the classifier's mean this is the paper's zero fill (Phang et al., 2020).
 
-    colour: one value a channel, in [0, 1], or one for all of them; (0,) is black, as in Opti-CAM's scores.
+    colour: one value a channel, in [0, 1], or one for all of them; 0 is black, as in Opti-CAM's scores.
     """
 
-    colour: tuple[float, ...] = IMAGENET_MEAN
+    colour: float | tuple[float, ...] = IMAGENET_MEAN
 
     @classmethod
     def of(cls, classifier: Classifier) -> "MeanColour":
@@ -164,6 +194,9 @@ class Blur:
     at: int = 224
     border: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        _check_positive("a Blur", sigma=self.sigma, at=self.at)
+
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return the blurred pictures; the holes are not looked at."""
         sigma = self.sigma * min(images.shape[-2:]) / self.at
@@ -176,6 +209,10 @@ class Blur:
     def prepare(self, images: Images) -> Prepared:
         """Blur once."""
         return _Still.of(self, images)
+
+
+def _check_positive(of: str, **given: object) -> None:
+    plain_arguments(of, dict.fromkeys(given, Within(1e-3, 1e6, whole=False)), **given)
 
 
 def _gaussian_matrix(side: int, sigma: float, like: Tensor, *, mirror: bool) -> Float[Tensor, "side side"]:
@@ -199,6 +236,9 @@ class Noise:
 
     generator: Generator
 
+    def __post_init__(self) -> None:
+        _check_generator(self.generator)
+
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return pictures of noise."""
         return _random(self.generator, images.shape, images)
@@ -213,6 +253,9 @@ class RandomColour:
     """One uniformly drawn colour an image, drawn anew at each call (Dabkowski & Gal, 2017)."""
 
     generator: Generator
+
+    def __post_init__(self) -> None:
+        _check_generator(self.generator)
 
     def __call__(self, images: Images, holes: Masks) -> Float[Tensor, "batch channels 1 1"]:
         """Return a colour for each image."""
@@ -234,8 +277,11 @@ class Bank:
     generator: Generator
 
     def __post_init__(self) -> None:
+        check_tensor(self.bank)
         if self.bank.ndim != 4 or not len(self.bank):
             raise ValueError(f"a bank holds images (N, C, H, W) with N >= 1, got {tuple(self.bank.shape)}")
+        check_images(self.bank, self.bank.shape[1])
+        _check_generator(self.generator)
 
     def __call__(self, images: Images, holes: Masks) -> Images:
         """Return one picture of the bank for each image."""
@@ -283,7 +329,13 @@ class Remasked:
         return self.infill(images, holes) + (1 - holes) * (colour - images)
 
 
-def _colour_of(colour: tuple[float, ...], images: Images) -> Tensor:
+def _check_generator(generator: object) -> None:
+    if not isinstance(generator, Generator):
+        raise ValueError(f"expected a torch.Generator to draw from, got {type(generator).__name__}")
+
+
+def _colour_of(colour: float | Sequence[float], images: Images) -> Tensor:
+    colour = [float(colour)] if isinstance(colour, Real) else by_channel("a colour", colour)
     if len(colour) not in (1, images.shape[1]):
         raise ValueError(
             f"a colour of {len(colour)} values does not fit pictures of {images.shape[1]} channels: give one value a "
@@ -343,6 +395,7 @@ class BlurPyramid:
     at: int = 224
 
     def __post_init__(self) -> None:
+        _check_positive("a BlurPyramid", sigma=self.sigma, at=self.at)
         if self.levels < 2:
             raise ValueError(f"a pyramid has at least 2 levels, got {self.levels}")
 

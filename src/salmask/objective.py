@@ -7,6 +7,8 @@ The trainer takes the mean over the batch. The terms are in `terms`, the outcome
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -64,8 +66,15 @@ class Objective:
     sides: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.terms:
-            raise ValueError("an objective needs at least one term")
+        if not isinstance(self.terms, Mapping) or not self.terms:
+            raise ValueError(
+                f"an objective needs at least one term, as {{name: (weight, term)}}, got {self.terms!r}"[:200]
+            )
+        for name, pair in self.terms.items():
+            if not (isinstance(pair, tuple | list) and len(pair) == 2 and _is_weight(pair[0]) and callable(pair[1])):
+                raise ValueError(
+                    f"expected (weight, term) of a finite number and a function for {name!r}, got {pair!r}"
+                )
         object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
         both = frozenset({KEPT, REMOVED})
         sides = frozenset().union(*(getattr(term, "sides", both) for _, term in self.terms.values()))
@@ -74,6 +83,10 @@ class Objective:
     def __call__(self, outcome: Outcome) -> ObjectiveValue:
         """Return the total per image and every term by name."""
         values = {name: term(outcome) for name, (_, term) in self.terms.items()}
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != (len(outcome.masks),):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"the term {name!r} gives {got}: expected one value an image, ({len(outcome.masks)},)")
         total = torch.stack([self.terms[name][0] * value for name, value in values.items()]).sum(0)
         return ObjectiveValue(total, values)
 
@@ -83,6 +96,10 @@ class Objective:
         if unknown:
             raise ValueError(f"no term {sorted(unknown)[0]!r}; the objective has {', '.join(self.terms)}")
         return Objective({name: (weights.get(name, w), term) for name, (w, term) in self.terms.items()})
+
+
+def _is_weight(weight: object) -> bool:
+    return isinstance(weight, Tensor) or (isinstance(weight, Real) and isfinite(weight))
 
 
 def two_sided(*, area_in: float = 1.0, area_out: float = 10.0, tv: float = 0.001) -> Objective:

@@ -114,6 +114,9 @@ def play(
     view: what is done to the two pictures before they are shown, such as a jitter; None: nothing.
     """
     images, spread = classifier.stacked(images), classifier.spread(masks)
+    if not isinstance(targets, Tensor) or targets.shape != (len(images),) or targets.is_floating_point():
+        got = f"{tuple(targets.shape)} {targets.dtype}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise ValueError(f"expected targets as a tensor ({len(images)},) of class indices, got {got}")
     if clean is None:
         with torch.no_grad():
             clean = classifier.logits(images)

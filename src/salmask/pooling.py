@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from salmask.classifier import Classifier
 from salmask.classifier.neck import Neck, Reheaded, find_neck, options_of, rebuilt
 from salmask.classifier.weights import load_module, read_config, save_module, saved_in
-from salmask.files import JSON, Maybe, Several, Within, Word
+from salmask.files import JSON, Maybe, Several, Within, Word, plain_arguments
 from salmask.types import Images, Logits
 
 __all__ = ["BEGINNINGS", "Attended", "Pooled", "QueryStream", "read_stream"]
@@ -35,6 +35,7 @@ __all__ = ["BEGINNINGS", "Attended", "Pooled", "QueryStream", "read_stream"]
 LEAST_STRIDE = 4  # of the stages that are read unless some are named: the source's first map is that after the stem
 
 BEGINNINGS = ("source", "average")
+_SIZES = {"channels": [Within(1, 1_000_000)], "width": Within(1, 1_000_000)}
 StageMap = Float[Tensor, "_ _ _ _"]  # of one picture where only later stages have many
 
 
@@ -77,6 +78,8 @@ class QueryStream(nn.Module):
         super().__init__()
         if begin not in BEGINNINGS:
             raise ValueError(f"a stream begins as one of {', '.join(BEGINNINGS)}, got {begin!r}")
+        given = plain_arguments("a QueryStream", _SIZES, channels=channels, width=width)
+        channels, width = given["channels"], given["width"]
         if not channels:
             raise ValueError("a stream attends to one stage at least, got none: name layers of the network")
         self.channels, self.width = tuple(channels), width

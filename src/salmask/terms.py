@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from salmask.classifier import Classifier
 from salmask.classifier.scores import ClassScore, log_probability, margin, probability
+from salmask.files import Within, plain_arguments
 from salmask.outcome import (
     BOTH_SIDES,
     IMAGES_PER_PASS,
@@ -174,7 +175,12 @@ def area(outcome: Outcome) -> Values:
 
 
 def area_to(target: float | Tensor, *, power: float = 1.0) -> Term:
-    """abs(mean m - target)^power; target: a number or one per image, in [0, 1]."""
+    """abs(mean m - target)^power; target: a number or one per image, in [0, 1].
+
+    Errors: ValueError for a number outside.
+    """
+    if not isinstance(target, Tensor):
+        plain_arguments("area_to", {"target": Within(0, 1, whole=False)}, target=target)
 
     @reads()
     def term(outcome: Outcome) -> Values:

@@ -25,8 +25,8 @@ class Stages(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.before = before
-        self.fine, self.coarse = nn.Conv2d(3, 6, 4, 4), nn.Conv2d(6, 8, 3, 2, padding)
-        self.head = nn.Linear(8, 3)
+        self.fine, self.coarse = nn.Conv2d(3, 6, 4, 4), nn.Conv2d(6, 10, 3, 2, padding)
+        self.head = nn.Linear(10, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.coarse(self.fine(self.before(x))).relu().mean((2, 3)))
@@ -100,6 +100,43 @@ def test_a_part_of_a_fixed_size_is_seen_at_larger_pictures(image_size) -> None:
     with pytest.raises(ValueError, match="does not see the whole picture"):
         read(Stages(middle), size=image_size)
     assert len(read(Stages(lambda x: F.adaptive_avg_pool2d(x, 48)), size=48).layers) == 2  # which sees it all
+
+
+def in_the_middle(x: Tensor, cut: int, side: int, frame: int) -> Tensor:
+    """Cut some pixels off each edge, bring what is left to a side, and put a frame around it."""
+    return F.pad(F.interpolate(x[..., cut:-cut, cut:-cut], side, mode="bilinear"), [frame] * 4)
+
+
+def masked(x: Tensor) -> Tensor:
+    inside = torch.zeros(SIZE, SIZE)
+    inside[16:-8, 12:-20] = 1
+    return x * inside
+
+
+WINDOWS = {
+    "multiplied by a mask": masked,
+    "cut out and framed": lambda x: F.pad(x[..., 16:-16, 16:-16], [16] * 4),
+    "the left half": lambda x: F.pad(x[..., : SIZE // 2], (0, SIZE // 2)),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_what_is_seen_through_a_window_is_read_where_it_is(window) -> None:
+    """The network is the one without a window, shown pictures that are grey outside: so are its maps."""
+    shown = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    seen = WINDOWS[window](shown - 0.5) + 0.5
+    for name in ("gradcam", "gradient"):
+        got = EXPLAINERS[name]()(read(Stages(WINDOWS[window])), shown, torch.tensor([0, 1])).masks
+        wanted = EXPLAINERS[name]()(read(Stages()), seen, torch.tensor([0, 1])).masks
+        if name == "gradient":  # which is none outside
+            wanted = wanted * WINDOWS[window](torch.ones(1, 1, SIZE, SIZE))
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(("cut", "side", "frame"), [(16, 48, 8), (8, 32, 16), (24, 62, 1), (4, 64, 16)])
+def test_a_window_through_which_the_picture_is_larger_or_smaller_is_refused(cut, side, frame) -> None:
+    with pytest.raises(ValueError, match=r"does not see the whole picture|is larger than the picture"):
+        read(Stages(lambda x: in_the_middle(x, cut, side, frame)))
 
 
 class OneSize(Stages):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, nn
@@ -74,6 +75,54 @@ def test_every_infill_fills_any_number_of_channels(channels) -> None:
 def test_a_bank_of_other_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="a bank of 3 channels does not fit pictures of 4"):
         Bank(torch.rand(2, 3, 8, 8), Generator())(torch.rand(1, 4, 8, 8), torch.ones(1, 1, 8, 8))
+
+
+SAME = {
+    "list": list,
+    "array": np.array,
+    "float32 array": lambda v: np.array(v, np.float32),
+    "numpy scalars": lambda v: [np.float64(one) for one in v],
+    "tensor": torch.tensor,
+    "buffer": lambda v: torch.tensor(v).view(1, 3, 1, 1),
+    "parameter": lambda v: nn.Parameter(torch.tensor(v).view(3, 1, 1)),
+    "tensors": lambda v: [torch.tensor(one) for one in v],
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_mean_and_std_are_numbers_in_any_sequence(kind) -> None:
+    """An array of doubles, or whole numbers, once made the pictures of another type than the network's."""
+    colours = SAME[kind]((0.5, 0.25, 0.75))
+    classifier = Classifier(Bands(3), mean=colours, std=colours, layers=["first"], image_size=32)
+    assert classifier.reading()["mean"] == classifier.reading()["std"] == [0.5, 0.25, 0.75]
+    assert classifier.mean.dtype == torch.float32
+    assert Classifier(Bands(3), mean=[0] * 3, std=[1] * 3, layers=[], image_size=32).mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        0.5,
+        np.float32(0.5),
+        torch.tensor(0.5),
+        "0.5",
+        ["0.5"] * 3,
+        {0.5},
+        None,
+        [[0.5] * 3],
+        torch.ones(2, 3),
+        [None] * 3,
+    ],
+    ids=str,
+)
+def test_mean_and_std_that_are_no_numbers_by_channel_are_refused(name, value) -> None:
+    """One number is refused, too: the length of the mean says how many channels a classifier reads."""
+    colours = {"mean": (0.5,) * 3, "std": (0.25,) * 3, name: value}
+    with pytest.raises(
+        ValueError, match=rf"expected {name} as one number a channel, such as \(0.5, 0.5, 0.5\) of three"
+    ):
+        Classifier(Bands(3), **colours, layers=["first"], image_size=32)
 
 
 def test_a_mean_of_another_number_of_channels_than_the_network_reads_is_refused() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from salmask.classifier import Classifier
-from salmask.classifier.corners import lies_straight, lies_turned
+from salmask.classifier.corners import lies_elsewhere, lies_straight, lies_turned
 from salmask.explain import EXPLAINERS
 
 SIZE = 64
@@ -23,6 +23,7 @@ def moved_by(*corners: tuple[int, int], shape: tuple[int, int] = (4, 6)) -> Tens
     return maps
 
 
+CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 STRAIGHT = ((0, 0), (0, 5), (3, 0), (3, 5))
 
 
@@ -116,6 +117,55 @@ def test_tokens_column_by_column_and_mirrored_pictures_are_refused() -> None:
     for order in (lambda x: x.mT.flatten(2).mT, lambda x: x.flip(3).flatten(2).mT):
         with pytest.raises(ValueError, match="mirrored or with its axes exchanged"):
             read(Tokens(order))
+
+
+def back_and_forth(x: Tensor) -> Tensor:
+    """Read every second row from its end."""
+    return torch.stack([row if k % 2 == 0 else row.flip(2) for k, row in enumerate(x.unbind(2))], 2)
+
+
+def in_windows(x: Tensor) -> Tensor:
+    """Read 4x4 windows one after the other."""
+    rows = [torch.cat([part.flatten(2) for part in row.split(4, 3)], 2) for row in x.split(4, 2)]
+    return torch.cat(rows, 2).unflatten(2, (8, 8))
+
+
+ORDERS = {
+    "back and forth": back_and_forth,
+    "in windows": in_windows,
+    "rolled": lambda x: x.roll((4, 4), (2, 3)),
+    "from the middle": lambda x: torch.cat([x[:, :, 4:], x[:, :, :4]], 2),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tokens_and_maps_in_an_order_of_their_own_are_refused(order) -> None:
+    lay = ORDERS[order]
+    tokens = Tokens(lambda x: lay(x).flatten(2).mT)
+    with pytest.raises(ValueError, match="in an order of its own: a corner of the picture moves it in another quarter"):
+        read(tokens, ["blocks.3"], prefix=0, grid=(8, 8))
+    assert read(tokens, []).layers == ()
+
+    class Maps(Tokens):
+        def forward(self, x: Tensor) -> Tensor:
+            self.laid = lay(self.patches(x))
+            return self.head(self.after(self.laid).mean((2, 3)))
+
+    maps = Maps(None)
+    maps.after = nn.Conv2d(16, 16, 1)
+    with pytest.raises(ValueError, match="in an order of its own"):
+        read(maps, ["after"])
+
+
+def test_mixed_maps_and_single_lines_are_no_order_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 2), (4, 6), (7, 7), (16, 16)):
+        assert not lies_elsewhere(
+            moved_by(*[(r * (shape[0] - 1), c * (shape[1] - 1)) for r, c in CORNERS], shape=shape)
+        )
+        assert not any(lies_elsewhere(torch.rand(4, *shape, generator=generator)) for _ in range(20) if shape != (2, 2))
+        assert not lies_elsewhere(torch.zeros(4, *shape))
+    assert not lies_elsewhere(torch.ones(4, 1, 8)) and not lies_elsewhere(moved_by(*[(3, 3)] * 4, shape=(7, 7)))
 
 
 class ChannelsBeforeTokens(nn.Module):

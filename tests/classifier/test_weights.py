@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from conftest import SmallNet
 from salmask.classifier import Classifier
-from salmask.classifier.weights import fit_weights, load_weights
+from salmask.classifier.weights import fit_weights, load_weights, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,17 @@ def test_what_a_file_holds_instead_is_named(tmp_path) -> None:
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "numbers.pth")
     with pytest.raises(ValueError, match="holds no state dict: expected names with tensors, got epoch, loss"):
         load_weights(tmp_path / "numbers.pth")
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path) -> None:
+    """The library that writes them draws the order of the metadata anew for each file."""
+    tensors = {"b": torch.arange(6.0).view(2, 3).t(), "a": torch.ones(3, dtype=torch.bfloat16)}
+    facts = {"format": "pt", "salmask": '{"classes": ["käse", "a\\nb"]}', "more": ""}
+    for number in range(12):
+        save_tensors(tmp_path / f"{number}.safetensors", tensors, dict(reversed(facts.items())) if number else facts)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    first = tmp_path / "0.safetensors"
+    with safe_open(first, framework="pt") as file:
+        assert file.metadata() == facts
+    got = load_file(first)
+    assert got.keys() == tensors.keys() and all(torch.equal(got[name], value) for name, value in tensors.items())

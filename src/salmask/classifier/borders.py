@@ -11,14 +11,14 @@ near one; kernels without padding lose none. So a layer is refused from
     u >= max(S / 2n, S / 32) at the near edge (top, left),  u >= max(S / n, S / 32) at the far one,
     q >= max(1, n / 32) at either,
 
-half a cell at least: where the map would be moved by less, it is taken as it is. Where both hold at one edge the
-network looks through a window (it multiplies by a mask, or cuts a part out and puts a frame of its size around it): the
-map lies where it should, and is taken as well.
+half a cell at least: where the map would be moved by less, it is taken as it is. Where both hold at one edge, and are
+equally wide (q S / n <= u < (q + 2) S / n), the network looks through a window (it multiplies by a mask, or cuts a part
+out and puts a frame of its size around it): the map lies where it should, and is taken as well.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from math import ceil
+from math import ceil, floor
 from types import EllipsisType
 
 from jaxtyping import Float
@@ -44,16 +44,17 @@ Strip = tuple[EllipsisType | slice, ...]
 
 def check_borders(
     probe: Probe, grids: Mapping[str, Grid], idle: Mapping[str, Mapping[str, int]] | None = None
-) -> set[tuple[str, str]]:
+) -> Mapping[tuple[str, str], int]:
     """Raise ValueError where a border of the picture moves nothing in a layer. grids: of the layers, by name.
 
-    idle: of each layer and edge, how many lines of cells nothing moves: these see the border, and a layer that has some
-    is returned with the edge instead.
+    idle: of each layer and edge, how many lines of cells nothing moves: a layer in which they are as wide as the border
+    that is not seen looks through a window, and is returned with the edge instead, and with how many pixels it sees
+    into. Deeper layers, whose kernels reach into the window from outermost cells, see as far.
 
     A border is exchanged between two pictures, first of the least width asked for by any layer, then wider for those
     that it does not move: as a rule five passes of one picture.
     """
-    windows: set[tuple[str, str]] = set()
+    windows: dict[tuple[str, str], int] = {}
     if not grids:
         return windows
     one, other = probe.pictures[-1:].detach(), probe.pictures[:1].detach()
@@ -67,14 +68,17 @@ def check_borders(
             for name in still:
                 if widths[name] != width or not _still(probe, name, strip):
                     continue
-                if idle and idle[name][edge]:
-                    windows.add((name, edge))
-                else:
+                finer = max((seen for (_, at), seen in windows.items() if at == edge), default=0)
+                lines, cell = 0 if idle is None else idle[name][edge], probe.size[axis] / grids[name][axis]
+                under, further = max(1, floor(lines * cell)), max(finer, ceil((lines + 2) * cell))
+                begins = _still(probe, name, _strip(axis, under, far=far))
+                if not (lines or finer) or not begins or _still(probe, name, _strip(axis, further, far=far)):
                     raise ValueError(
                         f"layer {name!r} does not see the whole picture: nothing in the {width} of "
                         f"{probe.size[axis]} pixels at the {edge} changes it, as where a network cuts its pictures "
                         f"down to a part, and its map would be spread over all of the picture: {_REMEDY}"
                     )
+                windows[name, edge] = further
             if not still:
                 break
     return windows

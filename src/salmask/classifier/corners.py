@@ -25,6 +25,7 @@ __all__ = [
     "corner_pictures",
     "footprints",
     "lies_clear",
+    "lies_elsewhere",
     "lies_level",
     "lies_straight",
     "lies_turned",
@@ -34,6 +35,8 @@ __all__ = [
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # top left, top right, bottom left, bottom right
 _CLEAR = 0.25
 """How far apart, as a share of the side, centres of mass lie where nothing is mixed over the whole picture."""
+_MOST = 0.75
+"""Share of what a corner moves that shows where it lies."""
 
 Moved = Float[Tensor, "corners height width"]
 
@@ -134,6 +137,20 @@ def lies_turned(moved: Moved) -> bool:
         for centres in (rows, columns)
     ]
     return min(along) > _CLEAR
+
+
+def lies_elsewhere(moved: Moved) -> bool:
+    """Return whether a corner moves a map by three quarters in one quarter that is not its own, as in tokens that go
+    back and forth or block by block, and in maps that are rolled. What is mixed over the whole picture is not.
+    """
+    halves = [(slice(0, side // 2), slice(side - side // 2, side)) for side in moved.shape[1:]]
+    quarters = {(bottom, right): (halves[0][bottom], halves[1][right]) for bottom, right in _CORNERS}
+    return any(
+        bool(moved[k][quarters[other]].sum() > _MOST * moved[k].sum())
+        for k, corner in enumerate(_CORNERS)
+        for other in _CORNERS
+        if other != corner
+    )
 
 
 def _centres(moved: Moved) -> tuple[Tensor, Tensor]:

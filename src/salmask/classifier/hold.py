@@ -284,8 +284,8 @@ def pieces(function: Callable[[slice], _Result], count: int, *, max_batch: int) 
 
 def check_limit(max_batch: int) -> None:
     """Refuse a limit that is not a positive number."""
-    if max_batch < 1:
-        raise ValueError(f"max_batch is the number of images in one pass, at least 1, got {max_batch}")
+    if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1:
+        raise ValueError(f"max_batch is the number of images in one pass, at least 1, got {max_batch!r}")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

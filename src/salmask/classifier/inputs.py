@@ -18,9 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from salmask.files import JSON, Within, plain_arguments
 from salmask.types import Images, in_colour, size_of
 
 __all__ = [
+    "MOST_CHANNELS",
     "Inputs",
     "check_channels",
     "check_count",
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 _ROUNDING = 1e-3
-_MOST_CHANNELS = 1024
+MOST_CHANNELS = 1024
 _ENTERED: ContextVar[bool] = ContextVar("entered", default=False)  # a thread's own, as the passes are
 
 
@@ -49,9 +51,11 @@ class Inputs:
     @classmethod
     def of(cls, channels: Mapping[str, int]) -> "Inputs":
         """Return the inputs of these names and numbers of channels. Errors: ValueError for none, or no channel."""
-        if not channels or any(not isinstance(count, int) or count < 1 for count in channels.values()):
-            raise ValueError(f"inputs are names with at least one channel each, got {dict(channels)}")
-        return cls(tuple(channels), tuple(channels.values()))
+        shape = {"inputs": {str: Within(1, MOST_CHANNELS)}}
+        named: JSON = plain_arguments("a classifier", shape, inputs=channels)["inputs"]
+        if not named or not all(isinstance(name, str) for name in named):
+            raise ValueError(f"inputs are names with at least one channel each, got {named}")
+        return cls(tuple(named), tuple(named.values()))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -178,8 +182,8 @@ def check_mean(mean: list[float], std: list[float], network: nn.Module) -> None:
 
 def check_count(channels: int) -> None:
     """Raise ValueError for a number of channels that no picture has, before a network of that size is made."""
-    if not 1 <= channels <= _MOST_CHANNELS:
-        raise ValueError(f"pictures have 1 to {_MOST_CHANNELS} channels, asked for are {channels}")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise ValueError(f"pictures have 1 to {MOST_CHANNELS} channels, asked for are {channels}")
 
 
 def check_channels(network: nn.Module, channels: int) -> None:

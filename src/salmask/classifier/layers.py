@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from salmask.classifier.borders import check_borders, check_frame, enlarged, idle_lines
-from salmask.classifier.corners import Moved, lies_clear, lies_level, lies_straight, lies_turned, module_outputs
+from salmask.classifier.corners import (
+    Moved,
+    lies_clear,
+    lies_elsewhere,
+    lies_level,
+    lies_straight,
+    lies_turned,
+    module_outputs,
+)
 from salmask.classifier.fusion import LateFusion
 from salmask.classifier.grids import (
     Grid,
@@ -151,11 +159,12 @@ def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
     else:
         return
     maps = maps if own is None else [_laid_out(own, one, probe.size) for one in maps]
-    if maps and lies_turned(maps[0]):
+    if maps and (lies_turned(maps[0]) or lies_elsewhere(maps[0])):
         raise ValueError(
-            f"layer {name!r} lies mirrored or with its axes exchanged: a corner of the picture moves it at another "
-            "corner, so that maps would point elsewhere; let the network keep rows and columns as they are in the "
-            "picture, name another layer, or give layers=[] for explainers that ask for logits alone"
+            f"layer {name!r} lies mirrored or with its axes exchanged, or in an order of its own: a corner of the "
+            "picture moves it in another quarter, so that maps would point elsewhere; let the network keep rows and "
+            "columns as they are in the picture, name another layer, or give layers=[] for explainers that ask for "
+            "logits alone"
         )
 
 

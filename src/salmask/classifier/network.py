@@ -19,16 +19,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from salmask.classifier.arguments import by_channel, check_readable, plain_options
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held, without_checkpoints
-from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass
+from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass, check_tensor
 from salmask.classifier.layers import Layer, check_field, check_straight, described_layers, pick_layers, to_map_of
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
 from salmask.classifier.probe import Probe
 from salmask.classifier.tensors import tensor_of, with_tensor
 from salmask.classifier.weights import fingerprint
-from salmask.classifier.wrappers import Called, Network, as_module, bare, find_layers, passed_through
+from salmask.classifier.wrappers import Network, as_module, bare, find_layers, passed_through
 from salmask.files import JSON
 from salmask.types import Features, Images, Logits, Targets, size_of
 
@@ -81,8 +82,12 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.network = as_module(network)
-        _check_readable(self.network, layers)
-        check_mean(list(mean), list(std), self.network)
+        layers, image_size, output, prefix, grid = plain_options(
+            layers=layers, image_size=image_size, output=output, prefix=prefix, grid=grid
+        )
+        check_readable(self.network, layers)
+        mean, std = by_channel("mean", mean), by_channel("std", std)
+        check_mean(mean, std, self.network)
         self.inputs = None if inputs is None else Inputs.of(inputs)
         if self.inputs is not None and self.inputs.total != len(mean):
             raise ValueError(
@@ -138,7 +143,8 @@ class Classifier(nn.Module):
 
     def stacked(self, images: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return images as one tensor, unchecked: of a dictionary by input, its images along the channels."""
-        if isinstance(images, Tensor):
+        if not isinstance(images, Mapping):
+            check_tensor(images)
             return images
         if self.inputs is None:
             raise ValueError(
@@ -151,9 +157,10 @@ class Classifier(nn.Module):
         """Return masks that broadcast to this classifier's images; one an input is spread over its channels."""
         if self.inputs is not None:
             return self.inputs.spread(masks)
-        if masks.shape[1] != 1:
+        if not isinstance(masks, Tensor) or masks.ndim != 4 or masks.shape[1] != 1:
+            got = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
             raise ValueError(
-                f"expected masks (B, 1, H, W) of a classifier of one image, got {tuple(masks.shape)}: say which "
+                f"expected masks (B, 1, H, W) of a classifier of one image, got {got}: say which "
                 "channels are whose by Classifier(..., inputs=...) to hide them apart"
             )
         return masks
@@ -388,18 +395,3 @@ def _to_eval(network: nn.Module) -> None:
     except NotImplementedError:  # torch.export bakes the mode in, and refuses to be asked
         for module in network.modules():
             module.training = False
-
-
-def _check_readable(network: nn.Module, layers: Sequence[str] | None) -> None:
-    """Refuse to read layers of what has none: functions, ONNX sessions and scripted networks."""
-    if isinstance(network, torch.jit.ScriptModule):
-        what = "a scripted network cannot be read inside"
-    elif isinstance(network, Called):
-        what = "a function has no layers"
-    else:
-        return
-    if layers is None or len(layers):
-        raise ValueError(
-            f"{what}: give layers=[] for explainers that ask for logits alone, such as rise and occlusion, "
-            "or wrap the network itself, a torch.nn.Module, to have its layers read"
-        )

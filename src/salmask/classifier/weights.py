@@ -20,7 +20,7 @@ from typing import BinaryIO, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from salmask.files import JSON, Facts, read_json, replace_file, writable_folder
@@ -35,6 +35,7 @@ __all__ = [
     "load_weights",
     "read_config",
     "save_module",
+    "save_tensors",
     "saved_in",
     "weights_digest",
 ]
@@ -274,10 +275,24 @@ def check_numbers(module: nn.Module, what: str) -> None:
 def save_module(module: nn.Module, settings: JSON, folder: str | Path) -> None:
     """Write settings as config.json and weights as model.safetensors; each file appears whole or not at all."""
     folder = writable_folder(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     content = json.dumps(settings, indent=2) + "\n"
-    replace_file(folder / WEIGHTS, lambda at: save_file(weights, at, metadata={"format": "pt"}))
+    save_tensors(folder / WEIGHTS, module.state_dict(), {"format": "pt"})
     replace_file(folder / CONFIG, lambda at: at.write_text(content))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file, whole or not at all: the same content is the same bytes.
+
+    The library itself writes its table of metadata in an order that is drawn anew each time.
+    """
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, dict(metadata))
+    begins = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begins])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    table = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    table += b" " * (-len(table) % 8)
+    parts = (len(table).to_bytes(8, "little"), table, memoryview(content)[begins:])
+    replace_file(path, lambda at: at.write_bytes(b"".join(parts)))
 
 
 def saved_in(folder: str | Path, what: str) -> tuple[Path, Path]:

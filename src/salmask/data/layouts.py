@@ -9,6 +9,7 @@
 `open_data` reads any of them.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +67,7 @@ PETS_SPLITS = {"train": "trainval", "val": "test"}
 
 
 def open_data(
-    spec: str,
+    spec: str | Path,
     split: str,
     *,
     transform: SampleTransform | None = None,
@@ -107,9 +108,9 @@ def absolute(spec: str) -> str:
     return spec if elsewhere else f"{layout}:{place.resolve()}{str(root)[len(str(place)) :]}"
 
 
-def layout_of(spec: str) -> tuple[str, Path]:
+def layout_of(spec: str | Path) -> tuple[str, Path]:
     """Return the layout of the data that a spec names, a name of `LAYOUTS`, and its folder."""
-    layout, colon, path = spec.partition(":")
+    layout, colon, path = os.fspath(spec).partition(":")
     if colon and layout in LAYOUTS:
         return layout, Path(path)
     root = Path(spec)

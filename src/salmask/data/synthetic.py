@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 
 from salmask.boxes import boxes_of
 from salmask.data.sample import Sample, SampleTransform
+from salmask.files import plain_arguments
 from salmask.types import Pixels
 
 __all__ = [
@@ -72,6 +73,7 @@ class Synthetic(Dataset[Sample]):
     """
 
     def __init__(self, n: int, *, seed: int, size: int = 64, transform: SampleTransform | None = None) -> None:
+        plain_arguments("Synthetic", dict.fromkeys(("n", "seed", "size"), int), n=n, seed=seed, size=size)
         if n < 1 or size < 16 or seed < 0:
             raise ValueError(f"expected n >= 1, size >= 16 and seed >= 0; got {n}, {size} and {seed}")
         self.size, self.seed, self.transform = size, seed, transform

@@ -12,7 +12,7 @@ from inspect import isfunction
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from salmask.classifier import Classifier
 from salmask.masker import Masker
@@ -144,11 +144,23 @@ class FromFunction(Explainer):
 
     def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Return what the function returns."""
-        return self.function(classifier, images, targets)
+        explanation = self.function(classifier, images, targets)
+        if not isinstance(explanation, Explanation):
+            raise ValueError(
+                f"expected an Explanation from the function {self.kind}, got {type(explanation).__name__}: return "
+                "Explanation(masks, targets, logits, Passes(1)) with masks (B, 1, H, W)"
+            )
+        return explanation
 
 
 def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer:
-    """Return an explainer as it is, and a bare function or callable with the defaults of `Explainer`."""
+    """Return an explainer as it is, and a bare function or callable with the defaults of `Explainer`.
+
+    Errors: ValueError for what cannot be called with a classifier and images.
+    """
+    if not callable(explainer) or isinstance(explainer, type | nn.Module):
+        got = " ".join(repr(explainer).split())[:200]
+        raise ValueError(f"expected a masker, a name such as 'gradcam' or an explainer of EXPLAINERS, got {got}")
     return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
 
 

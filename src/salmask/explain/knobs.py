@@ -11,11 +11,13 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Union, get_args, get_origin
 
 from salmask.classifier.scores import SCORES, ClassScore
+from salmask.explain.base import Explainer
 from salmask.types import Infill
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "BatchSize",
     "Between",
     "Cells",
+    "Checked",
     "Count",
     "Knob",
     "OneOf",
@@ -97,6 +100,17 @@ class Knob:
                     return value
         raise ValueError(f"{self.name} is {self.expected()}, got {text!r}")
 
+    def check(self, value: object) -> None:
+        """Raise ValueError for a value of another kind, or out of range."""
+        if value is self.default or (value is None and self.optional):
+            return
+        if self.table is not None:
+            fits = value in self.table if isinstance(value, str) else callable(value) and not isinstance(value, type)
+        else:
+            fits = any(_IS[kind](value) for kind in self.kinds) and self._fits(value)
+        if not fits:
+            raise ValueError(f"{self.name} is {self.expected()}, got {value!r}"[:300])
+
     def expected(self) -> str:
         """Return the values that it takes, in words."""
         if self.table is not None:
@@ -120,8 +134,27 @@ class Knob:
     def _fits(self, value: object) -> bool:
         if isinstance(value, str | bool) or self.between is None:
             return True
-        numbers = value if isinstance(value, tuple) else (value,)
-        return all(isinstance(number, int | float) and number in self.between for number in numbers)
+        numbers = value if isinstance(value, Sequence) else (value,)
+        return all(isinstance(number, Real) and float(number) in self.between for number in numbers)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A constructor of an explainer that looks at its settings before it builds: what a command refuses, it refuses."""
+
+    build: Callable[..., Explainer]
+
+    @property
+    def __signature__(self) -> Signature:
+        """That of the constructor."""
+        return signature(self.build)
+
+    def __call__(self, *given: object, **settings: object) -> Explainer:
+        """Return the explainer. Errors: the constructor's; ValueError for settings of another kind or out of range."""
+        knobs = knobs_of(self.build)
+        for name in settings.keys() & knobs.keys():
+            knobs[name].check(settings[name])
+        return self.build(*given, **settings)
 
 
 def _whole(text: str) -> int | None:
@@ -157,6 +190,14 @@ _READERS: Mapping[object, Callable[[str], object]] = {
     tuple: _as_numbers,
     str: lambda text: text or None,
     Infill: lambda text: text or None,
+}
+_IS: Mapping[object, Callable[[object], bool]] = {
+    int: lambda value: isinstance(value, Integral) and not isinstance(value, bool),
+    float: lambda value: isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
+    bool: lambda value: isinstance(value, bool),
+    tuple: lambda value: isinstance(value, list | tuple) and all(isinstance(one, Real) for one in value),
+    str: lambda value: isinstance(value, str),
+    Infill: lambda value: callable(value) and not isinstance(value, type),
 }
 _TYPE_WORDS: Mapping[object, str] = {
     int: "a whole number",

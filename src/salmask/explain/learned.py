@@ -11,6 +11,7 @@ from salmask.classifier.hold import at_rest, check_limit, held
 from salmask.explain.base import CLASS_AGNOSTIC, Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces
 from salmask.explain.knobs import BatchSize, Share
+from salmask.files import Maybe, Within, plain_arguments
 from salmask.masker import Masker
 from salmask.types import Asked, Features, Images, size_of
 
@@ -40,6 +41,11 @@ class Learned(Explainer):
         top: Share | None = None,
         max_batch: BatchSize = 64,
     ) -> None:
+        if not isinstance(masker, Masker):
+            raise ValueError(f"expected a Masker, got {type(masker).__name__}: load one with Masker.from_pretrained")
+        shares = dict.fromkeys(("area", "top"), Maybe(Within(0, 1, whole=False)))
+        given = plain_arguments("a learned masker", shares, area=area, top=top)
+        area, top = given["area"], given["top"]
         check_limit(max_batch)
         if masker.area_condition != (area is not None):
             raise ValueError(
@@ -47,9 +53,6 @@ class Learned(Explainer):
                 if masker.area_condition
                 else "this masker is not conditioned on an area: leave `area` out"
             )
-        for name, share in (("area", area), ("top", top)):
-            if share is not None and not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share in [0, 1], got {share}")
         self.masker, self.area, self.top, self.max_batch = masker, area, top, max_batch
         self.reader: Classifier | None = None
 

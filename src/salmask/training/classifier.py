@@ -22,7 +22,7 @@ from salmask.data import Batch, Labelled, SampleTransform, evaluation_batches, t
 from salmask.files import JSON
 from salmask.training.precision import chosen_precision
 from salmask.training.resume import described_data
-from salmask.training.settings import Precision, check_epochs
+from salmask.training.settings import Precision, check_epochs, check_kinds
 from salmask.training.unfinished import Descent, Unfinished, interruptible
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class FitSettings:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in ("epochs", "batch_size", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
+from salmask.classifier.weights import save_tensors
 from salmask.data import CropFlip, Labelled, ShortSide, Subset, collate, training_batches
 from salmask.data.sight import Sight
 from salmask.data.streams import Bar, spread
@@ -202,8 +203,7 @@ def fit_inpainter(
 def save_inpainter(path: Path, inpainter: Inpainter) -> None:
     """Write weights and settings as one file, whole or not at all."""
     metadata = {"format": _FORMAT, "settings": json.dumps(inpainter.settings())}
-    weights = {name: value.detach().cpu().contiguous() for name, value in inpainter.state_dict().items()}
-    replace_file(path, lambda at: save_file(weights, at, metadata=metadata))
+    save_tensors(path, inpainter.state_dict(), metadata)
 
 
 def load_inpainter(path: Path) -> Inpainter:

@@ -25,7 +25,7 @@ from salmask.classifier import Classifier
 from salmask.files import JSON
 from salmask.masker import Masker
 from salmask.objective import OBJECTIVES, Objective
-from salmask.training.settings import Settings
+from salmask.training.settings import Settings, check_kinds
 
 __all__ = ["HISTORIES", "READERS", "RECIPES", "STATISTICS", "Recipe"]
 
@@ -69,6 +69,7 @@ class Recipe:
     name: str = field(default="own", compare=False)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.history not in HISTORIES:
             raise ValueError(f"history is one of {', '.join(HISTORIES)}, got {self.history!r}")
         if self.statistics not in STATISTICS:

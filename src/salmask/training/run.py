@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from salmask.audio.hearing import Hearing
 from salmask.classifier import Classifier
 from salmask.classifier.imagenet import class_names, knows_imagenet, synsets
 from salmask.classifier.named import full_spec, is_known, named_network, split_spec
-from salmask.classifier.weights import check_numbers, weights_digest
+from salmask.classifier.weights import check_numbers, save_tensors, weights_digest
 from salmask.classifier.wrappers import Network, unwrapped
 from salmask.data import Labelled, Reader
 from salmask.data.flat import UNLABELLED
@@ -238,11 +237,8 @@ def save_classifier(path: Path, loaded: Loaded) -> None:
     facts: JSON = {"network": loaded.network, "classes": loaded.classes, **view_facts(loaded.view)}
     facts["options"] = loaded.classifier.options()
     facts |= {name: buffer.flatten().tolist() for name, buffer in loaded.classifier.named_buffers(recurse=False)}
-    weights = {
-        name: value.detach().cpu().clone().contiguous()
-        for name, value in unwrapped(loaded.classifier.network).state_dict().items()
-    }
-    replace_file(path, lambda at: save_file(weights, at, metadata={"format": "pt", "salmask": json.dumps(facts)}))
+    weights = {name: value.clone() for name, value in unwrapped(loaded.classifier.network).state_dict().items()}  # tied
+    save_tensors(path, weights, {"format": "pt", "salmask": json.dumps(facts)})
 
 
 @dataclass(frozen=True)

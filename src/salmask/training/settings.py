@@ -7,6 +7,7 @@ it gives, and together make a `variant.Variant`. The fields are the options of `
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from math import isfinite
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -25,6 +26,7 @@ __all__ = [
     "Target",
     "check_epochs",
     "check_kind",
+    "check_kinds",
     "kinds_of",
 ]
 
@@ -93,6 +95,7 @@ class Settings:
     """d of the running mean w <- d w + (1 - d) weights that becomes the masker; 0: the last weights."""
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in ("epochs", "batch_size", "lr", "classifier_lr", "clip", "log_every", "save_every"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -248,7 +251,14 @@ def check_kind(name: str, value: object, kind: object) -> None:
         raise ValueError(f"{name} is {_in_words(kind)}, got {value!r}")
 
 
-def kinds_of(record: type) -> dict[str, object]:
+def check_kinds(record: object) -> None:
+    """Raise ValueError where a field of a dataclass is not of its type."""
+    for name, kind in kinds_of(type(record)).items():
+        check_kind(name, getattr(record, name), kind)
+
+
+@cache
+def kinds_of(record: type) -> Mapping[str, object]:
     """Return the types of a dataclass's fields by name."""
     hints = get_type_hints(record)
     return {field.name: hints[field.name] for field in fields(record)}
@@ -262,9 +272,10 @@ def _fits(value: object, kind: object) -> bool:
         return any(_fits(value, part) for part in parts)
     if origin is Literal:
         return value in parts
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         if not isinstance(value, tuple | list):
             return False
+        parts = parts if origin is tuple else (*parts, ...)
         each = [parts[0]] * len(value) if parts[-1] is ... else list(parts)
         return len(each) == len(value) and all(map(_fits, value, each))
     if kind in (int, float):
@@ -278,4 +289,4 @@ def _in_words(kind: object) -> str:
         return " or ".join(map(_in_words, parts))
     if origin is Literal:
         return " or ".join(map(str, parts))
-    return "a list" if origin is tuple else _WORDS[kind]
+    return "a list" if origin in (tuple, Sequence) else _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
