@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from salmask.data.rasters import (
     read_png_colour,
     read_tiff,
     tiff_size,
+    tiff_turn,
     upright,
 )
 from salmask.files import regular_file
@@ -296,8 +297,12 @@ def upright_size(path: Path) -> tuple[int, int] | None:
         width, height = stored_size(path)
         if is_dicom(path):
             return width, height
-        with opened(path) as picture:
-            return (height, width) if _orientation(picture, path) >= 5 else (width, height)
+        if is_tiff(path):
+            turn = tiff_turn(path)
+        else:
+            with opened(path) as picture:
+                turn = _orientation(picture, path)
+        return (height, width) if turn >= 5 else (width, height)
     except Exception:  # named when it is decoded
         return None
 
@@ -313,14 +318,16 @@ def opened(path: PictureFile, file: OpenFile | None = None) -> Iterator[Image.Im
     """
     if path.suffix.lower() in (".heic", ".heif"):
         _register_heif()
-    with _LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            picture = Image.open(file or (path.open() if isinstance(path, Held) else path))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with picture:
-        yield picture
+    with ExitStack() as stack:
+        # Of a path, Pillow would map grey TIFF files that are turned into memory with their sides exchanged.
+        source = file or stack.enter_context(path.open("rb"))
+        with _LIMIT:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                picture = Image.open(source)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        yield stack.enter_context(picture)
 
 
 def _register_heif() -> None:
@@ -332,8 +339,8 @@ def _register_heif() -> None:
 
 
 def _raster_of(picture: Image.Image, path: PictureFile) -> Raster:
-    turn = _orientation(picture, path)
     picture.load()
+    turn = _orientation(picture, path)  # not before: Pillow turns a TIFF itself as it loads it, and takes the tag off
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         values = np.asarray(picture)
         whole = values.min(initial=0) >= 0 and values.max(initial=0) < 2**16

@@ -30,6 +30,7 @@ __all__ = [
     "read_png_colour",
     "read_tiff",
     "tiff_size",
+    "tiff_turn",
     "upright",
 ]
 
@@ -125,6 +126,17 @@ def tiff_size(path: Path) -> tuple[int, int]:
         return page.imagewidth, page.imagelength
 
 
+def tiff_turn(path: Path) -> int:
+    """Return the orientation of the first page, 1 to 8, as EXIF has it."""
+    with tifffile.TiffFile(path) as file:
+        return _turn(file.pages[0])
+
+
+def _turn(page: Any) -> int:  # Any: likewise
+    tag = page.tags.get(274)
+    return 1 if tag is None or not 1 <= int(tag.value) <= 8 else int(tag.value)
+
+
 def read_tiff(path: Path, *, pages: int) -> Raster | None:
     """Read a TIFF whose values Pillow would squeeze into 8 bits or take for transparency; None for any other.
 
@@ -142,8 +154,7 @@ def read_tiff(path: Path, *, pages: int) -> Raster | None:
             values = np.stack([_page(path, file, index) for index in range(count)], -1)
         else:
             values = _page(path, file, 0)
-        tag = first.tags.get(274)
-        values = upright(values if values.ndim == 3 else values[..., None], 1 if tag is None else int(tag.value))
+        values = upright(values if values.ndim == 3 else values[..., None], _turn(first))
         colour = first.photometric == _RGB and values.shape[2] >= 3
         return _without_alpha(Raster(values, colour, inverted=first.photometric == _MIN_IS_WHITE), first)
 
