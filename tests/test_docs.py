@@ -14,7 +14,7 @@ import yaml
 
 import salmask
 from salmask.explain import EXPLAINERS
-from salmask.explain.knobs import Checked
+from salmask.explain.knobs import Constructor
 from salmask.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,7 +100,7 @@ def test_every_explainer_and_metric_is_on_its_page_of_the_api() -> None:
 
 
 def _home(made: object) -> str:
-    while isinstance(made, partial | Checked):
+    while isinstance(made, partial | Constructor):
         made = made.func if isinstance(made, partial) else made.build
     return made.__module__
 

@@ -153,7 +153,7 @@ def test_explainers_are_measured_side_by_side(classifier, images, tmp_path) -> N
         ({"pictures": torch.zeros(0, 3, 64, 64)}, "at least one image"),
         ({"targets": [0, 1]}, "one target an image: 6, got 2"),
         ({"targets": [0, 1, 2, 3, 4, 5]}, "targets from 0 to 4, the classes of the classifier, got 0 to 5"),
-        ({"steps": 0}, "steps is at least 1, got 0"),
+        ({"steps": 0}, "steps of train: expected a whole number, 1 to "),
         ({"recipe": "best"}, "no recipe 'best'"),
         ({"hat": 1}, "no setting 'hat'"),
         ({"recipe": "ca"}, "recipe ca retrains a copy of the classifier.*use `salmask train`"),

@@ -3,12 +3,12 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-import salmask.classifier.weights
 from salmask.classifier import Classifier
 from salmask.masker import HEADS, Concrete, Masker, Sigmoid
 from salmask.outcome import Outcome
@@ -408,11 +408,11 @@ def test_an_interrupted_write_leaves_the_old_files(tmp_path, monkeypatch) -> Non
     tiny().save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def dies(weights, path, metadata=None):
-        path.write_bytes(b"half of")
+    def dies(path, content):
+        path.write_text("half of")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(salmask.classifier.weights, "save_file", dies)
+    monkeypatch.setattr(Path, "write_bytes", dies)
     with pytest.raises(KeyboardInterrupt):
         tiny(generator=seeded(5)).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -28,7 +28,7 @@ from salmask import (
     remove,
 )
 from salmask.explain import EXPLAINERS
-from salmask.explain.knobs import Checked, knobs_of
+from salmask.explain.knobs import Constructor, knobs_of
 from salmask.training.classifier import FitSettings
 
 X, M = torch.rand(2, 3, 16, 16), torch.rand(2, 1, 16, 16)
@@ -183,7 +183,7 @@ def tried() -> list[str]:
     """Return what is not refused as it must be."""
     faults = []
     for function, name, values in WRONG:
-        kinds = knobs_of(function)[name].kinds if isinstance(function, Checked) else ()
+        kinds = knobs_of(function)[name].kinds if isinstance(function, Constructor) else ()
         for value in values:
             try:
                 got = function(**{name: value})

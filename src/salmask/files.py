@@ -265,7 +265,7 @@ def plain_arguments(of: str, shape: Facts, **given: object) -> JSON:
 
 @runtime_checkable
 class _Array(Protocol):
-    def tolist(self) -> Any:
+    def tolist(self) -> object:
         """Return the values as Python's numbers, in lists."""
         ...
 

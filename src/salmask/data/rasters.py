@@ -132,8 +132,8 @@ def tiff_turn(path: Path) -> int:
         return _turn(file.pages[0])
 
 
-def _turn(page: Any) -> int:  # Any: likewise
-    tag = page.tags.get(274)
+def _turn(page: tifffile.TiffPage | tifffile.TiffFrame) -> int:
+    tag = page.tags.get(274) if isinstance(page, tifffile.TiffPage) else None
     return 1 if tag is None or not 1 <= int(tag.value) <= 8 else int(tag.value)
 
 

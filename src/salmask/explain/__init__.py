@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from salmask.explain import cam, controls, gradient, perturb, recursive
 from salmask.explain.base import Explainer, Explanation, Passes, check_targets, normalise
-from salmask.explain.knobs import Checked
+from salmask.explain.knobs import Constructor
 from salmask.explain.optimise.methods import OPTIMISED
 
 __all__ = ["EXPLAINERS", "Explainer", "Explanation", "Passes", "check_targets", "normalise"]
@@ -42,6 +42,6 @@ _CONSTRUCTORS: Mapping[str, Callable[..., Explainer]] = {
 }
 
 EXPLAINERS: Mapping[str, Callable[..., Explainer]] = MappingProxyType(
-    {name: Checked(build) for name, build in _CONSTRUCTORS.items()}
+    {name: Constructor(build) for name, build in _CONSTRUCTORS.items()}
 )
 """Explainers by name. `Learned(masker)` (explain/learned.py) is not here: it is built upon a trained masker."""

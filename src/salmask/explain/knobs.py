@@ -25,7 +25,7 @@ __all__ = [
     "BatchSize",
     "Between",
     "Cells",
-    "Checked",
+    "Constructor",
     "Count",
     "Knob",
     "OneOf",
@@ -139,7 +139,7 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Checked:
+class Constructor:
     """A constructor of an explainer that looks at its settings before it builds: what a command refuses, it refuses."""
 
     build: Callable[..., Explainer]
