@@ -158,7 +158,7 @@ class Masker(nn.Module, OnHub):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        named = {"channels": channels, "strides": strides, "layers": layers, "width": width, "stride": stride}
+        named: JSON = {"channels": channels, "strides": strides, "layers": layers, "width": width, "stride": stride}
         named |= {"upsample": upsample, "area_condition": area_condition, "classes": classes, "masks": masks}
         given = plain_arguments("a Masker", {name: _GIVEN[name] for name in named}, **named)
         self.channels, self.strides = tuple(given["channels"]), tuple(given["strides"])

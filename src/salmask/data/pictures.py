@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -320,7 +321,7 @@ def opened(path: PictureFile, file: OpenFile | None = None) -> Iterator[Image.Im
         _register_heif()
     with ExitStack() as stack:
         # Of a path, Pillow would map grey TIFF files that are turned into memory with their sides exchanged.
-        source = file or stack.enter_context(path.open("rb"))
+        source: IO[bytes] = file or stack.enter_context(path.open("rb"))
         with _LIMIT:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:

@@ -7,7 +7,6 @@ it gives, and together make a `variant.Variant`. The fields are the options of `
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from math import isfinite
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -257,7 +256,6 @@ def check_kinds(record: object) -> None:
         check_kind(name, getattr(record, name), kind)
 
 
-@cache
 def kinds_of(record: type) -> Mapping[str, object]:
     """Return the types of a dataclass's fields by name."""
     hints = get_type_hints(record)
