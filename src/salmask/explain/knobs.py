@@ -105,7 +105,8 @@ class Knob:
         if value is self.default or (value is None and self.optional):
             return
         if self.table is not None:
-            fits = value in self.table if isinstance(value, str) else callable(value) and not isinstance(value, type)
+            own = callable(value) and not isinstance(value, type)
+            fits = value in self.table if isinstance(value, str) else own or value in self.table.values()
         else:
             fits = any(_IS[kind](value) for kind in self.kinds) and self._fits(value)
         if not fits:
