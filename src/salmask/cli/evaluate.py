@@ -159,4 +159,6 @@ class EvaluateCommand(Command, DataOptions, ProcessOptions):
 def _about_sounds(heard: "Listening", mix: tuple[str, ...]) -> JSON:
     from salmask.audio.hearing import SHOWN
 
-    return {"heard": str(heard.sounds.hearing), "shown as": SHOWN, "mixed with": " ".join(mix) or None}
+    own = heard.sounds.hearing
+    words = f"{own.sample_rate} samples a second, {own.seconds:g} seconds, windows of {own.window}, {own.domain} domain"
+    return {"heard": words, "shown as": SHOWN, "mixed with": " ".join(mix) or None}
