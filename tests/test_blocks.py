@@ -282,7 +282,7 @@ def _help_of(command: type) -> str:
     return shown.getvalue()
 
 
-THEIRS = {"--masker_use_layers", "--lrde", "--all", "--rounds"}
+THEIRS = {"--masker_use_layers", "--lrde", "--all", "--rounds", "--reader"}
 """Options of other programs, of benchmarks and of `salmask help`, that prose names."""
 
 
