@@ -248,6 +248,8 @@ def test_more_processes_than_shards_are_refused(shards: Path) -> None:
     data = open_data(f"wds:{shards}/train-00[01].tar", "train")
     with pytest.raises(ValueError, match="3 processes for 2 shards"):
         training_batches(data, batch_size=6, seed=0, share=Share(0, 3))
+    with pytest.raises(ValueError, match=r"at least one device and one node \(--devices, --nodes\)"):
+        Share(0, 0).check(6, data)
     with pytest.raises(ValueError, match="batch of 5 pictures"):
         training_batches(data, batch_size=5, seed=0, share=Share(0, 2))
 

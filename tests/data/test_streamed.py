@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from salmask.classifier import reach
 from salmask.data import evaluation_batches, open_data, training_batches
 from salmask.data import streamed as module
 from salmask.data.layouts import absolute, has_split, label_names
@@ -199,6 +200,20 @@ def test_what_cannot_be_streamed_is_one_clear_line(tmp_path: Path, folder: Path)
             kept = open_data(spec, "train", skip_broken=True)
         read = [label for batch in evaluation_batches(kept, batch_size=5) for label in batch.targets.tolist()]
         assert read == [n % 3 for n in range(COUNT) if not 8 <= n < 15]
+
+
+def test_a_hub_out_of_reach_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(reach, "reachable", lambda address: False)
+
+    def load(name: str, *rest: object, **more: object) -> None:
+        asked.append(reach.constants.HF_HUB_OFFLINE)
+        raise ConnectionError("Couldn't reach it\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ValueError, match=r"no data set 'owner/name': .*\(ConnectionError: Couldn't reach it\)$"):
+        open_data("hf-dataset:owner/name:streaming", "train")
+    assert asked == [True]
 
 
 def test_data_that_change_while_they_are_read_are_an_error(stream: Streamed, folder: Path) -> None:

@@ -53,7 +53,9 @@ class Share:
     count: int = 1
 
     def check(self, batch_size: int, dataset: Labelled) -> None:
-        """Raise ValueError where a process would have nothing to do."""
+        """Raise ValueError where a process would have nothing to do, or there is none."""
+        if self.count < 1:
+            raise ValueError("expected at least one device and one node (--devices, --nodes), got fewer")
         if batch_size % self.count:
             raise ValueError(
                 f"a batch of {batch_size} pictures cannot be split evenly over {self.count} processes: give a multiple "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from salmask.classifier.reach import bounded
 from salmask.data.flat import UNLABELLED
 from salmask.data.listed import ReadImage
 from salmask.data.numbered import Numbered
@@ -146,7 +147,8 @@ def load_tables(spec: TableSpec, **options: object) -> "Tables | dict[str, Table
         f"no data set {name!r}: expected a folder that save_to_disk wrote, a folder of parquet files, or a name on the "
         "Hub that can be fetched"
     )
-    return _clearly(lambda: load_dataset(name, spec.config, **options), what)
+    with bounded():
+        return _clearly(lambda: load_dataset(name, spec.config, **options), what)
 
 
 def _clearly(load: Callable[[], _T], what: str) -> _T:
