@@ -31,6 +31,7 @@ from salmask.rows.write import Writer
 from salmask.training.classifier import FitSettings, fit_classifier
 
 SIZE, SHAPES = 32, ("cross", "disc", "ring", "triangle")
+SCENES, EPOCHS, STEPS = 4800, 8, 600  # of training; steps of a masker, in batches of 32
 CARRIERS = ("rgb", "depth", "both")
 VARIANTS = {
     "late": {"rgb": 3, "depth": 1},
@@ -86,7 +87,7 @@ def trained(name: str, train: Cached, seed: int) -> Classifier:
     layers = [f"networks.{k}.{i}" for k in inputs for i in (8, 14)] if late else ["8", "14"]
     options = {"mean": (0.5,) * total, "std": (0.25,) * total, "image_size": SIZE, "inputs": inputs}
     classifier = Classifier(network or body(total, classes), layers=layers, **options)
-    settings = FitSettings(epochs=12, batch_size=64, precision="32-true", seed=seed)
+    settings = FitSettings(epochs=EPOCHS, batch_size=64, precision="32-true", seed=seed)
     augment = None if name.endswith("whole scenes") else Missing([*inputs.values()])
     return fit_classifier(classifier, train, settings=settings, augment=augment)
 
@@ -144,13 +145,13 @@ def table(out: Path, trainings: dict[str, list[str]]) -> str:
 
 def measured(name: str, seed: int, val: Scenes, out: Path) -> dict[str, dict[str, Tensor]]:
     """Train a network and, of fused ones, a masker for it; return their columns by title."""
-    train = cached(Scenes(1600, seed=2 * seed, size=SIZE, shapes=SHAPES, inputs=VARIANTS[name]))
+    train = cached(Scenes(SCENES, seed=2 * seed, size=SIZE, shapes=SHAPES, inputs=VARIANTS[name]))
     classifier = trained(name, train, seed)
     images = torch.stack([val[k].image for k in range(len(val))]) / 255
     shares = InputShares()(classifier, images, torch.tensor(val.targets)).masks if len(VARIANTS[name]) == 2 else None
     found = {name: columns(classifier, images, val, shares)}
     if name in ("late", "early"):
-        masker = salmask.train(classifier, train, per_input=True, steps=1000, batch_size=32, seed=seed)
+        masker = salmask.train(classifier, train, per_input=True, steps=STEPS, batch_size=32, seed=seed)
         masks = salmask.explain(classifier, images, explainer=masker).masks
         found[f"{name}, masker"] = columns(classifier, images, val, masks)
         if (name, seed) == ("late", 0):
@@ -166,22 +167,21 @@ def main(out: Path, seeds: str = "0,1,2") -> None:
     metrics["le"]["direction"] = "down"
     meta = {"explainers": {}, "metrics": metrics, "data": "240 built-in scenes"}
     trainings: dict[str, list[str]] = {}
-    for seed in map(int, seeds.split(",")):
-        for variant, inputs in VARIANTS.items():
-            val = Scenes(240, seed=1, size=SIZE, shapes=SHAPES, inputs=inputs)
+    for variant, inputs in VARIANTS.items():
+        val = Scenes(240, seed=1, size=SIZE, shapes=SHAPES, inputs=inputs)
+        for seed in map(int, seeds.split(",")):
             for name, values in measured(variant, seed, val, out).items():
                 title = f"{name}; {seed}"
                 for k, image in enumerate(val.ids):
                     writer.add(title, image, {column: float(values[column][k]) for column in COLUMNS})
                 trainings.setdefault(name, []).append(title)
-                meta["explainers"][title] = {
-                    "kind": "masks of the inputs" if "masker" in name else "shares of the inputs"
-                }
+                kind = "masks of the inputs" if "masker" in name else "shares of the inputs"
+                meta["explainers"][title] = {"kind": kind}
             writer.flush()
-            write_json(out / META, meta)
+        write_json(out / META, meta)
+        (out / "trainings.md").write_text(table(out, trainings))
     writer.finish()
     write_report(out)
-    (out / "trainings.md").write_text(table(out, trainings))
 
 
 if __name__ == "__main__":
