@@ -12,9 +12,9 @@ Infills that draw random numbers (`Draws`) hold the generator that they were giv
 Where the same pictures are hidden many times over, `prepare` does once what need not be done at every call.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "Bank",
     "Blur",
     "BlurPyramid",
+    "Colour",
     "MeanColour",
     "Noise",
     "RandomColour",
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+Colour: TypeAlias = float | tuple[float, ...]
+"""One value a channel in [0, 1], or one for all of them."""
 
 
 def keep(images: Images, masks: Tensor, infill: Infill) -> Images:
@@ -169,7 +172,7 @@ class MeanColour:
     colour: one value a channel, in [0, 1], or one for all of them; 0 is black, as in Opti-CAM's scores.
     """
 
-    colour: float | tuple[float, ...] = IMAGENET_MEAN
+    colour: Colour = IMAGENET_MEAN
 
     @classmethod
     def of(cls, classifier: Classifier) -> "MeanColour":
@@ -192,7 +195,7 @@ class Blur:
 
     sigma: float = 20.0
     at: int = 224
-    border: tuple[float, ...] | None = None
+    border: Colour | None = None
 
     def __post_init__(self) -> None:
         _check_positive("a Blur", sigma=self.sigma, at=self.at)
@@ -312,7 +315,7 @@ class Remasked:
     """
 
     infill: Infill
-    colour: tuple[float, ...] = IMAGENET_MEAN
+    colour: Colour = IMAGENET_MEAN
 
     @property
     def generator(self) -> Generator | None:
@@ -334,14 +337,14 @@ def _check_generator(generator: object) -> None:
         raise ValueError(f"expected a torch.Generator to draw from, got {type(generator).__name__}")
 
 
-def _colour_of(colour: float | Sequence[float], images: Images) -> Tensor:
-    colour = [float(colour)] if isinstance(colour, Real) else by_channel("a colour", colour)
-    if len(colour) not in (1, images.shape[1]):
+def _colour_of(colour: Colour, images: Images) -> Tensor:
+    values = [float(colour)] if isinstance(colour, Real) else by_channel("a colour", colour)
+    if len(values) not in (1, images.shape[1]):
         raise ValueError(
-            f"a colour of {len(colour)} values does not fit pictures of {images.shape[1]} channels: give one value a "
+            f"a colour of {len(values)} values does not fit pictures of {images.shape[1]} channels: give one value a "
             "channel, or one for all; MeanColour.of(classifier) is the classifier's own"
         )
-    return images.new_tensor(colour).view(1, -1, 1, 1)
+    return images.new_tensor(values).view(1, -1, 1, 1)
 
 
 def _random(generator: Generator, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -359,7 +362,7 @@ class WindowBlur:
 
     side: int
     sigma: float
-    border: tuple[float, ...]
+    border: Colour
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.side % 2 == 0:

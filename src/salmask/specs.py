@@ -31,7 +31,7 @@ from salmask.explain.knobs import Knob, knobs_of, listing
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import refined
 from salmask.files import JSON, Facts
-from salmask.masking import Bank, Blur, MeanColour, Noise, RandomColour, Remasked
+from salmask.masking import Bank, Blur, Colour, MeanColour, Noise, RandomColour, Remasked
 from salmask.metrics import METRICS, Metric
 from salmask.training.inpainter import load_inpainter
 from salmask.training.log import LOG
@@ -354,7 +354,7 @@ def load_recipe(name: str, *, area_in: float | None = None, area_out: float | No
     return RECIPES[name].weighted(**weights) if weights else RECIPES[name]
 
 
-INFILLS: Mapping[str, Callable[[tuple[float, ...], Generator], Infill]] = {
+INFILLS: Mapping[str, Callable[[Colour, Generator], Infill]] = {
     "mean": lambda colour, generator: MeanColour(colour),
     "blur": lambda colour, generator: Blur(border=colour),
     "noise": lambda colour, generator: Noise(generator),

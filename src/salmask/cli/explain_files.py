@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from torch import Tensor
 
 from salmask.data.depth import settled
 from salmask.data.endings import ignored_files, list_pictures
-from salmask.data.listed import ReadImage
 from salmask.data.pairs import SceneReader
 from salmask.data.streams import Bar
 from salmask.evaluation.panels import Panels, beside, class_names_of, masks_beside, played_panels, seen
@@ -52,6 +52,7 @@ __all__ = [
 _ENDINGS = (".png", ".npy", ".whole.png", ".whole.npy", ".kept.wav", ".removed.wav")
 _LONGEST = 200  # bytes of a file name without its ending; file systems take 255, and the writer adds a few
 _OURS = "salmask explain"
+Read: TypeAlias = Callable[[Path], Tensor]
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def explain_files(
     return done
 
 
-def _read_as(loaded: Loaded, files: Sequence[Path], max_pixels: int | None) -> tuple[list[Path], ReadImage]:
+def _read_as(loaded: Loaded, files: Sequence[Path], max_pixels: int | None) -> tuple[list[Path], Read]:
     """Return the files that name the scenes, each once, and what reads them as the classifier sees them."""
     read, inputs = loaded.reader(max_pixels=max_pixels), loaded.classifier.inputs
     if inputs is None:
@@ -184,7 +185,7 @@ def pictures_in(paths: Iterable[Path]) -> list[Path]:
     return list(files.values())
 
 
-def readable(files: Sequence[Path], read: ReadImage, *, skip_broken: bool) -> dict[Path, tuple[int, int]]:
+def readable(files: Sequence[Path], read: Read, *, skip_broken: bool) -> dict[Path, tuple[int, int]]:
     """Return height and width of the files that can be read; others are left out with a warning, or are an error."""
     good = {}
     for path in files:

@@ -7,6 +7,7 @@ pixels than `max_pixels`. What the stored values mean is asked of the file (bits
 caller (`depth`, `window` and `level`, `bands`); where neither says, the guess is announced, once, or the file refused.
 """
 
+import io
 import tempfile
 import threading
 import warnings
@@ -321,7 +322,9 @@ def opened(path: PictureFile, file: OpenFile | None = None) -> Iterator[Image.Im
         _register_heif()
     with ExitStack() as stack:
         # Of a path, Pillow would map grey TIFF files that are turned into memory with their sides exchanged.
-        source: IO[bytes] = file or stack.enter_context(path.open("rb"))
+        source: IO[bytes] | None = file
+        if source is None:
+            source = io.BytesIO(path.content) if isinstance(path, Held) else stack.enter_context(path.open("rb"))
         with _LIMIT:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
