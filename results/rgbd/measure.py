@@ -150,6 +150,9 @@ def measured(name: str, seed: int, val: Scenes, out: Path) -> dict[str, dict[str
     images = torch.stack([val[k].image for k in range(len(val))]) / 255
     shares = InputShares()(classifier, images, torch.tensor(val.targets)).masks if len(VARIANTS[name]) == 2 else None
     found = {name: columns(classifier, images, val, shares)}
+    if name.startswith("late"):
+        maps = salmask.explain(classifier, images, explainer="per_input:of=gradcam").masks
+        found[f"{name}, Grad-CAM of each"] = columns(classifier, images, val, maps)
     if name in ("late", "early"):
         masker = salmask.train(classifier, train, per_input=True, steps=STEPS, batch_size=32, seed=seed)
         masks = salmask.explain(classifier, images, explainer=masker).masks
@@ -175,7 +178,7 @@ def main(out: Path, seeds: str = "0,1,2") -> None:
                 for k, image in enumerate(val.ids):
                     writer.add(title, image, {column: float(values[column][k]) for column in COLUMNS})
                 trainings.setdefault(name, []).append(title)
-                kind = "masks of the inputs" if "masker" in name else "shares of the inputs"
+                kind = "shares of the inputs" if name in VARIANTS else "maps of the inputs"
                 meta["explainers"][title] = {"kind": kind}
             writer.flush()
         write_json(out / META, meta)
