@@ -71,10 +71,12 @@ class Objective:
                 f"an objective needs at least one term, as {{name: (weight, term)}}, got {self.terms!r}"[:200]
             )
         for name, pair in self.terms.items():
-            if not (isinstance(pair, tuple | list) and len(pair) == 2 and _is_weight(pair[0]) and callable(pair[1])):
+            if not (isinstance(pair, tuple | list) and len(pair) == 2 and callable(pair[1])):
                 raise ValueError(
                     f"expected (weight, term) of a finite number and a function for {name!r}, got {pair!r}"
                 )
+            if not _is_weight(pair[0]):
+                raise ValueError(f"the weight of {name} is a finite number, got {pair[0]!r}")
         object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
         both = frozenset({KEPT, REMOVED})
         sides = frozenset().union(*(getattr(term, "sides", both) for _, term in self.terms.values()))

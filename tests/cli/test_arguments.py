@@ -68,7 +68,7 @@ def test_sizes_out_of_range_are_refused_before_anything_of_that_size_is_made(
         (["--temperature", "0"], "temperature is a number above 0"),
         (["--tv-border", "nan"], "tv_border is a finite number"),
         (["--area-power", "0"], "area_power is above 0"),
-        (["--area-in", "nan"], "area_if_kept_right is a finite number"),
+        (["--area-in", "nan"], "the weight of area_if_kept_right is a finite number, got nan"),
         (["--terms", "area", "inf"], "area is a finite number"),
     ],
 )
