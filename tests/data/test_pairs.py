@@ -178,6 +178,23 @@ def test_a_file_of_any_input_names_its_scene(root, late, tmp_path) -> None:
     assert not np.array_equal(maps[0][0], maps[0][1])
 
 
+def test_a_scene_is_one_by_paths_of_any_kind(root, late, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(root / "rgb")
+    colour = next(Path("val").glob("*/*"))
+    files = [colour, root / "rgb" / colour, Path("../depth") / colour]
+    by = ["--classifier", late, "--explainer", "input_shares", "--out", str(tmp_path / "out")]
+    assert main(["explain", *map(str, files), *by]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{colour.stem}.npy", f"{colour.stem}.png"]
+
+
+@pytest.mark.parametrize("kind", ["rgb", "depth"])
+def test_two_files_of_one_name_in_one_input_are_refused(root, kind) -> None:
+    file = next((root / kind / "val").glob("*/*.png"))
+    Image.new("RGB", (32, 32)).save(file.with_suffix(".tif"))
+    with pytest.raises(ValueError, match=f"{file.stem}.png and {file.stem}.tif have one name"):
+        PairedFolder(root, "val", inputs=RGBD, read=MILLIMETRES)
+
+
 def test_maps_of_several_inputs_lie_over_the_whole_of_larger_files(root, late, tmp_path) -> None:
     name = next((root / "rgb" / "val").glob("*/*")).relative_to(root / "rgb")
     for path in (root / "rgb" / name, root / "depth" / name):

@@ -6,6 +6,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -16,6 +17,7 @@ from salmask.cli.explain_files import pictures_in
 from salmask.data import ImageFolder, Reader, TooLargeError, open_data, read_image, read_pixels
 from salmask.data.depth import settled
 from salmask.data.pictures import upright_size
+from salmask.data.rasters import upright
 
 RGB = np.random.default_rng(0).integers(60, 190, (12, 10, 3), dtype=np.uint8)
 
@@ -253,6 +255,40 @@ def test_pictures_are_upright_in_every_orientation(tmp_path: Path, turn: int, ki
     reader = Reader(window=1.0, level=0.5) if kind == "floats.tif" else Reader()
     assert reader(path).permute(1, 2, 0).tolist() == expected.tolist()
     assert upright_size(path) == expected.shape[1::-1]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_what_opencv_reads_is_upright_once(tmp_path: Path, turn: int) -> None:
+    """It turns compressed TIFF files itself; of PNG files it leaves that to us."""
+    values = np.arange(6 * 10 * 3, dtype=np.uint16).reshape(6, 10, 3) * 300
+    expected = upright(values, turn) // 257
+    packed, path, other = tmp_path / "packed.tif", tmp_path / "turned.tif", tmp_path / "turned.png"
+    cv2.imwrite(str(packed), values[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    path.write_bytes(_tagged(packed.read_bytes(), turn))
+    cv2.imwrite(str(other), values[..., ::-1])
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    content = exif.tobytes()[6:]
+    head, rest = other.read_bytes()[:33], other.read_bytes()[33:]
+    chunk = b"eXIf" + content
+    other.write_bytes(head + struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + rest)
+    for file in (path, other):
+        found = Reader(depth=16)(file).permute(1, 2, 0).numpy()
+        assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 1, file.name
+        assert upright_size(file) == expected.shape[1::-1]
+
+
+def _tagged(content: bytes, turn: int) -> bytes:
+    """Return a little-endian TIFF of one page with an orientation: its directory is written anew at the end."""
+    (start,) = struct.unpack("<I", content[4:8])
+    (count,) = struct.unpack("<H", content[start : start + 2])
+    entries = [content[start + 2 + 12 * k : start + 14 + 12 * k] for k in range(count)]
+    entries = sorted(
+        [*entries, struct.pack("<HHIHH", 274, 3, 1, turn, 0)], key=lambda one: struct.unpack("<H", one[:2])
+    )
+    content += b"\0" * (len(content) % 2)
+    directory = struct.pack("<H", count + 1) + b"".join(entries) + bytes(4)
+    return content[:4] + struct.pack("<I", len(content)) + content[8:] + directory
 
 
 def test_exif_that_cannot_be_read_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from conftest import SmallNet
 from salmask.classifier import Classifier
 from salmask.classifier.scores import logit
 from salmask.explain import EXPLAINERS
-from salmask.explain.base import Explanation, Passes
+from salmask.explain.base import Explainer, Explanation, Passes, explainer_of
 from salmask.explain.learned import Learned
 from salmask.explain.optimise.methods import OPTIMISED, refined
 from salmask.masker import Masker
@@ -543,3 +543,17 @@ def test_ranges_are_ordered_pairs():
         found = explain(build(name), hand_written(), torch.rand(1, 3, SIZE, SIZE))
         assert len(found.range) == 2
         assert -math.inf <= found.range[0] < found.range[1] <= math.inf
+
+
+class AsModule(torch.nn.Module):
+    """Somebody's explainer, written as a network is."""
+
+    def forward(self, classifier, images, targets=None) -> Explanation:
+        logits = classifier.logits(images).detach()
+        return Explanation(torch.ones(len(images), 1, *images.shape[-2:]), logits.argmax(1), logits, Passes(1))
+
+
+def test_a_module_that_explains_is_taken_and_a_network_is_not() -> None:
+    assert isinstance(explainer_of(AsModule()), Explainer)
+    with pytest.raises(ValueError, match="expected a masker, a name such as 'gradcam'"):
+        explainer_of(torch.nn.Conv2d(3, 1, 1))

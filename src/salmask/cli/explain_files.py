@@ -147,7 +147,8 @@ def _read_as(loaded: Loaded, files: Sequence[Path], max_pixels: int | None) -> t
     if inputs is None:
         return list(files), settled(read, files)
     scenes = SceneReader(inputs, read)
-    return list(dict.fromkeys(scenes.scene(path) for path in files)), scenes
+    named = [scenes.scene(path) for path in files]
+    return list({os.path.realpath(path): path for path in reversed(named)}.values())[::-1], scenes
 
 
 def _of_one(masks: Tensor) -> Tensor:

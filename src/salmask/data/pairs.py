@@ -195,8 +195,12 @@ class PairedFolder(ImageFolder):
         found: dict[str, Path] = {}
         for folder in sorted({(home / scene).parent for scene in self.ids}):
             for file in list_pictures(folder) if folder.is_dir() else ():
-                found[(folder / file).relative_to(home).with_suffix("").as_posix()] = folder / file
-        wanted = {Path(scene).with_suffix("").as_posix(): scene for scene in self.ids}
+                stem = (folder / file).relative_to(home).with_suffix("").as_posix()
+                _check_alone(folder / file, found.setdefault(stem, folder / file))
+        wanted: dict[str, str] = {}
+        for scene in self.ids:
+            stem = Path(scene).with_suffix("").as_posix()
+            _check_alone(self.root / scene, self.root / wanted.setdefault(stem, scene))
         _check_partners([scene for stem, scene in wanted.items() if stem not in found], self.root, home)
         if lonely:
             _check_partners([stem for stem in found if stem not in wanted], home, self.root)
@@ -205,6 +209,13 @@ class PairedFolder(ImageFolder):
 
 def _folders(inputs: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.removesuffix(JET) for name in inputs))
+
+
+def _check_alone(file: Path, other: Path) -> None:
+    if file != other:
+        raise ValueError(
+            f"{other} and {file.name} have one name, by which partners are found: rename or remove one of them"
+        )
 
 
 def _check_partners(missing: Sequence[str], here: Path, there: Path) -> None:

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -176,7 +176,11 @@ class Reader:
             return read_dicom(path)
         if is_tiff(path) and (raster := read_tiff(path, pages=self.channels)) is not None:
             return raster
-        return read_png_colour(path)
+        raster = read_png_colour(path)
+        if raster is None:
+            return None
+        with opened(path) as picture:
+            return replace(raster, values=upright(raster.values, _orientation(picture, path)))
 
     def _channels(self, raster: Raster) -> Raster:
         """Return the bands that the classifier reads."""

@@ -36,6 +36,7 @@ __all__ = [
 
 _RGB, _MIN_IS_BLACK, _MIN_IS_WHITE = 2, 1, 0
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
+_BACK = {6: 8, 8: 6}  # the orientations that undo others than themselves
 
 
 class UnclearError(ValueError):
@@ -188,7 +189,7 @@ def _page(path: Path, file: tifffile.TiffFile, index: int) -> np.ndarray:
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        return _by_opencv(path, index, error)
+        return upright(_by_opencv(path, index, error), _BACK.get(_turn(page), _turn(page)))  # which has turned it
     return values.transpose(1, 2, 0) if page.axes.startswith("S") else values
 
 

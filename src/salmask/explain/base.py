@@ -8,7 +8,7 @@ back raw, with the range that they live in; putting them on another scale is an 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from inspect import isfunction
+from inspect import isfunction, signature
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -158,10 +158,18 @@ def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer
 
     Errors: ValueError for what cannot be called with a classifier and images.
     """
-    if not callable(explainer) or isinstance(explainer, type | nn.Module):
+    module = isinstance(explainer, nn.Module) and not isinstance(explainer, Explainer)
+    if not callable(explainer) or isinstance(explainer, type) or (module and not _takes_pictures(explainer)):
         got = " ".join(repr(explainer).split())[:200]
         raise ValueError(f"expected a masker, a name such as 'gradcam' or an explainer of EXPLAINERS, got {got}")
     return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
+
+
+def _takes_pictures(module: nn.Module) -> bool:
+    """Return whether a module is called with a classifier and images, as a network is not."""
+    parameters = signature(module.forward).parameters.values()
+    given = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return len(given) > 1
 
 
 def as_targets(targets: Asked) -> Tensor:
