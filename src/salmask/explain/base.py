@@ -158,18 +158,18 @@ def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer
 
     Errors: ValueError for what cannot be called with a classifier and images.
     """
-    module = isinstance(explainer, nn.Module) and not isinstance(explainer, Explainer)
-    if not callable(explainer) or isinstance(explainer, type) or (module and not _takes_pictures(explainer)):
+    network = isinstance(explainer, nn.Module) and not isinstance(explainer, Explainer) and _takes_one(explainer)
+    if not callable(explainer) or isinstance(explainer, type) or network:
         got = " ".join(repr(explainer).split())[:200]
         raise ValueError(f"expected a masker, a name such as 'gradcam' or an explainer of EXPLAINERS, got {got}")
     return explainer if isinstance(explainer, Explainer) else FromFunction(explainer)
 
 
-def _takes_pictures(module: nn.Module) -> bool:
-    """Return whether a module is called with a classifier and images, as a network is not."""
+def _takes_one(module: nn.Module) -> bool:
+    """Return whether a module is called with pictures alone, as a network is, and an explainer is not."""
     parameters = signature(module.forward).parameters.values()
     given = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    return len(given) > 1
+    return len(given) < 2
 
 
 def as_targets(targets: Asked) -> Tensor:
