@@ -16,7 +16,7 @@ from salmask.explain.inputs import InputShares, PerInput
 from salmask.masker import Masker
 from salmask.masking import MeanColour
 from salmask.metrics import METRICS, Case
-from salmask.outcome import play
+from salmask.outcome import KEPT, REMOVED, play, play_at_rest
 from salmask.pooling import Pooled, QueryStream
 from salmask.specs import load_explainer
 from salmask.terms import input_effects, shares_of, total_variation
@@ -55,6 +55,21 @@ def _late(seed: int = 0, **options) -> Classifier:
 def _images(count: int = 2, side: int = 16) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {name: torch.rand(count, n, side, side, generator=generator) for name, n in RGBD.items()}
+
+
+class Backwards(frozenset[str]):
+    """Both sides in the order that a set of words has in every other process."""
+
+    def __iter__(self):
+        return iter((REMOVED, KEPT))
+
+
+def test_answers_stand_in_one_order_in_every_process() -> None:
+    classifier, images = _sums(1.0, 1.0, 1.0, 1.0), torch.rand(1, 4, 16, 16)
+    masks, targets = torch.ones(1, 1, 16, 16), torch.tensor([1])
+    outcome = play_at_rest(classifier, images, masks, targets, infill=BLACK, sides=Backwards((KEPT, REMOVED)))
+    assert list(outcome.answers) == [KEPT, REMOVED]
+    assert float(outcome.answers[KEPT][0, 1]) > float(outcome.answers[REMOVED][0, 1])
 
 
 def test_a_dictionary_is_its_images_stacked_in_order() -> None:

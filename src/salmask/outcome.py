@@ -169,7 +169,8 @@ def play_at_rest(
     with at_rest(classifier, gradients=False):
         parts = list(pieces(part, len(images), max_batch=_in_one_pass(images, images_per_pass)))
     whole, about = classifier.question(clean, targets)
-    answers = {side: torch.cat([clean[:0], *(one.answers[side] for one in parts)]) for side in sides}
+    shown = [side for side in (KEPT, REMOVED) if side in sides]  # a set has another order in every process
+    answers = {side: torch.cat([clean[:0], *(one.answers[side] for one in parts)]) for side in shown}
     kept, removed = (
         classifier.question(answers[side], targets)[0] if side in sides else None for side in (KEPT, REMOVED)
     )

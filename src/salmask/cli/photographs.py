@@ -16,6 +16,7 @@ from salmask.evaluation.panels import class_names_of, played_panels, seen
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
 from salmask.files import replace_file
+from salmask.outcome import KEPT, REMOVED
 from salmask.report.pictures import overlay, to_uint8
 from salmask.training.run import Loaded, load_shipped
 from salmask.types import Images
@@ -55,9 +56,8 @@ def _row(explainer: Learned, loaded: Loaded, images: Images) -> tuple[list[str],
     explanation = explainer(loaded.classifier, images)
     cams = EXPLAINERS["gradcam"]()(loaded.classifier, images, explanation.targets).bounded().masks
     (panels,) = played_panels(loaded, images, explanation.bounded().masks, explanation, top=1, names=names)
-    whole, kept, removed = (
-        f"{listed[0][0].split(',')[0]} {listed[0][1]:.2f}" for listed in panels.probabilities.values()
-    )
+    listed = (panels.probabilities[side][0] for side in ("whole", KEPT, REMOVED))
+    whole, kept, removed = (f"{name.split(',')[0]} {share:.2f}" for name, share in listed)
     captions = [whole, f"mean {panels.mask.mean():.2f}", kept, removed, f"mean {cams.mean():.2f}"]
     colours = [to_uint8(one) for one in (panels.whole, panels.kept, panels.removed)]
     return captions, [
