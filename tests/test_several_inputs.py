@@ -204,6 +204,45 @@ def test_cams_read_the_network_of_each_input_and_refuse_a_mixed_one() -> None:
     assert torch.equal(explanation.masks, torch.cat(each, 1))
     with pytest.raises(ValueError, match="mixed already"):
         PerInput(EXPLAINERS["gradcam"]())(_sums(1, 1, 1, 1), _sums(1, 1, 1, 1).stacked(_images()))
+    with pytest.raises(ValueError, match="mixed already"):
+        PerInput(EXPLAINERS["opticam"](iterations=2))(_sums(1, 1, 1, 1), _sums(1, 1, 1, 1).stacked(_images()))
+
+
+def test_one_map_of_parallel_networks_is_made_of_each_or_refused() -> None:
+    classifier, images = _late(), _images(2, 64)
+    stacked, asked = classifier.stacked(images), torch.tensor([0, 2])
+    both = EXPLAINERS["gradcam"]()(classifier, stacked, asked)
+    each = PerInput(EXPLAINERS["gradcam"]())(classifier, stacked, asked)
+    assert torch.allclose(both.masks, each.masks.sum(1, keepdim=True)) and len(both.layers) == 2
+    assert both.passes == each.passes
+    for name, settings in {
+        "scorecam": {},
+        "eigencam": {},
+        "gradcam": {"layer": -1},
+        "opticam": {"iterations": 2},
+    }.items():
+        with pytest.raises(ValueError, match="per_input:of="):
+            EXPLAINERS[name](**settings)(classifier, stacked)
+    named = EXPLAINERS["eigencam"](layer=classifier.layers[4])(classifier, stacked)
+    assert named.layers == (classifier.layers[4],)
+    weights = PerInput(EXPLAINERS["opticam"](iterations=2))(classifier, stacked, asked).masks
+    one = EXPLAINERS["opticam"](iterations=2, layer=4)(classifier, stacked, asked).masks
+    assert torch.allclose(weights[:, :1], one, atol=1e-5) and not torch.allclose(weights[:, :1], weights[:, 1:])
+
+
+@pytest.mark.filterwarnings("ignore:the deepest")
+def test_layers_of_each_parallel_network_are_chosen_where_the_described_ones_are_too_small() -> None:
+    classifier = _late(image_size=32)
+    assert {name.split(".")[1] for name in classifier.layers} == set(RGBD)
+    assert [name.split(".")[1] for name in classifier.layers] == sorted(
+        (name.split(".")[1] for name in classifier.layers), key=list(RGBD).index
+    )
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 3))
+    fused = LateFusion({"rgb": _tiny(3), "depth": flat}, (3, 1))
+    options = {"mean": (0.5,) * 4, "std": (0.25,) * 4, "image_size": 32, "inputs": RGBD}
+    with pytest.raises(ValueError, match="network of 'depth' has a spatial extent"):
+        Classifier(fused, layers=None, **options)
+    assert Classifier(fused, layers=[], **options).layers == ()
 
 
 def test_a_masker_makes_a_mask_for_each_input_and_is_kept_whole(tmp_path) -> None:

@@ -10,7 +10,7 @@ from salmask.classifier.network import Classifier
 from salmask.classifier.wrappers import unwrapped
 from salmask.types import Images
 
-__all__ = ["alone", "deepest_of_branches"]
+__all__ = ["alone", "check_one_branch", "deepest_of_branches"]
 
 
 class _Held(nn.Module):
@@ -65,3 +65,14 @@ def deepest_of_branches(classifier: Classifier, count: int = 1) -> list[int]:
             raise ValueError(f"the classifier reads no layer of the network of {branch!r}: name one in `layers`")
         found += own[-count:]
     return sorted(found)
+
+
+def check_one_branch(classifier: Classifier) -> None:
+    """Raise ValueError where the deepest layer is one of several parallel networks, and sees one input alone."""
+    deepest = deepest_of_branches(classifier)
+    if len(deepest) > 1:
+        names = " and ".join(classifier.layers[k] for k in deepest)
+        raise ValueError(
+            f"expected one deepest layer, got one of each input's network ({names}), each of which sees that input "
+            "alone: take per_input:of=SPEC for a map of each input, or name the layer that is to be read"
+        )

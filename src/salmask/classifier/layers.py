@@ -255,18 +255,22 @@ def described_layers(network: nn.Module) -> list[str] | None:
 
 def _of_branches(network: nn.Module, fused: LateFusion) -> list[str] | None:
     """Return the layers of all parallel networks, one network after the other; None where one does not tell them."""
-    whole = next(name for name, module in named_layers(network).items() if module is fused)
     names: list[str] = []
     for branch, part in fused.networks.items():
         own = described_layers(part)
         if own is None:
             return None
-        names += [f"{whole}.networks.{branch}.{name}".lstrip(".") for name in own]
+        names += [f"{_branch_name(network, fused, branch)}.{name}" for name in own]
     return names
 
 
+def _branch_name(network: nn.Module, fused: LateFusion, branch: str) -> str:
+    whole = next(name for name, module in named_layers(network).items() if module is fused)
+    return f"{whole}.networks.{branch}".lstrip(".")
+
+
 def pick_layers(probe: Probe) -> list[str]:
-    """Choose at most five layers, shallow to deep.
+    """Choose at most five layers, shallow to deep; of parallel networks (late fusion) at most five of each, in order.
 
     Of each resolution the last one counts, and what a block works with before it gives another resolution only where
     there is nothing else. Modules that are used several times are passed over, for only their last call could be read;
@@ -288,9 +292,7 @@ def pick_layers(probe: Probe) -> list[str]:
             spatial[call.name] = grid
             probe.before[call.name] = list(seen)
             seen += [grid] if call.output.ndim == 4 else []
-    names = _last_of_each(spatial, named_layers(probe.network))
-    if len(names) < 3:
-        names = _repeated(probe.network, spatial) or names
+    names = [name for own in _by_branch(probe.network, spatial) for name in _chosen(probe.network, own)]
     _tell_of_unread(probe.network, calls, reached, names)
     if not names and (several := _several_times(probe, calls, counts)):
         raise ValueError(
@@ -311,7 +313,36 @@ def pick_layers(probe: Probe) -> list[str]:
             "no layer of the network has a spatial extent: give `layers` by module name, "
             "or layers=[] for explainers that ask for logits alone, such as rise and occlusion"
         )
+    return names
+
+
+def _chosen(network: nn.Module, spatial: Mapping[str, Grid]) -> list[str]:
+    """Return at most five of the maps, shallow to deep."""
+    names = _last_of_each(spatial, named_layers(network))
+    if len(names) < 3:
+        names = _repeated(network, spatial) or names
     return names[-_MOST:]
+
+
+def _by_branch(network: nn.Module, spatial: Mapping[str, Grid]) -> list[Mapping[str, Grid]]:
+    """Return the maps of each parallel network, all of them where there is one network.
+
+    Errors: ValueError for a parallel network without a map, whose input a map of the others would leave out.
+    """
+    fused = bare(network)
+    if not isinstance(fused, LateFusion) or not spatial:
+        return [spatial]
+    ways = {branch: _branch_name(network, fused, branch) for branch in fused.networks}
+    found = {
+        branch: {name: grid for name, grid in spatial.items() if f"{name}.".startswith(f"{way}.")}
+        for branch, way in ways.items()
+    }
+    if missing := [branch for branch, own in found.items() if not own]:
+        raise ValueError(
+            f"no layer of the network of {missing[0]!r} has a spatial extent: name one of each network in `layers`, or "
+            "give layers=[] for explainers that ask for logits alone, such as rise and occlusion"
+        )
+    return list(found.values())
 
 
 def _is_grid(call: Seen) -> bool:

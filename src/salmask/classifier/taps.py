@@ -17,6 +17,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
+from salmask.classifier.branches import check_one_branch
 from salmask.classifier.grids import Rolled, Tokens, channels_last
 from salmask.classifier.hold import held
 from salmask.classifier.network import Classifier
@@ -37,7 +38,10 @@ __all__ = [
 
 
 def layer_index(classifier: Classifier, layer: int | str) -> int:
-    """Return which of `classifier.layers` is meant, by index (-1 is the deepest) or by name."""
+    """Return which of `classifier.layers` is meant, by index (-1 is the deepest) or by name.
+
+    Errors: ValueError for a layer that is not read, and for -1 of a classifier of parallel networks.
+    """
     layers = classifier.layers
     if not layers:
         raise ValueError(
@@ -54,6 +58,8 @@ def layer_index(classifier: Classifier, layer: int | str) -> int:
         return layers.index(layer)
     if not -len(layers) <= layer < len(layers):
         raise ValueError(f"layer {layer} is outside the {len(layers)} layers of the classifier: {', '.join(layers)}")
+    if layer == -1:
+        check_one_branch(classifier)
     return layer % len(layers)
 
 

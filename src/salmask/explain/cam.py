@@ -24,7 +24,7 @@ the patch tokens of a transformer that reads its class token alone; `Explanation
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salmask.classifier.branches import deepest_of_branches
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import at_once, at_rest, check_limit, pieces
 from salmask.classifier.network import Classifier
@@ -105,7 +106,8 @@ def hires_cam(maps: LayerMaps, gradients: LayerMaps) -> LayerMaps:
 class GradientCAM(Explainer):
     """Class activation maps whose weights come from maps and gradients by a rule: one forward, one backward pass.
 
-    layer: index or name; None takes the deepest, and the one before it where an image has no gradient there.
+    layer: index or name; None takes the deepest, and the one before it where an image has no gradient there; of
+    parallel networks (late fusion) the deepest of each, whose maps are added up.
     """
 
     rule: WeightRule
@@ -114,6 +116,8 @@ class GradientCAM(Explainer):
 
     def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones."""
+        if self.layer is None and classifier.layers and len(deepest := deepest_of_branches(classifier)) > 1:
+            return _added([replace(self, layer=layer)(classifier, images, targets) for layer in deepest])
         with at_rest(classifier, gradients=True):
             return by_pieces(self._explain, classifier, images, targets, max_batch=self.max_batch)
 
@@ -287,6 +291,13 @@ class EigenCAM(Explainer):
         chosen, layers = check_targets(targets, logits), (classifier.layers[index],)
         notes = (CLASS_AGNOSTIC,)
         return Explanation(masks, chosen, logits, Passes(1), range=POSITIVE, notes=notes, layers=layers)
+
+
+def _added(each: list[Explanation]) -> Explanation:
+    """Return the sum of the maps that the parallel networks of a classifier give."""
+    passes = Passes(sum(one.passes.forward for one in each), sum(one.passes.backward for one in each))
+    masks = torch.stack([one.masks for one in each]).sum(0)
+    return replace(each[0], masks=masks, passes=passes, layers=tuple(name for one in each for name in one.layers))
 
 
 def _combined(maps: LayerMaps, weights: Tensor) -> Tensor:

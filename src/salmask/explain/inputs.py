@@ -19,6 +19,8 @@ from salmask.explain.base import Explainer, Explanation, Passes, check_targets
 from salmask.explain.batching import by_pieces, joined
 from salmask.explain.cam import AblationCAM, EigenCAM, GradientCAM, ScoreCAM
 from salmask.explain.knobs import BatchSize
+from salmask.explain.optimise.loop import Optimised
+from salmask.explain.optimise.masks import MapWeights
 from salmask.masking import MeanColour
 from salmask.terms import input_effects, shares_of
 from salmask.types import Asked, Images, Infill
@@ -74,15 +76,15 @@ class PerInput(Explainer):
     def __call__(self, classifier: Classifier, images: Images, targets: Asked | None = None) -> Explanation:
         """Explain the given classes, or the predicted ones: K times the passes of the explainer."""
         inputs = _inputs_of(classifier)
-        if isinstance(self.explainer, GradientCAM | ScoreCAM | AblationCAM | EigenCAM):
+        if _at_layer(self.explainer, -1) is not None:
             layers = deepest_of_branches(classifier)
             if len(layers) != len(inputs):
                 raise ValueError(
                     f"{self.explainer.kind} reads a layer in which the inputs are mixed already: take an explainer of "
                     "pixels, such as occlusion or gradient, or a classifier with one network an input (late:...)"
                 )
-            each = [replace(self.explainer, layer=layer)(classifier, images, targets) for layer in layers]
-            return _side_by_side(each)
+            each = [one for layer in layers if (one := _at_layer(self.explainer, layer)) is not None]
+            return _side_by_side([one(classifier, images, targets) for one in each])
         rows = []
         for k in range(len(images)):
             own = None if targets is None else targets[k : k + 1]
@@ -91,6 +93,15 @@ class PerInput(Explainer):
             found = [self.explainer(alone(classifier, image, name), part, own) for name, part in parts.items()]
             rows.append(_side_by_side(found))
         return joined(rows)
+
+
+def _at_layer(explainer: Explainer, layer: int) -> Explainer | None:
+    """Return a class activation map made of another layer; None for explainers that read no one layer."""
+    if isinstance(explainer, GradientCAM | ScoreCAM | AblationCAM | EigenCAM):
+        return replace(explainer, layer=layer)
+    if isinstance(explainer, Optimised) and isinstance(explainer.parametrisation, MapWeights):
+        return replace(explainer, parametrisation=replace(explainer.parametrisation, layer=layer))
+    return None
 
 
 def _side_by_side(each: list[Explanation]) -> Explanation:

@@ -20,12 +20,13 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from salmask.classifier import Classifier
+from salmask.classifier.branches import check_one_branch
 from salmask.classifier.folded import folded
 from salmask.classifier.hold import pieces, without_checkpoints
 from salmask.classifier.inputs import checked
 from salmask.explain.base import Explainer, Explanation, Passes, as_targets, check_targets
 from salmask.explain.batching import check_alive, check_batch, check_reached, entered
-from salmask.explain.optimise.masks import Drawn, Parametrisation, Scene
+from salmask.explain.optimise.masks import Drawn, MapWeights, Parametrisation, Scene
 from salmask.explain.optimise.schedule import Schedule, View
 from salmask.masking import MeanColour, prepare
 from salmask.objective import Objective
@@ -143,6 +144,8 @@ class Optimised(Explainer):
             raise ValueError(f"expected targets ({len(images)},) of integers, got {tuple(targets.shape)}")
         if start is not None:
             _check_start(start, images)
+        if isinstance(self.parametrisation, MapWeights) and self.parametrisation.layer == -1 and classifier.layers:
+            check_one_branch(classifier)
         with checked(images, classifier.channels_in), classifier.frozen(), _differentiable(), without_checkpoints():
             images = entered(images, classifier)
             targets, start = (None if one is None else entered(one, classifier) for one in (targets, start))
