@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Compiled when imported: most of the 20,000 modules never are.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test tools check docs bench clean
 
 demo: $(READY)
 	rm -rf demo
@@ -28,19 +31,24 @@ docs: $(TOOLS)
 bench: $(TOOLS)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+tools: $(TOOLS)
+
 # torch comes first and pinned: an unpinned one may download another build with gigabytes beside it.
-$(READY): pyproject.toml constraints.txt
+$(TORCH): constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[captum,imagenet,serve]'
+	$(INSTALL) torch torchvision
+	touch $(TORCH)
+
+$(READY): $(TORCH) pyproject.toml
+	$(INSTALL) -e '.[captum,imagenet,serve]'
 	touch $(READY)
 
-# What tests, checks, documentation and benchmarks need beside the library.
-$(TOOLS): $(READY) requirements-peers.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,captum,imagenet]'
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements-peers.txt
-	touch $(TOOLS)
+# What tests, checks, documentation and benchmarks need: the library, with what the demo needs, and their own.
+$(TOOLS): $(TORCH) pyproject.toml requirements-peers.txt
+	$(INSTALL) -e '.[dev,captum,imagenet,serve]'
+	$(INSTALL) --no-deps -r requirements-peers.txt
+	touch $(READY) $(TOOLS)
 
 clean:
 	rm -rf $(VENV) demo runs site

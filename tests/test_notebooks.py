@@ -1,10 +1,11 @@
 """The notebooks of docs/notebooks run from first to last cell, come out as their text says, and are kept small."""
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from matplotlib import pyplot as plt
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "docs" / "notebooks"
 
@@ -39,10 +40,21 @@ def test_every_notebook_has_its_claims() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLAIMS)
-def test_the_notebook_runs_and_its_text_is_true(name, tmp_path) -> None:
-    notebook = read(name)
-    notebook.cells.append(nbformat.v4.new_code_cell(CLAIMS[name]))
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+def test_the_notebook_runs_and_its_text_is_true(name, tmp_path, monkeypatch) -> None:
+    """In this process: a kernel would import everything again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", drawn)
+    code = [cell.source for cell in read(name).cells if cell.cell_type == "code"]
+    names = {"__name__": "__main__"}
+    for source in (*code, CLAIMS[name]):
+        exec(compile(re.sub("^%.*", "", source, flags=re.MULTILINE), name, "exec"), names)
+
+
+def drawn() -> None:
+    """Draw what a notebook shows."""
+    for number in plt.get_fignums():
+        plt.figure(number).canvas.draw()
+        plt.close(number)
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -34,7 +34,7 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-VISITORS = 8
+VISITORS = 4
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def expected(looks: Looks, path: Path, titles: list[str], threshold: float = 0.0
 
 
 @needs_browser
-def test_eight_visitors_at_once_see_their_own_pictures_map_for_map(browser, address, looks, tmp_path) -> None:
+def test_visitors_at_once_see_their_own_pictures_map_for_map(browser, address, looks, tmp_path) -> None:
     files = [paint(tmp_path / f"{seed}.png", seed) for seed in range(VISITORS)]
     pages = [opened(browser, address) for _ in files]
     for page, file in zip(pages, files, strict=True):

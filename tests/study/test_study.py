@@ -29,7 +29,7 @@ from salmask.study import STUDIES, Axis, Claim, Local, Row, Scale, Slurm, Source
 from salmask.study.engine import Task
 from salmask.study.run import _apart
 from salmask.study.studies import few_classes, fix, infilling
-from salmask.study.work import StudyJob, _pictures, _reading, layers_read, work
+from salmask.study.work import METRICS_OF, StudyJob, _pictures, _reading, finished, layers_read, work
 from salmask.terms import divergence_from_prior
 from salmask.training.settings import RECIPE, ReadAs, Settings
 from salmask.training.steps import Steps
@@ -66,6 +66,12 @@ def source(tmp_path_factory) -> Source:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture
+def no_page(monkeypatch) -> None:
+    """Leave the report of a study out, where it is the jobs that a test is about: its figures take longer than they."""
+    monkeypatch.setattr("salmask.study.run.write_report", lambda *given, **named: None)
 
 
 def small_study(**changes) -> Study:
@@ -357,7 +363,7 @@ def test_the_command_takes_what_other_commands_take_of_pictures(tmp_path) -> Non
     assert dict(command._source().seen).items() >= {"mean": (0.5,), "crop": 0.9, "fit": None}.items()
 
 
-def test_tuning_sees_no_picture_of_val(source, tmp_path) -> None:
+def test_tuning_sees_no_picture_of_val(source, tmp_path, no_page) -> None:
     shutil.copytree(source.data, tmp_path / "data", ignore=shutil.ignore_patterns("val*"))
     bare = dataclasses.replace(source, data=str(tmp_path / "data"))
     study = Study(name="s", title="S", rows=(Row(name="tuned", candidates=(fix(), fix(1.0, 10.0))),))
@@ -370,7 +376,7 @@ def test_tuning_sees_no_picture_of_val(source, tmp_path) -> None:
     assert seen and all(image.startswith("train/") for image in seen)
 
 
-def test_a_job_that_was_killed_goes_on_from_its_checkpoint(source, tmp_path, monkeypatch) -> None:
+def test_a_job_that_was_killed_goes_on_from_its_checkpoint(source, tmp_path, monkeypatch, no_page) -> None:
     study = Study(name="s", title="S", rows=(Row(name="one", variant=fix()),))
     run(study, source, tmp_path / "whole", tmp_path / "whole_jobs")
     made, step, steps = Settings, Steps.step, []
@@ -391,7 +397,9 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoint(source, tmp_path, mon
     assert whole.read_bytes() == again.read_bytes()
 
 
-def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(source, tmp_path, monkeypatch) -> None:
+def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(
+    source, tmp_path, monkeypatch, no_page
+) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("salmask.study.run.time", SimpleNamespace(perf_counter=lambda: clock.now))
 
@@ -415,7 +423,7 @@ def test_what_is_left_is_told_of_the_whole_study_and_a_masker_is_not_waited_for(
     assert _apart([one, again, other]) == [one, other, again]
 
 
-def test_one_candidate_is_trained_once_and_is_the_first(source, tmp_path) -> None:
+def test_one_candidate_is_trained_once_and_is_the_first(source, tmp_path, no_page) -> None:
     rows = (Row(name="tuned", candidates=(fix(1.0, 10.0), fix())),)
     engine = Here()
     scale = Scale.of(**TINY.settings() | {"candidates": 1})
@@ -425,7 +433,9 @@ def test_one_candidate_is_trained_once_and_is_the_first(source, tmp_path) -> Non
     assert Variant.of(**told["rows"][0]["variant"]) == fix(1.0, 10.0) and told["tuning"] == {}
 
 
-def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(source, tmp_path, monkeypatch) -> None:
+def test_training_has_its_own_size_and_crops_and_measuring_the_classifier_s(
+    source, tmp_path, monkeypatch, no_page
+) -> None:
     cut, trained, measured = [], [], []
 
     def batches(*arguments, **options):
@@ -463,7 +473,7 @@ def wider(source, tmp_path_factory) -> Source:
     return dataclasses.replace(source, data=str(root / "data"), classifier=spec)
 
 
-def test_a_study_knows_classes_by_name_where_the_network_knows_more(wider, tmp_path) -> None:
+def test_a_study_knows_classes_by_name_where_the_network_knows_more(wider, tmp_path, no_page) -> None:
     pictures = wider.folder("train", transform=None)
     listed = (Path(wider.data) / "classes.txt").read_text().split()
     assert all(
@@ -477,7 +487,7 @@ def test_a_study_knows_classes_by_name_where_the_network_knows_more(wider, tmp_p
     assert all(listed[target] in name for target, name in zip(measured.targets, measured.ids, strict=True))
 
 
-def test_a_study_trains_on_decisions_where_a_row_asks_for_it(source, tmp_path, monkeypatch) -> None:
+def test_a_study_trains_on_decisions_where_a_row_asks_for_it(source, tmp_path, monkeypatch, no_page) -> None:
     asked = []
     step = Steps.step
     monkeypatch.setattr(Steps, "step", lambda self, *given: asked.append(self.settings.target) or step(self, *given))
@@ -517,7 +527,9 @@ def test_a_study_as_released_trains_and_measures_so_and_shares_no_job(source, tm
     claims = (Claim(text="A pool helps", row="pool", against="tuned"),)
     study = Study(name="s", title="S", rows=rows, claims=claims, axis=Axis(x="row"), checks=("center",), checked=2)
     scale = Scale.of(**TINY.settings() | {"as_released": True})
-    assert run(study, source, tmp_path / "described", tmp_path / "jobs").failed == {}
+    with pytest.MonkeyPatch.context() as bare:
+        bare.setattr("salmask.study.run.write_report", lambda *given, **named: None)
+        assert run(study, source, tmp_path / "described", tmp_path / "jobs").failed == {}
     before = set((tmp_path / "jobs").iterdir())
     assert run(study, source, tmp_path / "released", tmp_path / "jobs", scale=scale).failed == {}
     assert len(set((tmp_path / "jobs").iterdir()) - before) == 4  # center, two candidates, pool
@@ -536,7 +548,8 @@ def test_a_study_of_failures_alone_is_an_error(source, tmp_path) -> None:
         run(study, source, tmp_path / "out", tmp_path / "jobs", Here(fail="odd"))
 
 
-def test_conditions_heads_infills_and_subsets_all_train(source, tmp_path) -> None:
+def test_conditions_heads_infills_and_subsets_all_train(source, tmp_path, monkeypatch, no_page) -> None:
+    monkeypatch.setitem(METRICS_OF, "val", ("mask_mean",))
     variants = {
         "told its area": fix(area_condition=True, area_power=2.0, area=0.5),
         "told the class": fix(class_condition=True),
@@ -557,7 +570,7 @@ def test_conditions_heads_infills_and_subsets_all_train(source, tmp_path) -> Non
     assert outcome.failed == {} and set(outcome.complete) == set(variants)
 
 
-def test_a_masker_is_read_with_another_classifier_and_is_trained_once(source, tmp_path) -> None:
+def test_a_masker_is_read_with_another_classifier_and_is_trained_once(source, tmp_path, no_page) -> None:
     rows = (
         Row(name="own", variant=Variant.of(recipe="ca")),
         Row(name="original", variant=Variant.of(recipe="ca", reads="original")),
@@ -605,7 +618,7 @@ class Faked:
         return jobs
 
 
-def test_a_cluster_is_given_the_jobs_and_its_failures_are_told(source, tmp_path, monkeypatch) -> None:
+def test_a_cluster_is_given_the_jobs_and_its_failures_are_told(source, tmp_path, monkeypatch, no_page) -> None:
     faked = Faked()
     monkeypatch.setitem(sys.modules, "submitit", faked)
     engine = Slurm(tmp_path / "logs", at_once=3, options=(("slurm_partition", "gpu"), ("timeout_min", 120)))
@@ -626,40 +639,37 @@ def test_a_cluster_is_given_the_jobs_and_its_failures_are_told(source, tmp_path,
         engine.run([Task(broken, "val", "broken")], lambda *told: None)
 
 
-def test_several_local_processes_work_at_once(source, tmp_path) -> None:
-    rows = tuple(Row(name=name, explainer=name) for name in ("center", "full"))
-    study = Study(name="s", title="S", rows=rows)
-    outcome = run(study, source, tmp_path / "out", tmp_path / "jobs", Local(workers=2, threads=1))
-    assert outcome.failed == {} and set(outcome.complete) == {"center", "full"}
-
-
-def test_local_processes_carry_out_tasks_and_say_why_one_failed(tmp_path) -> None:
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "job.json").write_text("{}")
-    told = []
-    Local(workers=1, threads=1).run(
-        [Task(tmp_path / "job", "val", "broken")], lambda task, seconds, error: told.append((task.name, error))
-    )
-    assert told == [("broken", "KeyError: 'content'")]
-    assert "Traceback" in (tmp_path / "job" / "failed.txt").read_text()
+def test_several_local_processes_carry_out_tasks_and_say_why_one_failed(source, tmp_path) -> None:
+    job = StudyJob(source=source, scale=TINY, explainer="center")
+    job.write(tmp_path / "job", source.fingerprint())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "job.json").write_text("{}")
+    told = {}
+    tasks = [Task(tmp_path / name, "val", name) for name in ("job", "broken")]
+    Local(workers=2, threads=1).run(tasks, lambda task, seconds, error: told.update({task.name: error}))
+    assert told == {"job": None, "broken": "KeyError: 'content'"}
+    assert finished(tmp_path / "job", "val", TINY.measured).is_file()
+    assert "Traceback" in (tmp_path / "broken" / "failed.txt").read_text()
 
 
 # Checks of maps
 
 
-def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_alone(source, jobs, tmp_path) -> None:
+def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_alone(
+    source, jobs, tmp_path, monkeypatch
+) -> None:
     rows = (
         Row(name="gradcam", explainer="gradcam"),
         Row(name="FIX", variant=fix(), seeds=2),
         Row(name="random labels", variant=fix(shuffled=True)),
     )
     study = Study(
-        name="s", title="S", rows=rows, checks=("FIX", "gradcam"), pairs=(("FIX", "random labels"),), checked=4
+        name="s", title="S", rows=rows, checks=("FIX", "gradcam"), pairs=(("FIX", "random labels"),), checked=2
     )
     out = tmp_path / "out"
     assert run(study, source, out, jobs).failed == {}
     found = json.loads((out / "checks.json").read_text())
-    assert len(found["images"]) == 4
+    assert len(found["images"]) == 2
     asked = {(row["explainer"], row["check"]) for row in found["rows"]}
     parts = {"classifier, cascading", "classifier, independent", "masker, cascading", "masker, independent"}
     assert asked >= {("FIX #0", one) for one in parts}
@@ -678,6 +688,7 @@ def test_checks_hold_curves_pairs_and_strips_and_are_reported_from_the_folder_al
     write_report(out)
     assert (out / "study.md").read_text() == text and (out / "index.html").read_text() == page
     again = Here()
+    monkeypatch.setattr("salmask.study.run.write_report", lambda *given, **named: None)
     run(study, source, out, jobs, again)
     assert again.asked == []
 
