@@ -2,6 +2,7 @@
 its first wrong field. What a killed process has left is cleaned up.
 """
 
+import errno
 import os
 import stat
 import subprocess
@@ -124,3 +125,12 @@ def test_a_file_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**33)
     with pytest.raises(ValueError, match="at most 67108864 bytes"):
         read_json(tmp_path / "a.json", SHAPE, remedy="write it again")
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.txt"):
+        replace_file(tmp_path / "a.txt", write)
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 import salmask
 from salmask.data.tensors import TensorPictures
@@ -164,3 +165,18 @@ def test_explainers_are_measured_side_by_side(classifier, images, tmp_path) -> N
 def test_what_does_not_fit_is_refused_with_the_remedy(change, words, classifier, images) -> None:
     with pytest.raises(ValueError, match=words):
         salmask.train(classifier, change.pop("pictures", images), **{"recipe": "fix", "steps": 1, **change})
+
+
+def test_labels_of_other_classes_than_the_network_s_are_refused(classifier, images, tmp_path) -> None:
+    for name in "acde":  # of five; b has no picture in val
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64), (250, 0, 0)).save(tmp_path / "val" / name / "0.png")
+    with pytest.raises(ValueError, match="the data has 4 classes, the classifier tells 5 apart"):
+        salmask.evaluate(classifier, ["center"], str(tmp_path), metrics=["average_drop"])
+    with pytest.raises(ValueError, match="the data has 4 classes"):
+        salmask.train(classifier, salmask.open_data(tmp_path, "val"), steps=1, target="label")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    scores = salmask.evaluate(classifier, ["center"], str(tmp_path), metrics=["average_drop"])
+    given = salmask.evaluate(classifier, ["center"], str(tmp_path), metrics=["average_drop"], targets=[0, 2, 3, 4])
+    first, second = ([r["value"] for r in one.rows if r["metric"] == "average_drop"] for one in (scores, given))
+    assert first == second and len(set(first)) > 1

@@ -1,5 +1,6 @@
 """The masker: published sizes and start, grids of any size, conditioning, heads, files."""
 
+import inspect
 import itertools
 import json
 import math
@@ -416,3 +417,11 @@ def test_an_interrupted_write_leaves_the_old_files(tmp_path, monkeypatch) -> Non
     with pytest.raises(KeyboardInterrupt):
         tiny(generator=seeded(5)).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("size", [(0, 64), (64, -1), 64, (64,), (64.0, 64.0), "64", None, (64, 64, 64)])
+def test_a_size_that_is_none_is_refused(size) -> None:
+    masker = Masker((4, 8), (4, 8), generator=Generator().manual_seed(0))
+    reading = inspect.unwrap(Masker.logits)  # without the checks of types that tests have and users do not
+    with pytest.raises(ValueError, match="expected the size of the pictures as"):
+        reading(masker, [torch.rand(1, 4, 16, 16), torch.rand(1, 8, 8, 8)], size)

@@ -41,7 +41,7 @@ from salmask.rows.read import ROWS, read_lines
 from salmask.specs import load_explainer, load_infills, load_metrics
 from salmask.training.maskers import new_masker
 from salmask.training.recipes import Recipe
-from salmask.training.run import Loaded, Sight
+from salmask.training.run import Loaded, Sight, check_classes
 from salmask.training.settings import RECIPE, Settings
 from salmask.training.train import train_masker
 from salmask.training.variant import Variant, build_recipe, chosen_data, masker_options, stream_of
@@ -93,9 +93,11 @@ def train(
     target = {"target": "predicted" if targets is None else "label"}
     name = recipe if isinstance(recipe, str) else RECIPE
     training, variant = _settings({"recipe": name, **named, **target, **settings})
-    dataset = _data_set(pictures, "train")
+    dataset = _data_set(pictures, "train", classifier)
     if targets is not None:
         dataset = _under(classifier, dataset, targets)
+    elif training.target == "label":
+        check_classes(dataset, Loaded(classifier, "", Sight(classifier.image_size)))
     dataset = chosen_data(variant.data, dataset, training.seed)
     training = replace(training, batch_size=min(training.batch_size, len(dataset)))
     if steps is not None:
@@ -204,10 +206,12 @@ def evaluate(
     batch_size, seed = given["batch_size"], given["seed"]
     table = _named(explainers)
     sight = _view(pictures, classifier, image_size)
-    dataset = _data_set(pictures, "val")
+    dataset = _data_set(pictures, "val", classifier)
     if targets is None and (isinstance(pictures, Tensor) or UNLABELLED in dataset.targets):
         dataset = decided(classifier, dataset, sight, classes=_classes(classifier, dataset))
     else:
+        if targets is None:
+            check_classes(dataset, Loaded(classifier, "", sight))
         dataset = _under(classifier, dataset, dataset.targets if targets is None else targets)
     loaded = Loaded(classifier, "", sight, tuple(dataset.classes))
     measured: dict[str, Metric] = {}
@@ -258,7 +262,7 @@ def _listed_metrics(metrics: Sequence[str | Metric]) -> Sequence[str | Metric]:
     return metrics
 
 
-def _data_set(pictures: Pictures, split: str) -> Labelled:
+def _data_set(pictures: Pictures, split: str, classifier: Classifier) -> Labelled:
     if not isinstance(pictures, Tensor | str | Path | Labelled) or isinstance(pictures, list | tuple):
         raise ValueError(
             f"expected pictures as a tensor (N, C, H, W) in [0, 1], a folder or a data set of salmask.data, got "
@@ -267,7 +271,10 @@ def _data_set(pictures: Pictures, split: str) -> Labelled:
     if isinstance(pictures, Tensor):
         return TensorPictures(pictures)
     if isinstance(pictures, str | Path):
-        return FlatFolder(pictures) if is_flat(Path(pictures)) else open_data(str(pictures), split)
+        if is_flat(Path(pictures)):
+            return FlatFolder(pictures)
+        classes = Loaded(classifier, "", Sight(classifier.image_size)).folders(str(pictures), split)
+        return open_data(str(pictures), split, classes=classes)
     return pictures
 
 

@@ -14,6 +14,7 @@ constant channels to every layer that is read: a target area, or an embedding of
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -247,6 +248,7 @@ class Masker(nn.Module, OnHub):
     ) -> Float[Tensor, "batch masks rows columns"]:
         """Return the logits z on the masker's own grid, before the head."""
         self._check(maps, areas, targets)
+        _check_size(size)
         grid = (-(-size[0] // self.stride), -(-size[1] // self.stride))
         conditions = self._conditions(areas, targets)
         read = [maps[layer] for layer in self.layers]
@@ -372,6 +374,15 @@ def _resolve(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
     if not resolved or resolved[0] < 0 or resolved[-1] >= count:
         raise ValueError(f"layers {tuple(layers)} do not exist: the classifier gives maps 0 ... {count - 1}")
     return resolved
+
+
+def _check_size(size: object) -> None:
+    """Raise ValueError for what is no height and width, in whole pixels."""
+    if torch.compiler.is_exporting():  # a graph holds for any size
+        return
+    whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, Integral) for side in size)
+    if not isinstance(size, Sequence) or not whole or min(size) < 1:
+        raise ValueError(f"expected the size of the pictures as (height, width) in pixels, got {size!r}")
 
 
 def _resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:

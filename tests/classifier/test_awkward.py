@@ -311,3 +311,29 @@ def test_values_in_windows_are_no_map() -> None:
     network = nn.Sequential(OrderedDict(stem=stem, part=Part(), join=Join(), late=late, head=head))
     classifier = Classifier(network, mean=MEAN, std=STD, layers=None, image_size=32)
     assert classifier.layers == ("stem", "join", "late")  # `part` has the shape of 4 channels of 16 x 16: 4 windows
+
+
+def test_a_network_that_normalises_over_the_batch_is_told_of() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(1))
+    with pytest.warns(UserWarning, match="other logits beside others than alone"):
+        around(network, [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        around(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.InstanceNorm2d(4), nn.Flatten(1)), [])
+
+
+def test_networks_without_numbers_yet_are_named() -> None:
+    with pytest.raises(ValueError, match="lazy layers without weights"):
+        around(nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(1)), [])
+    with torch.device("meta"):
+        network = Squares()
+    with pytest.raises(ValueError, match="device 'meta'"):
+        around(network, None)
+
+
+def test_a_size_that_a_network_does_not_take_is_named_with_the_one_it_does() -> None:
+    network = nn.Sequential(nn.Flatten(1), nn.Linear(3 * SIZE * SIZE, 4))
+    classifier = around(network, [])
+    with pytest.raises(ValueError, match=rf"fails on pictures of 8x9 .*takes those of {SIZE}x{SIZE}"):
+        classifier.logits(torch.rand(1, 3, 8, 9))

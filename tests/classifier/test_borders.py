@@ -5,8 +5,10 @@ from contextlib import nullcontext
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from salmask.classifier import Classifier
 from salmask.explain import EXPLAINERS
@@ -188,5 +190,27 @@ def test_a_wrapper_that_cuts_is_refused_around_a_known_network() -> None:
     torch.manual_seed(0)
     network = Wrapped(timm.create_model("test_resnet", num_classes=3))
     network.forward = lambda x: network.inside(F.interpolate(x[..., 16:-16, 16:-16], 64))
+    with pytest.raises(ValueError, match="does not see the whole picture"):
+        read(network)
+
+
+def cropped_stem(network: nn.Module) -> None:
+    network.conv1 = nn.Sequential(v2.CenterCrop(40), network.conv1)
+
+
+def cropped_by_a_hook(network: nn.Module) -> None:
+    network.register_forward_pre_hook(lambda module, given: (given[0][..., 12:-12, 12:-12],))
+
+
+def another_forward(network: nn.Module) -> None:
+    own = network.forward
+    network.forward = lambda x: own(x[..., 12:-12, 12:-12])  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [cropped_stem, cropped_by_a_hook, another_forward])
+def test_a_known_network_that_was_changed_is_looked_at_like_any_other(change) -> None:
+    network = torchvision.models.resnet18(num_classes=3)
+    assert read(network).layers[-1] == "layer4"
+    change(network)
     with pytest.raises(ValueError, match="does not see the whole picture"):
         read(network)

@@ -1,5 +1,6 @@
 """Pictures of any number of channels: networks, infills and explainers."""
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -178,3 +179,25 @@ def test_pictures_on_an_accelerator_are_looked_at_once_at_the_entry(monkeypatch)
 def test_pictures_on_a_cpu_are_looked_at_in_every_pass() -> None:
     with inputs.checked(torch.rand(1, 3, 32, 32), 3), pytest.raises(ValueError, match="divide by 255"):
         of(3).logits(torch.full((1, 3, 32, 32), 9.0))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 0, 4), "expected images with pixels"),
+        (torch.zeros(1, 3, 4, 4).to_sparse(), r"expected images as a dense tensor, got torch\.sparse_coo"),
+    ],
+)
+def test_what_holds_no_pixels_is_refused(images, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        of(3).logits(images)
+
+
+def test_pictures_that_were_divided_by_255_twice_are_told_of() -> None:
+    classifier, pictures = of(3), torch.rand(1, 3, 32, 32)
+    with pytest.warns(UserWarning, match="divided by 255 twice"):
+        EXPLAINERS["gradient"]()(classifier, pictures / 255)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EXPLAINERS["gradient"]()(classifier, pictures / 25)
+        EXPLAINERS["occlusion"](window=16, stride=16)(classifier, pictures * 0)

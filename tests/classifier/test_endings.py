@@ -133,7 +133,7 @@ class Normalising(nn.Module):
 
 def test_pictures_that_would_be_normalised_twice_are_told_of() -> None:
     network = nn.Sequential(Normalising(), Squares())
-    with pytest.warns(UserWarning, match=r"a mean and a std of its own \(0\).*give mean 0 and std 1"):
+    with pytest.warns(UserWarning, match=r"std of its own \(0\).*give mean \(0, 0, 0\) and std \(1, 1, 1\)"):
         Classifier(network, mean=MEAN, std=STD, layers=None, image_size=SIZE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -65,3 +65,13 @@ def test_levit_and_mobilenet_of_hugging_face_are_read_after_whole_blocks() -> No
     small = {"depth_multiplier": 0.25, "image_size": 64, "num_labels": 3}
     layers = read(transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(**small))).layers
     assert all(name.split(".")[-2] == "layer" for name in layers[1:-1]), layers
+
+
+def test_what_is_padded_before_a_convolution_is_no_resolution() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.EfficientNetConfig(
+        num_labels=3, width_coefficient=0.25, depth_coefficient=0.1, image_size=64, hidden_dim=320
+    )
+    network = transformers.EfficientNetForImageClassification(config).eval()
+    classifier = Classifier(network, mean=(0.5,) * 3, std=(0.25,) * 3, layers=None, image_size=64)
+    assert [layer.shape[1:] for layer in classifier.describe()] == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]

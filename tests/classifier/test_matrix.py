@@ -1,7 +1,7 @@
 """Networks of every source in every wrapping and state: evidence found, the same map as bare, the network as before."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 
@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 import salmask
 from conftest import SmallNet
 from salmask.classifier import Classifier
+from salmask.classifier.hold import held
 from salmask.explain import EXPLAINERS
 from salmask.explain.learned import Learned
 from salmask.masker import Masker
@@ -282,3 +283,46 @@ def test_eight_threads_get_the_maps_that_they_get_alone(name) -> None:
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     assert learned.masker.training
+
+
+class Ensemble(nn.Module):
+    """A network, and another one beside it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other = network, SmallNet(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x)
+
+
+def test_threads_wait_for_each_other_where_networks_have_a_part_in_common() -> None:
+    torch.manual_seed(0)
+    shared = SmallNet(5).train()
+    networks = [shared, Ensemble(shared), Ensemble(shared)]
+    classifiers = [Classifier(n, mean=MEAN, std=STD, layers=None, image_size=32) for n in networks]
+    shown = [torch.rand(1, 3, 32, 32, generator=Generator().manual_seed(k)) for k in range(24)]
+
+    def ask(k: int) -> Tensor:
+        return salmask.explain(classifiers[k % 3], shown[k], targets=[k % 5]).masks
+
+    with unchanged(shared):
+        alone = [ask(k) for k in range(24)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(ask, range(24)))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_networks_without_a_part_in_common_do_not_wait() -> None:
+    one, other = SmallNet(3), SmallNet(3)
+    with ThreadPoolExecutor(1) as pool, held(one):
+        assert pool.submit(entered, other).result(timeout=60)
+        both = pool.submit(entered, nn.ModuleList([one, other]))
+        assert not wait([both], timeout=0.2).done
+    assert both.result(timeout=60)
+
+
+def entered(network: nn.Module) -> bool:
+    with held(network):
+        return True

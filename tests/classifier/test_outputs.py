@@ -207,3 +207,35 @@ def test_percentages_and_other_shares_are_noticed() -> None:
 def test_a_map_for_each_class_in_a_dictionary_is_told_how_to_be_wrapped() -> None:
     with pytest.raises(ValueError, match=r"'out' .*as in segmentation.*AdaptiveAvgPool2d"):
         around(lambda z: {"out": z[..., None, None].expand(-1, -1, 8, 8)})
+
+
+@pytest.mark.parametrize("low", [-torch.inf, -1e9, -1e4])
+def test_classes_that_are_masked_away_change_nothing_of_the_others(low) -> None:
+    plain, classifier = around(lambda z: z), around(lambda z: torch.cat([z, torch.full((len(z), 2), low)], 1))
+    torch.testing.assert_close(classifier.logits(scene())[:, :3], plain.logits(scene()))
+    probabilities = classifier.probabilities(classifier.logits(scene()))
+    torch.testing.assert_close(probabilities[:, :3], plain.probabilities(plain.logits(scene())))
+    assert not probabilities[:, 3:].any()
+    entropy = -(probabilities * classifier.logits(scene()).log_softmax(1)).sum(1)
+    assert entropy.isfinite().all()
+    for name in ("gradcam", "integrated_gradients", "occlusion"):
+        one, other = (EXPLAINERS[name]()(each, scene()).masks for each in (classifier, plain))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_constant_is_centred_among_the_classes_that_are_not_masked_away() -> None:
+    def end(z: Tensor) -> Tensor:
+        return torch.cat([torch.zeros(len(z), 1), one_logit(z), torch.full((len(z), 1), -1e9)], 1)
+
+    with pytest.warns(UserWarning, match="class 0 is a constant"):
+        classifier = around(end)
+    binary = around(one_logit, outputs="binary")
+    torch.testing.assert_close(classifier.logits(scene())[:, :2], binary.logits(scene()))
+
+
+@pytest.mark.parametrize("end", [lambda z: z > 0, lambda z: nn.functional.one_hot(z.argmax(1), 3)])
+def test_decisions_are_no_logits(end) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected logits from the network, got torch\.(bool|int64), as decisions are"
+    ):
+        around(end)

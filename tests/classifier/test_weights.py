@@ -103,3 +103,21 @@ def test_the_same_content_is_the_same_bytes(tmp_path) -> None:
         assert file.metadata() == facts
     got = load_file(first)
     assert got.keys() == tensors.keys() and all(torch.equal(got[name], value) for name, value in tensors.items())
+
+
+def test_weights_that_a_file_holds_twice_are_said(weights, tmp_path) -> None:
+    torch.save({"state_dict_ema": {k: v * 2 for k, v in weights.items()}, "state_dict": weights}, tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match="under state_dict and state_dict_ema: those under state_dict are read"):
+        read = load_weights(tmp_path / "w.pth")
+    assert all(torch.equal(value, weights[name]) for name, value in read.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_counts_of_batches_may_be_missing_and_statistics_may_not(weights, tmp_path, prefix) -> None:
+    torch.save({f"{prefix}{k}": v for k, v in weights.items() if "num_batches" not in k}, tmp_path / "w.pth")
+    network = timm.create_model("test_resnet", num_classes=6)
+    fit_weights(network, load_weights(tmp_path / "w.pth"), "it")
+    assert all(torch.equal(v, weights[k]) for k, v in network.state_dict().items() if "num_batches" not in k)
+    without = {f"{prefix}{k}": v for k, v in weights.items() if "running_mean" not in k}
+    with pytest.raises(ValueError, match="weights are missing"):
+        fit_weights(network, without, "it")

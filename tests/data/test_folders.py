@@ -124,6 +124,19 @@ def test_pixel_masks_are_read_and_give_the_box_where_no_table_does(root: Path) -
     assert ImageFolder(root, "train")[1].pixels is None
 
 
+def test_a_pixel_mask_is_turned_upright_as_its_own_file_says(root: Path) -> None:
+    stored = np.zeros((20, 10), np.uint8)
+    stored[3:9, 2:5] = 255
+    mask = root / "train_masks" / "cat" / "a.png"
+    mask.parent.mkdir(parents=True)
+    file = Image.fromarray(stored)
+    exif = file.getexif()
+    exif[0x0112] = 8
+    file.save(mask, exif=exif)
+    pixels = ImageFolder(root, "train")[0].pixels
+    assert pixels is not None and pixels.tolist() == np.rot90(stored // 255).tolist()
+
+
 # Pictures of any mode
 
 
@@ -209,6 +222,7 @@ def test_a_class_folder_without_pictures_is_named(root: Path) -> None:
     [
         ("image,x0,y0,x1,y1\n", "expected the header image,class,x0,y0,x1,y1"),
         ("", "an empty file"),
+        (HEADER + "train/cat/a.png,cat,0.1,0.2,0.8,1\n", "between 0 and 1, as shares of a picture do: give pixels"),
         (HEADER.strip() + ",width\ntrain/cat/a.png,cat,0,0,9,9,8\n", "expected both of the columns width,height"),
         (HEADER + "train/cat/nope.png,cat,0,0,1,1\n", r"line 2 names train/cat/nope\.png"),
         (HEADER + "train/cat/a.png,cow,0,0,1,1\n", "line 2: unknown class 'cow'"),

@@ -394,3 +394,34 @@ def test_names_that_are_no_text_and_links_in_a_circle_stop_nothing(tmp_path: Pat
     assert any("1 with a name that is no UTF-8" in str(one.message) for one in said)
     with pytest.warns(UserWarning, match="no UTF-8"):
         assert [path.name for path in pictures_in([folder])] == ["good.png", "loop.png", "pipe.png"]
+
+
+def test_grey_of_which_0_is_white_is_turned_round_at_any_depth(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    tifffile.imwrite(tmp_path / "16.tif", values, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "8.tif", (values // 257).astype(np.uint8), photometric="miniswhite")
+    for name in ("16.tif", "8.tif"):
+        assert read_image(tmp_path / name)[0, 0].tolist() == [255, 254, 127, 0]
+
+
+def test_a_dicom_palette_gives_colours_and_no_indices(tmp_path: Path) -> None:
+    colours = {"Red": [0, 65535, 0], "Green": [0, 0, 65535], "Blue": [0, 0, 32896]}
+    tags: dict[str, object] = {}
+    for name, values in colours.items():
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [3, 0, 16]
+        tags[f"{name}PaletteColorLookupTableData"] = np.array(values, np.uint16).tobytes()
+    indices = np.array([[0, 1, 2]], np.uint16)
+    write_dicom(tmp_path / "p.dcm", indices, PhotometricInterpretation="PALETTE COLOR", **tags)
+    assert read_image(tmp_path / "p.dcm")[:, 0].T.tolist() == [[0, 0, 0], [255, 0, 0], [0, 255, 128]]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_that_the_first_frame_of_an_animation_is_read_is_said(tmp_path: Path, name: str) -> None:
+    first, second = (Image.new("RGB", (8, 8), (colour, 0, 0)) for colour in (250, 10))
+    first.save(tmp_path / name, save_all=True, append_images=[second], lossless=True)
+    with pytest.warns(UserWarning, match="of animations the first frame is read"):
+        assert read_image(tmp_path / name)[0, 0, 0] == 250
+    first.save(tmp_path / f"one.{name[2:]}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(tmp_path / f"one.{name[2:]}")

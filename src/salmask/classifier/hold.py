@@ -3,19 +3,19 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from math import sqrt
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from salmask.classifier.wrappers import Called, bare
+from salmask.classifier.wrappers import Called
 from salmask.draws import generator_for
 from salmask.types import Images
 
@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 
-_LOCKS: "WeakKeyDictionary[object, AbstractContextManager[object]]" = WeakKeyDictionary()
+_Lock: TypeAlias = AbstractContextManager[object]
+_LOCKS: "WeakKeyDictionary[object, _Lock]" = WeakKeyDictionary()  # of each module, and of each function that is called
+_OF_NETWORKS: "WeakKeyDictionary[nn.Module, tuple[_Lock, ...]]" = WeakKeyDictionary()
 _LOCKS_CHANGE = Lock()
 
 
@@ -49,20 +51,37 @@ _LOCKS_CHANGE = Lock()
 def held(network: nn.Module) -> Iterator[None]:
     """Let one thread alone use a network; the same thread may enter again.
 
-    Modes, hooks and gradients belong to the network and not to the call. The lock is that of the bare network, or of
-    the function that is called, so that two classifiers around one network share it.
+    Modes, hooks and gradients belong to modules and not to the call. So networks that have a module in common, as two
+    heads on one backbone, or a network and an ensemble with it, share a lock, and so do wrappers of one function.
     """
-    key: object = bare(network)
-    if isinstance(key, Called):
-        key = getattr(key.function, "__self__", key.function)
-    try:
-        with _LOCKS_CHANGE:
-            lock = _LOCKS.setdefault(key, RLock())
-    except TypeError:  # what can be neither hashed nor watched is told apart by the module around it
-        with _LOCKS_CHANGE:
-            lock = _LOCKS.setdefault(network, RLock())
-    with lock:
+    with _LOCKS_CHANGE:
+        locks = _OF_NETWORKS.get(network)
+        if locks is None:
+            locks = _OF_NETWORKS[network] = _locks_of(network)
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
         yield
+
+
+def _locks_of(network: nn.Module) -> "tuple[_Lock, ...]":
+    """Return the locks of all parts, in one order for all threads; those without one get the first there is, or a new.
+
+    What can be neither hashed nor watched, of functions, is told apart by the module around it.
+    """
+    parts: list[object] = []
+    for module in network.modules():
+        function = getattr(module.function, "__self__", module.function) if isinstance(module, Called) else module
+        try:
+            _LOCKS.get(function)
+        except TypeError:
+            function = module
+        parts.append(function)
+    there = {id(lock): lock for part in parts if (lock := _LOCKS.get(part)) is not None}
+    first = min(there.items())[1] if there else RLock()
+    for part in parts:
+        _LOCKS.setdefault(part, first)
+    return tuple(lock for _, lock in sorted({id(first): first, **there}.items()))
 
 
 _CACHED = 10 * 224 * 224  # pixels: the widest maps of a resnet50 stay below 32 MiB, which the allocator keeps

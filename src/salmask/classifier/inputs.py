@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _ROUNDING = 1e-3
+_DARK = 1.001 / 255
 MOST_CHANNELS = 1024
 _ENTERED: ContextVar[bool] = ContextVar("entered", default=False)  # a thread's own, as the passes are
 
@@ -117,11 +118,22 @@ class Inputs:
 def checked(images: Tensor, channels: int) -> Iterator[None]:
     """Check a batch once for all passes inside. Errors: as `check_images`."""
     check_images(images, channels)
+    _look_for_dark(images)
     token = _ENTERED.set(True)
     try:
         yield
     finally:
         _ENTERED.reset(token)
+
+
+def _look_for_dark(images: Tensor) -> None:
+    """Warn of pictures that are black to the eye and not quite black, as those that were divided by 255 twice."""
+    if not torch.compiler.is_exporting() and 0 < float(images.detach().max()) <= _DARK:
+        warnings.warn(
+            f"the brightest value of the pictures is {float(images.max()):.2g} of 1, all but black: were they divided "
+            "by 255 twice?",
+            stacklevel=5,
+        )
 
 
 def check_pass(images: Tensor, channels: int) -> None:
@@ -138,6 +150,8 @@ def check_tensor(images: object) -> None:
     """Raise ValueError for what is no tensor, such as an array or a list of pictures."""
     if not isinstance(images, Tensor):
         raise ValueError(f"expected images as a tensor (B, C, H, W) of values in [0, 1], got {type(images).__name__}")
+    if images.layout != torch.strided:
+        raise ValueError(f"expected images as a dense tensor, got {images.layout}: give images.to_dense()")
 
 
 def check_images(images: Tensor, channels: int) -> None:
@@ -145,6 +159,8 @@ def check_images(images: Tensor, channels: int) -> None:
     check_tensor(images)
     if images.ndim != 4 or images.shape[1] != channels:
         raise ValueError(f"expected images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
+    if not all(images.shape[2:]):
+        raise ValueError(f"expected images with pixels, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"expected float images in [0, 1], got {images.dtype}: divide 8-bit pictures by 255")
     if torch.compiler.is_exporting() or not images.numel():  # a graph has no values yet
@@ -174,8 +190,8 @@ def check_mean(mean: list[float], std: list[float], network: nn.Module) -> None:
     own = _normalises(network)
     if own is not None and (any(value != 0 for value in mean) or any(value != 1 for value in std)):
         warnings.warn(
-            f"the network holds a mean and a std of its own ({own}): if it normalises pictures itself, give mean 0 and "
-            "std 1, or they are normalised twice",
+            f"the network holds a mean and a std of its own ({own}): if it normalises pictures itself, give mean "
+            f"{(0,) * len(mean)} and std {(1,) * len(std)}, or they are normalised twice",
             stacklevel=4,
         )
 

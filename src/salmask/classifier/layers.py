@@ -202,8 +202,23 @@ def _outputs_if_taken(probe: Probe) -> dict[str, Tensor]:
 
 
 def _vouched(network: nn.Module) -> bool:
-    """Return whether a network is timm's or torchvision's own, whose families have been looked at one by one."""
-    return type(unwrapped(network)).__module__.partition(".")[0] in ("timm", "torchvision")
+    """Return whether a network is timm's or torchvision's own, whose families have been looked at one by one.
+
+    One that was changed is not: a part of another origin put in, a forward replaced, a hook before it.
+    """
+    inner = unwrapped(network)
+    return _origin(inner) in ("timm", "torchvision") and all(_is_as_published(part) for part in inner.modules())
+
+
+def _origin(module: nn.Module) -> str:
+    return type(module).__module__.partition(".")[0]
+
+
+def _is_as_published(part: nn.Module) -> bool:
+    """Return whether a part of a network is of torch, timm or torchvision, and does what its class says."""
+    cuts = type(part).__module__.startswith("torchvision.transforms")
+    own = "forward" not in vars(part) and not part._forward_pre_hooks
+    return _origin(part) in ("torch", "timm", "torchvision") and own and not cuts
 
 
 def _described_grid(inner: nn.Module, probe: Probe, name: str) -> list[Grid]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from salmask.classifier.arguments import by_channel, check_readable, plain_options
 from salmask.classifier.grids import Grid, ToMap
-from salmask.classifier.hold import held, without_checkpoints
+from salmask.classifier.hold import held, out_of_memory, without_checkpoints
 from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass, check_tensor
 from salmask.classifier.layers import Layer, check_field, check_straight, described_layers, pick_layers, to_map_of
 from salmask.classifier.named import timm_network
@@ -139,7 +139,23 @@ class Classifier(nn.Module):
         """Return the logits (B, K) of images in [0, 1], in float32. Errors: ValueError for values outside."""
         stacked = self.stacked(images)
         check_pass(stacked, self.channels_in)
-        return self.unbounded(stacked)
+        with self._of_this_size(stacked):
+            return self.unbounded(stacked)
+
+    @contextmanager
+    def _of_this_size(self, images: Tensor) -> Iterator[None]:
+        """Say what a network means that takes pictures of its own size alone."""
+        try:
+            yield
+        except Exception as error:
+            same = size_of(images) == (self.image_size, self.image_width)
+            if same or isinstance(error, ValueError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                raise
+            (rows, columns), first = size_of(images), next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"the network fails on pictures of {rows}x{columns} ({type(error).__name__}: {first}), and takes those "
+                f"of {self.image_size}x{self.image_width}: bring them to a size that it takes"
+            ) from error
 
     def stacked(self, images: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return images as one tensor, unchecked: of a dictionary by input, its images along the channels."""
@@ -290,7 +306,7 @@ class Classifier(nn.Module):
                     torch.autograd.grad(logits.sum(), shown, allow_unused=True) if logits.requires_grad else (None,)
                 )
             with torch.no_grad():
-                again = self._asked(pictures[:1])
+                again, beside = self._asked(pictures[:1]), self._asked(pictures[:_SHOWN])[:1]
         except (ValueError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -305,6 +321,13 @@ class Classifier(nn.Module):
             warnings.warn(
                 "the network gives the same picture different logits each time, also in eval mode (dropout at work?): "
                 "so will its maps be; switch off what it draws",
+                stacklevel=3,
+            )
+        elif not _alike(again, beside):
+            warnings.warn(
+                "the network gives a picture other logits beside others than alone (a normalisation over the batch, "
+                "also in eval mode?): so will its maps be; give it statistics of its own, as of BatchNorm2d with "
+                "track_running_stats=True",
                 stacklevel=3,
             )
 
@@ -383,6 +406,12 @@ class Classifier(nn.Module):
             raise ValueError(f"the network's forward pass never calls layer {missing[0]!r}: name another one")
         modified = [not clone and _version(taken[name]) != versions[name] for name in self.layers]
         return logits, [taken[name] for name in self.layers], modified
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Return whether two rows of logits are the same but for what other kernels make of the same numbers."""
+    scale = float(one.abs().nan_to_num().median())
+    return torch.allclose(one, other, rtol=0.05, atol=0.05 * scale + 1e-3, equal_nan=True)
 
 
 def _version(tensor: Tensor) -> int:

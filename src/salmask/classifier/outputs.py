@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -46,13 +47,15 @@ class Outputs:
     """How a network's answer becomes logits. kind: of `KINDS`; entry: which one of a tuple's or a dictionary's.
 
     ending: "softmax", "log_softmax" or "sigmoid" that the network ends in, "pair" for (1 - s, s) of a sigmoid s, or "".
-    centred: take the mean over classes off.
+    centred: take the mean over classes off. hidden: classes that are left out of it, for their logit is a constant so
+    low, as -1e9 of classes that are masked away, that their probability is 0.
     """
 
     kind: str = "auto"
     entry: str | int | None = None
     ending: str = ""
     centred: bool = False
+    hidden: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -82,7 +85,12 @@ class Outputs:
         if self.kind == "binary":
             half = _column(scores, pictures.shape[0]) / 2
             return torch.cat([-half, half], 1)
-        return scores - scores.mean(1, keepdim=True) if self.centred else scores
+        scores = _bounded(scores)
+        return scores - self._mean(scores) if self.centred else scores
+
+    def _mean(self, scores: Logits) -> Tensor:
+        counted = [index for index in range(scores.shape[1]) if index not in self.hidden]
+        return scores[:, counted].mean(1, keepdim=True) if self.hidden else scores.mean(1, keepdim=True)
 
     def probabilities(self, logits: Logits) -> Tensor:
         """Return what the classifier holds likely: (B, K) in [0, 1]; rows sum to 1 unless labels are independent."""
@@ -110,6 +118,7 @@ class Outputs:
                 for last in lasts.values():
                     stack.enter_context(last)
                 raw = _entry(network(pictures), self.entry, len(pictures))
+            _check_numbers(raw)
             if self.kind != "binary":
                 _check_shape(raw, len(pictures))
             answers.append(_column(raw, len(pictures)) if self.kind == "binary" else raw.float())
@@ -166,7 +175,10 @@ class Outputs:
                 "give outputs='multilabel' if each is the probability of a label",
                 stacklevel=5,
             )
+        low = (values < values.max(1, keepdim=True).values - _UNLIKELY).all(0)
         constant = (values == values[:1]).all(0)
+        hidden = tuple((constant & low).nonzero().flatten().tolist())
+        constant &= ~low
         centred = bool(constant.any() and not constant.all())
         if centred:
             warnings.warn(
@@ -175,7 +187,7 @@ class Outputs:
                 "outputs='binary' instead of (0, z), and outputs='logits' to leave them as they are",
                 stacklevel=5,
             )
-        return replace(self, kind="logits", centred=centred)
+        return replace(self, kind="logits", centred=centred, hidden=hidden if centred else ())
 
     def _without_ending(self, values: Tensor, last: "_LastEnding") -> Tensor:
         if self.ending == "pair" and last.entered is not None and (column := last.column(values)) is not None:
@@ -190,6 +202,18 @@ class Outputs:
         if self.ending in ("softmax", "pair"):
             return exact.clamp_min(small).log()
         return exact.clamp_min(small).log() - (1 - exact).clamp_min(torch.finfo(torch.float32).eps / 2).log()
+
+
+_UNLIKELY = 104.0  # exp(-104) is 0 in single precision
+_MASKED = -1e9
+
+
+def _bounded(scores: Tensor) -> Tensor:
+    """Return scores in which -inf, of classes that are masked away, is a number: no probability changes by it.
+
+    A sum such as p log p would be none. Rows without a number stay as they are.
+    """
+    return scores.masked_fill((scores == -inf) & scores.isfinite().any(1, keepdim=True), _MASKED)
 
 
 _TAKEN_BACK = "it is taken back, so that logits are explained; probabilities stay what the network says"
@@ -283,10 +307,18 @@ def _chosen(answer: object, entry: str | int) -> Tensor:
     return parts[entry]
 
 
-def _check_shape(values: Tensor, count: int) -> None:
-    shape = tuple(values.shape)
+def _check_numbers(values: Tensor) -> None:
     if values.is_complex():
         raise ValueError("expected real logits from the network, got complex numbers: let it return their real part")
+    if not values.is_floating_point() and not values.is_quantized:
+        raise ValueError(
+            f"expected logits from the network, got {values.dtype}, as decisions are: let it return the scores that "
+            "they are made of, as floats"
+        )
+
+
+def _check_shape(values: Tensor, count: int) -> None:
+    shape = tuple(values.shape)
     if values.ndim == 2 and shape[0] == count and shape[1] >= 2:
         return
     expected = f"expected logits ({count}, K) with K >= 2 classes, the network returned {shape}"

@@ -16,6 +16,7 @@ from salmask.types import Logits
 __all__ = ["Probe", "Seen", "watched"]
 
 _FIXED_SIZE = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_PADDING = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Seen:
 
 @contextmanager
 def watched(network: nn.Module) -> Iterator[list[Seen]]:
-    """Collect the outputs of all modules by name; each of them hands on a copy, which is what is collected."""
+    """Collect the outputs of all modules by name; each of them hands on a copy, which is what is collected.
+
+    Pooling to a fixed size and padding, whose grids are no resolution of the network, are left out.
+    """
     calls: list[Seen] = []
 
     def watch(name: str) -> Callable[..., object]:
@@ -44,7 +48,7 @@ def watched(network: nn.Module) -> Iterator[list[Seen]]:
     hooks = []
     try:
         for name, module in named_layers(network).items():
-            if name and not isinstance(module, (*_FIXED_SIZE, torch.jit.ScriptModule)):
+            if name and not isinstance(module, (*_FIXED_SIZE, *_PADDING, torch.jit.ScriptModule)):
                 hooks.append(module.register_forward_hook(watch(name)))
         with passed_through(network):
             yield calls

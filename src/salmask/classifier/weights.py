@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -57,6 +58,7 @@ _CONTAINERS = (
     "ema",
     "ema_state_dict",
 )
+_COUNT = "num_batches_tracked"
 _PASSED_ON = ("_orig_mod.", "module.")
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -74,7 +76,18 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if weights is None:
         held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} holds no state dict: expected names with tensors, got {held}")
+    several = [key for key in _CONTAINERS if _holds_weights(content, key)]
+    if len(several) > 1:
+        warnings.warn(
+            f"{path} holds weights under {' and '.join(several)}: those under {several[0]} are read; save the others "
+            "alone to have them read",
+            stacklevel=2,
+        )
     return weights
+
+
+def _holds_weights(content: object, key: str) -> bool:
+    return isinstance(content, Mapping) and key in content and _weights_in(content[key]) is not None
 
 
 def load_file_of(path: Path) -> object:
@@ -210,6 +223,9 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) ->
     """
     own = network.state_dict()
     weights = _renamed(weights, own.keys(), what)
+    # of batches, which nothing reads in eval mode, and which old files lack
+    counts = {name: own[name] for name in own if name.endswith(_COUNT) and name not in weights}
+    weights = {**counts, **weights}
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
     if not (missing or unknown or wrong):
@@ -223,21 +239,22 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) ->
 
 def _renamed(weights: Mapping[str, Tensor], own: Set[str], what: str) -> Mapping[str, Tensor]:
     """Return the weights under the network's own names, where taking parts of names off brings all of them there."""
-    if not own or own <= weights.keys():
+    needed = {name for name in own if not name.endswith(_COUNT)}
+    if not needed or needed <= weights.keys():
         return weights
     short = {}
     for key, value in weights.items():
         for part in _PASSED_ON:
             key = key.removeprefix(part).replace(f".{part}", ".")
         short[key] = value
-    if own <= short.keys():
+    if needed <= short.keys():
         return short
-    first = min(own)
+    first = min(needed)
     prefixes = {key[: -len(first)] for key in short if key.endswith(f".{first}")}
-    fitting = [prefix for prefix in prefixes if all(prefix + name in short for name in own)]
+    fitting = [prefix for prefix in prefixes if all(prefix + name in short for name in needed)]
     if len(fitting) > 1:
         raise ValueError(f"the weights fit {what} under {', '.join(sorted(fitting))}: keep one of them in the file")
-    return {name: short[fitting[0] + name] for name in own} if fitting else short
+    return {name: short[fitting[0] + name] for name in own if fitting[0] + name in short} if fitting else short
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -85,6 +85,10 @@ class Called(nn.Module):
 def as_module(network: object) -> nn.Module:
     """Return a module as it is, and a function or a session as one. Errors: TypeError for anything else."""
     if isinstance(network, nn.Module):
+        if any(isinstance(value, nn.UninitializedParameter) for value in network.parameters()):
+            raise ValueError("the network has lazy layers without weights yet: pass it one batch of pictures first")
+        if any(value.is_meta for value in network.parameters()):
+            raise ValueError("the network lies on the device 'meta' and holds no numbers: load its weights first")
         if any(value.is_inference() for value in network.parameters()):
             raise ValueError(
                 "the network was built under torch.inference_mode, and its weights take part in no gradient: build and "

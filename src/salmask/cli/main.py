@@ -67,6 +67,8 @@ COMMANDS: Mapping[str, type[Command]] = MappingProxyType(
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for bad input (one clear line), 130 when interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show, as stderr does
     if (about := asked_for(words)) is not None:
         sys.stdout.write(overview(every="--all" in about))
         return 0 if words else 2

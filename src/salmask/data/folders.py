@@ -57,14 +57,25 @@ def read_boxes(path: Path) -> dict[str, list[BoxRow]]:
     """Read a box table, by image. Header `image,class,x0,y0,x1,y1`, optionally `width,height`; more columns may follow.
 
     Errors: FileNotFoundError; ValueError naming the line, for a missing column, something that is no
-    number, a box of zero area, a box outside of the stated width and height.
+    number, a box of zero area, a box outside of the stated width and height, boxes that are shares of pictures.
     """
     table: dict[str, list[BoxRow]] = {}
     for line, row in read_table(path, HEADER, more="and width,height if wanted"):
         if ("width" in row) != ("height" in row):
             raise ValueError(f"{path}: expected both of the columns width,height or none, got {','.join(row)}")
         table.setdefault(row["image"], []).append(_box_row(row, path=path, line=line))
+    _check_pixels([row for rows in table.values() for row in rows], path)
     return table
+
+
+def _check_pixels(rows: Sequence[BoxRow], path: Path) -> None:
+    """Raise ValueError for a table of boxes that are shares of their pictures, as YOLO's are."""
+    numbers = [number for row in rows if row.frame is None for number in row.box]
+    if numbers and max(numbers) <= 1 and any(number % 1 for number in numbers):
+        raise ValueError(
+            f"{path}: every box lies between 0 and 1, as shares of a picture do: give pixels, or add the columns "
+            "width,height of 1,1"
+        )
 
 
 def read_table(path: Path, header: Sequence[str], *, more: str) -> list[tuple[int, dict[str, str]]]:

@@ -258,7 +258,7 @@ def read_image(path: PictureFile) -> UInt8[Tensor, "3 height width"]:
 
 
 def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP)) -> Pixels:
-    """Decode a pixel mask to 0 background, 1 object, 255 ignored.
+    """Decode a pixel mask, upright, to 0 background, 1 object, 255 ignored.
 
     codes: the ways to write (background, object, ignored), of which the first that has all values of the file is
     taken: (0, 255, 128), and the trimap (2, 1, 3). Errors: ValueError; TooLargeError, before it is decoded.
@@ -267,7 +267,8 @@ def read_pixels(path: Path, codes: Sequence[Mapping[int, int]] = (MASK, TRIMAP))
     try:
         with opened(path) as picture:
             Reader().check_size(path, picture.size)
-            array = np.array(picture.convert("L") if picture.mode in {"1", "P", "RGB"} else picture)
+            turn = _orientation(picture, path)
+            array = upright(np.array(picture.convert("L") if picture.mode in {"1", "P", "RGB"} else picture), turn)
     except (FileNotFoundError, TooLargeError):
         raise
     except Exception as error:
@@ -346,7 +347,12 @@ def _register_heif() -> None:
     register_heif_opener()
 
 
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # and no MPO, whose further pictures are a camera's own
+
+
 def _raster_of(picture: Image.Image, path: PictureFile) -> Raster:
+    if picture.format in _ANIMATED and getattr(picture, "is_animated", False):
+        warnings.warn("of animations the first frame is read", stacklevel=_OUTSIDE + 1)
     picture.load()
     turn = _orientation(picture, path)  # not before: Pillow turns a TIFF itself as it loads it, and takes the tag off
     if picture.mode == "I" or picture.mode.startswith("I;16"):

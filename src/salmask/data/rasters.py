@@ -172,13 +172,15 @@ def upright(array: np.ndarray, turn: int) -> np.ndarray:
 
 
 def _for_pillow(page: tifffile.TiffPage) -> bool:
-    """Return whether a page has nothing that Pillow loses: 8 bits and no band beyond its colours, or 16-bit grey."""
+    """Return whether a page has nothing that Pillow loses: 8 bits and no band beyond its colours, or 16-bit grey of
+    which 0 is black.
+    """
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     unsigned = page.sampleformat == 1
     if page.photometric not in (_RGB, _MIN_IS_BLACK, _MIN_IS_WHITE):
         return True  # palettes, CMYK, YCbCr
     if page.samplesperpixel == 1:
-        return unsigned and bits <= 16
+        return unsigned and bits <= (16 if page.photometric != _MIN_IS_WHITE else 8)  # it turns no 16 bits round
     return unsigned and bits == 8 and page.photometric == _RGB and page.samplesperpixel == 3
 
 
@@ -256,6 +258,11 @@ def read_dicom(path: Path) -> Raster:
     if frames > 1:
         raise UnclearError(f"it holds {frames} pictures: save the one to explain")
     values = np.asarray(data.pixel_array)
+    if data.get("PhotometricInterpretation") == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        bits = int(data.RedPaletteColorLookupTableDescriptor[2])
+        return Raster(apply_color_lut(values, data)[..., :3], colour=True, range=(0.0, 2.0**bits - 1))
     inverted = data.get("PhotometricInterpretation") == "MONOCHROME1"
     if values.ndim == 3:
         return Raster(values, colour=True)

@@ -189,7 +189,7 @@ def load_classifier(
         if given[key] is None:
             raise ValueError(
                 f"{spec} does not say how its pictures are normalised: give mean and std (--mean, --std), one number a "
-                "channel; 0 and 1 if it takes pictures in [0, 1]"
+                "channel; --mean 0 0 0 --std 1 1 1 if it takes pictures of three channels in [0, 1]"
             )
     if "image_size" in given:
         Sight(given["image_size"])  # for its clear error, before pictures of that size are made
