@@ -1,5 +1,7 @@
 """Layers lie on the picture as they are read, whatever their shapes allow; what lies otherwise is refused."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -210,3 +212,29 @@ def test_a_forward_under_inference_mode_has_no_gradient_and_no_traceback() -> No
     classifier = read(Inferring(6, (4, 4)))
     with pytest.raises(ValueError, match="needs gradients"):
         EXPLAINERS["gradcam"]()(classifier, torch.rand(1, 3, SIZE, SIZE))
+
+
+class Reshaped(nn.Module):
+    """A vector of the whole picture that is reshaped to a map, or the map of a convolution gated by such a vector."""
+
+    def __init__(self, *, gated: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.vector = nn.Sequential(nn.Flatten(1), nn.Linear(3 * SIZE * SIZE, 16 * 16))
+        self.convolution, self.gated = nn.Conv2d(3, 16, 16, 16), gated
+        self.map, self.head = nn.Identity(), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        vector = self.vector(x)
+        own = self.convolution(x)
+        mixed = own * vector[:, :16, None, None].sigmoid() if self.gated else vector.view(-1, 16, *own.shape[2:])
+        return self.head(self.map(mixed).relu().mean((2, 3)))
+
+
+def test_a_vector_that_is_reshaped_to_a_map_is_told_of() -> None:
+    with pytest.warns(UserWarning, match="layer 'map', which comes after a vector, .* nothing of places"):
+        read(Reshaped(gated=False), ["map"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(Reshaped(gated=True), ["map"])
+        read(Reshaped(gated=False), ["convolution"])

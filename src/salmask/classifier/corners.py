@@ -23,7 +23,9 @@ from salmask.classifier.wrappers import named_layers, passed_through
 __all__ = [
     "Footprint",
     "corner_pictures",
+    "follows_a_vector",
     "footprints",
+    "lies_anywhere",
     "lies_clear",
     "lies_elsewhere",
     "lies_level",
@@ -37,6 +39,8 @@ _CLEAR = 0.25
 """How far apart, as a share of the side, centres of mass lie where nothing is mixed over the whole picture."""
 _MOST = 0.75
 """Share of what a corner moves that shows where it lies."""
+_ANYWHERE = (0.35, 0.5)
+"""Shares of what a corner moves, in the mean and of any corner, below which its own quarter is one of four."""
 
 Moved = Float[Tensor, "corners height width"]
 
@@ -104,6 +108,47 @@ def _listening(network: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]
     finally:
         for handle in hooks:
             handle.remove()
+
+
+def follows_a_vector(network: nn.Module, ask: Callable[[Tensor], object], picture: Tensor, name: str) -> bool:
+    """Return whether a module has given one vector for the picture, (1, N), before a layer gives its output."""
+    before: list[str] = []
+    after: list[bool] = []
+
+    def watch(own: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            tensor = tensor_of(output)
+            if own == name:
+                after.append(bool(before))
+            elif tensor is not None and tensor.ndim == 2 and len(tensor) == 1:
+                before.append(own)
+
+        return hook
+
+    hooks = []
+    try:
+        for own, module in named_layers(network).items():
+            if own and not isinstance(module, torch.jit.ScriptModule):
+                hooks.append(module.register_forward_hook(watch(own)))
+        with passed_through(network), torch.no_grad():
+            ask(picture)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return any(after)
+
+
+def lies_anywhere(moved: Moved) -> bool:
+    """Return whether no corner moves its own quarter of a map much more than the others, nor another one.
+
+    So do vectors that are reshaped to maps, and some maps that are mixed over the whole picture.
+    """
+    halves = [(slice(0, side // 2), slice(side - side // 2, side)) for side in moved.shape[1:]]
+    shares = []
+    for k, (bottom, right) in enumerate(_CORNERS):
+        quarters = {place: moved[k][halves[0][place[0]], halves[1][place[1]]].sum() for place in _CORNERS}
+        shares.append(float(quarters[bottom, right] / torch.stack([*quarters.values()]).sum()))
+    return min(moved.shape[1:]) > 1 and max(shares) < _ANYWHERE[1] and sum(shares) / 4 < _ANYWHERE[0]
 
 
 def lies_level(moved: Moved) -> bool:

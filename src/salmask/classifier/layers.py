@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from salmask.classifier.borders import check_borders, check_frame, enlarged, idle_lines
 from salmask.classifier.corners import (
     Moved,
+    follows_a_vector,
+    lies_anywhere,
     lies_clear,
     lies_elsewhere,
     lies_level,
@@ -140,7 +142,10 @@ def _laid_out(own: LaysOut, moved: Moved, size: Grid) -> Moved:
 
 
 def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
-    """Raise ValueError where a layer that is read clearly lies otherwise on the picture than its map says."""
+    """Raise ValueError where a layer that is read clearly lies otherwise on the picture than its map says.
+
+    Warns where it seems to lie nowhere, which cannot be told for certain: some networks mix maps as much (LeViT).
+    """
     moved = None if isinstance(rule, Rolled) or _vouched(probe.network) else probe.footprint(name)
     if moved is None:
         return
@@ -165,6 +170,13 @@ def check_straight(probe: Probe, name: str, rule: ToMap) -> None:
             "picture moves it in another quarter, so that maps would point elsewhere; let the network keep rows and "
             "columns as they are in the picture, name another layer, or give layers=[] for explainers that ask for "
             "logits alone"
+        )
+    if maps and lies_anywhere(maps[0]) and follows_a_vector(probe.network, probe.ask, probe.pictures[-1:], name):
+        warnings.warn(
+            f"no corner of the picture moves its own part of layer {name!r}, which comes after a vector, as where one "
+            "is reshaped to a map: such a map says nothing of places in the picture; read an earlier layer, or give "
+            "layers=[] for explainers that ask for logits alone",
+            stacklevel=5,
         )
 
 

@@ -147,9 +147,9 @@ class Classifier(nn.Module):
         """Say what a network means that takes pictures of its own size alone."""
         try:
             yield
-        except Exception as error:
+        except (RuntimeError, AssertionError) as error:  # of torch, of timm; any other is the network's own business
             same = size_of(images) == (self.image_size, self.image_width)
-            if same or isinstance(error, ValueError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+            if same or (isinstance(error, RuntimeError) and out_of_memory(error)):
                 raise
             (rows, columns), first = size_of(images), next(iter(str(error).splitlines()), "")
             raise ValueError(
