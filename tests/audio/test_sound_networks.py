@@ -43,6 +43,8 @@ def test_width_and_depth_are_settings_of_cnn14() -> None:
         sound_network("cnn15", HEARING, 3)
     with pytest.raises(ValueError, match="no classifier of sounds"):
         sound_network("timm/none_such", HEARING, 3)
+    with pytest.raises(ValueError, match="deit_tiny_patch16_224 takes pictures of one size alone"):
+        sound_network("timm/deit_tiny_patch16_224", HEARING, 3)
 
 
 def test_a_vision_network_of_timm_reads_the_mel_image() -> None:

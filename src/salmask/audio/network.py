@@ -5,7 +5,7 @@
 | NAME of `audio:NAME` | network |
 |---|---|
 | `cnn14`, `cnn14-w16-d4-m40` | `Cnn14` of width 16, 4 blocks, on 40 mel bands; 64, 6 and 80 where not given |
-| `timm/resnet18`, `timm/resnet18-m80` | timm's, which reads the mel image as a picture of one channel |
+| `timm/resnet18`, `timm/resnet18-m80` | timm's, which reads the mel image as a picture of one channel; of any size |
 
 Source: Kong et al. (2020, PANNs: CNN14); Paissan et al. (2024, L-MAC).
 """
@@ -99,7 +99,12 @@ def sound_network(name: str, hearing: Hearing, classes: int, *, pretrained: bool
             "bands), audio:timm/NAME or audio:timm/NAME-m80 with the name of a network of timm"
         )
     inner = timm.create_model(match["name"], pretrained=pretrained, num_classes=classes, in_chans=1)
-    stages = [f"network.{stage['module']}" for stage in vars(inner)["feature_info"]]
+    if inner.pretrained_cfg.get("fixed_input_size"):
+        raise ValueError(
+            f"{match['name']} takes pictures of one size alone, and a mel image has as many columns as a sound has "
+            "frames: take a convolutional network, such as audio:timm/resnet18"
+        )
+    stages = [f"network.{stage['module']}" for stage in vars(inner).get("feature_info", ())] or None
     vision = nn.Sequential(OrderedDict(normalise=nn.BatchNorm2d(1), network=inner))
     return SoundNetwork(hearing, int(match["bands"] or _BANDS), vision, layers=stages).eval()
 
