@@ -99,7 +99,7 @@ def sound_network(name: str, hearing: Hearing, classes: int, *, pretrained: bool
             "bands), audio:timm/NAME or audio:timm/NAME-m80 with the name of a network of timm"
         )
     inner = timm.create_model(match["name"], pretrained=pretrained, num_classes=classes, in_chans=1)
-    if inner.pretrained_cfg.get("fixed_input_size"):
+    if vars(inner)["pretrained_cfg"].get("fixed_input_size"):
         raise ValueError(
             f"{match['name']} takes pictures of one size alone, and a mel image has as many columns as a sound has "
             "frames: take a convolutional network, such as audio:timm/resnet18"
