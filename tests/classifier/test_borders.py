@@ -214,3 +214,35 @@ def test_a_known_network_that_was_changed_is_looked_at_like_any_other(change) ->
     change(network)
     with pytest.raises(ValueError, match="does not see the whole picture"):
         read(network)
+
+
+NORMALISED = {
+    "groups": nn.GroupNorm(2, 6),
+    "all": nn.GroupNorm(1, 6),
+    "each": nn.InstanceNorm2d(6, affine=True),
+    "both axes": lambda x: F.layer_norm(x, x.shape[1:]),
+}
+
+
+class Normalised(Stages):
+    """Normalised over the picture, which changes what stands around it, too."""
+
+    def __init__(self, before, norm) -> None:
+        super().__init__(before)
+        self.normalise = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.normalise(self.fine(self.before(x)))
+        return self.head(self.coarse(fine).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", NORMALISED)
+def test_frames_and_windows_are_seen_through_a_normalisation_over_the_picture(kind) -> None:
+    norm = NORMALISED[kind]
+    with pytest.raises(ValueError, match=r"is larger than the picture: 2 of 20 lines of cells at the top are the same"):
+        read(Normalised(lambda x: F.pad(x, (8,) * 4), norm))
+    with pytest.raises(ValueError, match=r"lines of cells at the left are the same"):
+        read(Normalised(lambda x: F.pad(x, (8, 0, 0, 0)), norm))
+    windowed = read(Normalised(lambda x: x * F.pad(torch.ones(SIZE - 16, SIZE - 16), (8,) * 4), norm))
+    whole = read(Normalised(lambda x: x, norm))
+    assert windowed.describe() == whole.describe()

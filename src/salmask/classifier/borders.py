@@ -21,7 +21,8 @@ from dataclasses import replace
 from math import ceil, floor
 from types import EllipsisType
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,6 +34,7 @@ __all__ = ["check_borders", "check_frame", "enlarged", "idle_lines"]
 
 _LEAST = 32  # of a side: what is smaller is no border
 _LARGER = 1.25
+_LONG = 4  # cells, of which it is no chance that they are alike
 _EDGES = (("top", 0, False), ("bottom", 0, True), ("left", 1, False), ("right", 1, True))
 _REMEDY = (
     "cut or resize pictures before the network and not in it, or let it have a method lay_out(output, size) that "
@@ -85,11 +87,28 @@ def check_borders(
 
 
 def idle_lines(maps: Float[Tensor, "pictures channels height width"]) -> dict[str, int]:
-    """Return of each edge how many lines of cells are the same for all pictures."""
+    """Return of each edge how many lines of cells are the same for all pictures, or along themselves.
+
+    A normalisation over the picture (GroupNorm) gives what stands around it other values for each, alike along a line.
+    """
     moved = (maps[1:] != maps[:1]).any(0).any(0)
-    lines = {edge: moved.any(1 - axis) for edge, axis, _ in _EDGES}
+    lines = {edge: moved.any(1 - axis) & ~_plain(maps[-1], axis) for edge, axis, _ in _EDGES}
     # 0 where nothing moves at all
     return {edge: int((lines[edge].flip(0) if far else lines[edge]).int().argmax()) for edge, _, far in _EDGES}
+
+
+def _plain(one: Float[Tensor, "channels height width"], axis: int) -> Bool[Tensor, " lines"]:
+    """Return which lines of a map of noise have one value a channel, other than 0, along their middle half.
+
+    None where all have, or where the half is of fewer than four cells.
+    """
+    lines = one if axis == 0 else one.transpose(1, 2)
+    count = lines.shape[2]
+    middle = lines[..., count // 4 : count - count // 4]
+    span = (middle.amax(2) - middle.amin(2)).amax(0)
+    size = middle.abs().amax((0, 2))
+    plain = (span <= 1e-5 * size) & (size > 0)
+    return plain if middle.shape[2] >= _LONG and not bool(plain.all()) else torch.zeros_like(plain)
 
 
 def check_frame(name: str, grid: Grid, idle: Mapping[str, int], windows: Collection[tuple[str, str]]) -> None:
