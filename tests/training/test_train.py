@@ -23,8 +23,9 @@ from salmask.data import Batch, no_boxes
 from salmask.masker import Concrete, Masker
 from salmask.masking import MeanColour, Noise, keep, remove
 from salmask.objective import Objective
+from salmask.outcome import Outcome
 from salmask.terms import area
-from salmask.training.log import Log, collapse, extremes
+from salmask.training.log import Log, collapse, extremes, numbers_of
 from salmask.training.recipes import RECIPES, Recipe
 from salmask.training.settings import Settings
 from salmask.training.train import train_masker
@@ -829,6 +830,30 @@ def test_masks_that_are_full_at_first_alone_are_no_collapse(tmp_path, recwarn) -
     log.add({"loss": torch.tensor(1.0), "full": torch.tensor(1.0), "empty": torch.tensor(0.0)})
     with pytest.warns(UserWarning, match="100% of the masks are full at step 3 of 9; raise the weight"):
         log.write(3)
+
+
+def test_a_mask_of_one_input_that_is_nearly_always_empty_is_told(tmp_path, recwarn) -> None:
+    def line(step: int, share: float) -> Log:
+        log = Log(tmp_path / str(share), 0, 9, fabric=Fabric(accelerator="cpu", devices=1))
+        values = {"loss": 1.0, "empty": 0.0, "full": 0.0, "empty of input 1": share, "full of input 1": 0.0}
+        log.add({name: torch.tensor(value) for name, value in values.items()})
+        return log
+
+    for share in (0.5, 0.9):  # of scenes whose class another input shows
+        (tmp_path / str(share)).mkdir()
+        line(3, share).write(3)
+        assert collapse(tmp_path / str(share) / "metrics.jsonl") is None
+    assert not [one for one in recwarn if "collapsed" in str(one.message)]
+    (tmp_path / "0.97").mkdir()
+    with pytest.warns(UserWarning, match="97% of the masks of input 1 are empty at step 3 of 9; .*`input_shares`"):
+        line(3, 0.97).write(3)
+    assert collapse(tmp_path / "0.97" / "metrics.jsonl") is not None
+    small = torch.zeros(4, 2, 3, 3)
+    small[:2, 1] = 1.0
+    outcome = Outcome(small, torch.zeros(4, dtype=torch.int64), torch.rand(4, 3), None, None)
+    numbers = numbers_of(Objective({"area": (1.0, area)})(outcome), outcome, small)
+    assert numbers["empty of input 1"] == 1 and numbers["empty of input 2"] == 0.5 and numbers["full of input 2"] == 0.5
+    assert numbers["empty"] == 0.5
 
 
 def test_a_mask_is_empty_or_full_by_its_mean() -> None:

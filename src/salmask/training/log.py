@@ -45,6 +45,8 @@ EMPTY, FULL = 0.02, 0.98
 """Means of a mask beyond which it is called empty or full."""
 COLLAPSED = 0.5
 """Share of pictures with an empty, or a full, mask beyond which a training is called collapsed."""
+ONE_INPUT = 0.95
+"""The same of the masks of one of several inputs, which are rightly empty where another input shows the class."""
 PATIENCE = 1 / 3
 """Share of a run that passes before collapse is looked for: many masks are full at first, and come back."""
 REMEDY = {
@@ -61,7 +63,11 @@ def extremes(means: Tensor) -> dict[str, Tensor]:
 def numbers_of(score: ObjectiveValue, outcome: Outcome, small: Tensor) -> dict[str, Tensor]:
     """Return what is logged, as tensors, so that no step waits for the device."""
     numbers = {"loss": score.total.mean(), "mask_mean": small.mean(), "acc_whole": outcome.clean_right}
-    numbers |= extremes(small.detach().mean((1, 2, 3)))
+    means = small.detach().mean((2, 3))
+    numbers |= extremes(means.mean(1))
+    if means.shape[1] > 1:
+        for place, own in enumerate(means.unbind(1), 1):
+            numbers |= {f"{name} of input {place}": values for name, values in extremes(own).items()}
     if outcome.kept is not None:
         numbers["acc_kept"] = outcome.kept_right
     if outcome.removed is not None:
@@ -73,8 +79,14 @@ def numbers_of(score: ObjectiveValue, outcome: Outcome, small: Tensor) -> dict[s
 def collapse(path: Path) -> dict[str, float] | None:
     """Return the shares of empty and full masks in the last line of a training, None where it has not collapsed."""
     last = next(reversed([*_lines(path).values()]), {})
-    shares = {name: float(last[name]) for name in REMEDY if name in last}
-    return shares if any(share > COLLAPSED for share in shares.values()) else None
+    shares = {name: float(last[name]) for name in last if name.partition(" ")[0] in REMEDY}
+    return shares if _collapsed(shares) else None
+
+
+def _collapsed(shares: Mapping[str, float]) -> list[str]:
+    """Return which shares are too large: of all masks, and of those of one input."""
+    most = {name: COLLAPSED if name in REMEDY else ONE_INPUT for name in shares if name.partition(" ")[0] in REMEDY}
+    return [name for name in most if shares[name] > most[name]]
 
 
 @dataclass
@@ -200,11 +212,12 @@ class Log:
         """Warn once of masks that say nothing any more, with the remedy."""
         if self.warned or step < PATIENCE * self.steps:
             return
-        for name, remedy in REMEDY.items():
-            if values.get(name, 0.0) > COLLAPSED:
-                share = f"{values[name]:.0%} of the masks are {name} at step {step} of {self.steps}"
-                warnings.warn(f"the training has collapsed: {share}; {remedy}", stacklevel=2)
-                self.warned = True
+        for name in _collapsed(values)[:1]:
+            kind, _, whose = name.partition(" ")
+            share = f"{values[name]:.0%} of the masks{f' {whose}' if whose else ''} are {kind}"
+            remedy = REMEDY[kind] + (", and believe `input_shares` sooner than these masks" if whose else "")
+            warnings.warn(f"the training has collapsed: {share} at step {step} of {self.steps}; {remedy}", stacklevel=2)
+            self.warned = True
 
 
 def _cut(path: Path, step: int) -> None:
