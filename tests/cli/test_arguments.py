@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,6 @@ def test_settings_of_a_training_are_refused_in_one_line(more, words, data, tmp_p
 
 
 def test_a_pool_of_none_and_one_class_alone_are_refused() -> None:
-    from dataclasses import replace
-
     from salmask.data.synthetic import Synthetic
     from salmask.training.variant import chosen_data
 
@@ -91,9 +90,16 @@ def test_a_pool_of_none_and_one_class_alone_are_refused() -> None:
         chosen_data(Examples(classes=1), Synthetic(20, seed=0, size=16), 0)
 
 
+def absent(path: Path) -> int:
+    raise ValueError("left out")
+
+
 def test_a_demo_that_was_interrupted_goes_on_with_the_same_command(tmp_path, monkeypatch, capsys) -> None:
     arguments = ["demo", "--quick", "--out", str(tmp_path / "demo")]
     train, calls = builtin.train_run, []
+    monkeypatch.setattr(builtin, "QUICK", replace(builtin.QUICK, pictures=20, measured=10))
+    monkeypatch.setattr(builtin, "CONTROLS", ("center",))
+    monkeypatch.setattr(builtin, "write_photographs", absent)
 
     def interrupted(*given, out, **options):
         calls.append(out.name)

@@ -110,7 +110,7 @@ def _draw(folder: Path, scored: Scored, drawn: Callable[[str], bool], listening:
                 for one in (picture, kept, removed)
             )
             drawing = strip(whole, mask, kept, removed)
-            replace_file(folder / f"{file_name(image)}.png", partial(drawing.save, format="PNG"))
+            replace_file(folder / f"{file_name(image)}.png", partial(drawing.save, format="PNG", compress_level=1))
 
 
 def _write_sounds(folder: Path, scored: Scored, drawn: Callable[[str], bool], listening: Listening) -> None:

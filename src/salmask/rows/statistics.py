@@ -156,13 +156,14 @@ def count_replicates(
     flat = counts.reshape(len(counts), -1)
     columns = max(1, _CELLS // len(counts))  # float copies are made of so many columns at a time
     replicates = []
-    for weights in resample_weights(len(counts), resamples=resamples, seed=seed):
+    for drawn in resample_weights(len(counts), resamples=resamples, seed=seed):
+        weights, places = np.unique(drawn, axis=0, return_inverse=True)  # of few images few resamples differ
         blocks = [
             weights @ flat[:, start : start + columns].astype(np.float64) for start in range(0, flat.shape[1], columns)
         ]
         sums = np.rint(np.concatenate(blocks, axis=1)).astype(np.int64).reshape(-1, 1, *counts.shape[1:])
-        replicates += [float(compute(one)) for one in sums]
-    return float(compute(counts)), np.array(replicates)
+        replicates.append(np.array([float(compute(one)) for one in sums])[places])
+    return float(compute(counts)), np.concatenate(replicates)
 
 
 def as_interval(
