@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/salmask demo --out demo
 
 test: $(TOOLS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(TOOLS)
 	$(BIN)/ruff check .

@@ -9,6 +9,28 @@ from torch import Tensor, nn
 
 torch.set_num_threads(1)
 
+LONGEST = (  # files by the time they take, longest first
+    "test_study.py",
+    "test_explainers.py",
+    "test_cli.py",
+    "test_processes.py",
+    "test_blocks.py",
+    "test_matrix.py",
+    "test_train.py",
+    "test_notebooks.py",
+    "test_page.py",
+    "test_released.py",
+    "test_wrong_arguments.py",
+    "test_quick.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: of processes that take whole files none is left with one at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 SHARED = Path(os.environ.get("SALMASK_DATA", Path(__file__).resolve().parents[2] / "shared"))
 
 
