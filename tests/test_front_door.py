@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from PIL import Image
 
 import salmask
 from salmask.data.tensors import TensorPictures
+from salmask.explain import base
+from salmask.explain.base import Passes
 
 
 def _alone(code: str) -> str:
@@ -190,3 +194,47 @@ def test_labels_of_other_classes_than_the_network_s_are_refused(classifier, imag
     given = salmask.evaluate(classifier, ["center"], str(tmp_path), metrics=["average_drop"], targets=[0, 2, 3, 4])
     first, second = ([r["value"] for r in one.rows if r["metric"] == "average_drop"] for one in (scores, given))
     assert first == second and len(set(first)) > 1
+
+
+def test_a_masker_beside_other_weights_than_its_own_is_told_of(images) -> None:
+    own, other = (
+        salmask.Classifier.from_timm("test_resnet", pretrained=False, num_classes=3, image_size=64) for _ in range(2)
+    )
+    masker = salmask.train(own, images, steps=1, batch_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            salmask.explain(own, images, explainer=masker)
+    with pytest.warns(UserWarning, match="beside a network of other weights"):
+        salmask.explain(other, images, explainer=masker)
+    with torch.no_grad():
+        next(own.network.parameters()).mul_(2)
+    with pytest.warns(UserWarning, match="beside a network of other weights"):
+        salmask.evaluate(own, {"masker": masker}, images, metrics=["mask_mean"])
+
+
+def test_a_network_with_another_head_than_it_was_built_with_is_refused(images) -> None:
+    classifier = salmask.Classifier.from_timm("test_resnet", pretrained=False, num_classes=3, image_size=64)
+    classifier.network.reset_classifier(4)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="tells 4 classes apart, and did 3 when its Classifier was built"):
+        salmask.explain(classifier, images)
+
+
+@pytest.mark.parametrize(
+    ("masks", "got"),
+    [
+        (lambda x: x[:, :1, ::2], r"\(6, 1, 32, 64\)"),
+        (lambda x: x[:, 0], r"\(6, 64, 64\)"),
+        (lambda x: x[:1, :1], r"\(1, 1, 64, 64\)"),
+        (lambda x: x[:, :1].numpy(), "ndarray"),
+    ],
+)
+def test_maps_of_a_function_that_are_none_are_refused(classifier, images, masks, got) -> None:
+    def function(network, pictures, targets=None):
+        logits = network.logits(pictures).detach()
+        return SimpleNamespace(masks=masks(pictures), targets=logits.argmax(1), logits=logits, passes=Passes(1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "Explanation", SimpleNamespace)  # whose own check of types users do not have
+        with pytest.raises(ValueError, match=rf"from the function function, got {got}"):
+            salmask.explain(classifier, images, explainer=function)

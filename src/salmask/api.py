@@ -7,6 +7,7 @@
 They build nothing of their own: each puts together what the commands of the same name put together.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -14,6 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -350,8 +352,35 @@ def _classes(classifier: Classifier, dataset: Labelled) -> list[str]:
 
 def _explainer(explainer: Explaining, classifier: Classifier, *, seed: int) -> Explainer:
     if isinstance(explainer, Masker):
+        _look_at_weights(explainer, classifier)
         return Learned(explainer)
     if isinstance(explainer, str | Path):
         loaded = Loaded(classifier, "", Sight(classifier.image_size))
         return load_explainer(str(explainer), loaded=loaded, seed=seed)[1]
     return explainer_of(explainer)
+
+
+_SEEN: "WeakKeyDictionary[Classifier, tuple[object, str]]" = WeakKeyDictionary()
+
+
+def _look_at_weights(masker: Masker, classifier: Classifier) -> None:
+    """Warn where a masker was trained beside other weights than those of the classifier, as far as both say."""
+    state = classifier.network.state_dict().values()
+    if masker.classifier is None or any(value.is_inference() or _is_rounded(value) for value in state):
+        return
+    now = [(value.data_ptr(), value._version) for value in state]
+    before, own = _SEEN.get(classifier, (None, ""))
+    if before != now:
+        own = classifier.fingerprint()
+        _SEEN[classifier] = (now, own)
+    if own != masker.classifier:
+        warnings.warn(
+            "the masker was trained beside a network of other weights than this classifier's, and its maps say nothing "
+            "for certain here: give the classifier that it was trained beside, or train one for this; a masker that "
+            "reads a copy of the network lies in a run, whose folder is the explainer",
+            stacklevel=4,
+        )
+
+
+def _is_rounded(value: Tensor) -> bool:
+    return value.is_floating_point() and value.element_size() < 4

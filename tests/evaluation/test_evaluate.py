@@ -287,7 +287,8 @@ class Fragile(Explainer):
 
 @pytest.mark.parametrize(("how", "error"), [("raise", "RuntimeError: no gradient here"), ("nan", "NaN or infinite")])
 def test_a_failing_image_loses_only_itself(tmp_path, how, error):
-    summary = run(tmp_path, {"fragile": Fragile(how=how), "full": Full()})
+    with pytest.warns(UserWarning, match=rf"fragile failed on 2 images, first on {IDS[2]} \(.*{error}"):
+        summary = run(tmp_path, {"fragile": Fragile(how=how), "full": Full()})
     assert summary["fragile"]["area"]["n"] == COUNT - 2 and summary["full"]["area"]["n"] == COUNT
     failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
     assert [one["image"] for one in failures] == [IDS[2], IDS[5]]
@@ -297,15 +298,22 @@ def test_a_failing_image_loses_only_itself(tmp_path, how, error):
 
 
 def test_failed_images_are_tried_again_and_recorded_once(tmp_path):
-    run(tmp_path, {"fragile": Fragile()})
-    run(tmp_path, {"fragile": Fragile()})
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="fragile failed on 2 images"):
+            run(tmp_path, {"fragile": Fragile()})
     assert len((tmp_path / "failures.jsonl").read_text().splitlines()) == 2
 
 
 def test_an_explainer_that_always_fails_leaves_the_others(tmp_path):
-    summary = run(tmp_path, {"fragile": Fragile(bad=tuple(IDS)), "full": Full()})
+    with pytest.warns(UserWarning, match=f"fragile failed on {COUNT} images"):
+        summary = run(tmp_path, {"fragile": Fragile(bad=tuple(IDS)), "full": Full()})
     assert set(summary) == {"full"}
     assert len((tmp_path / "failures.jsonl").read_text().splitlines()) == COUNT
+
+
+def test_explainers_that_all_fail_are_an_error_with_the_reason(tmp_path):
+    with pytest.raises(ValueError, match=f"nothing was measured: fragile failed on {COUNT} images, first on {IDS[0]}"):
+        run(tmp_path, {"fragile": Fragile(bad=tuple(IDS))})
 
 
 def test_maps_outside_the_range_need_a_normaliser(tmp_path):

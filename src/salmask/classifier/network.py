@@ -184,7 +184,13 @@ class Classifier(nn.Module):
     def unbounded(self, images: Tensor) -> Answers:
         """Return the logits of images whose values may leave [0, 1], as those of noisy or bicubic ones do."""
         with held(self.network):
-            return self._asked(self._normalised(images))
+            logits = self._asked(self._normalised(images))
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"the network tells {logits.shape[1]} classes apart, and did {self.num_classes} when its Classifier "
+                "was built: build it again"
+            )
+        return logits
 
     def probabilities(self, logits: Logits) -> Tensor:
         """Return the probabilities (..., K) that logits mean: softmax, or the sigmoid of independent labels."""

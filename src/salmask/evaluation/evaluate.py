@@ -8,6 +8,7 @@ folder later. A folder that was made with other settings, data, picture sizes or
     score                 maps that any tool wrote to a file               (`saved`)
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,13 +26,13 @@ from salmask.evaluation.gathered import gathered, help_to_fill
 from salmask.evaluation.saved import Saved, Scoring, Work
 from salmask.explain.base import Explainer, Explanation
 from salmask.explain.controls import BASELINES
-from salmask.files import JSON, replace_file, writable_folder
+from salmask.files import JSON, Facts, replace_file, writable_folder
 from salmask.metrics.case import Metric
 from salmask.outcome import KEPT, REMOVED
 from salmask.report.grid import SOUNDS, sound_name
 from salmask.report.page import write_report
 from salmask.report.pictures import spread_ids, strip
-from salmask.rows.read import agree_on_meta, file_name
+from salmask.rows.read import ROWS, agree_on_meta, file_name, read_failures
 from salmask.rows.write import Failures, Writer
 from salmask.training.processes import share_of, within
 from salmask.training.run import Loaded, check_classes
@@ -75,7 +76,24 @@ def fill(
                 values = {name: scored.values[name][i].item() for name in columns}
                 writer.add(scored.explainer, image, values, {name: scored.values[name][i] for name in computes})
             writer.flush()
+    _tell_of_failures(out, source.explainers)
     return write_report(out)
+
+
+def _tell_of_failures(out: Path, explainers: Iterable[str]) -> None:
+    """Warn of explainers that failed on images, which stand in the page. Errors: ValueError where nothing is left."""
+    failed: dict[str, list[Facts]] = {}
+    for one in read_failures(out):
+        failed.setdefault(one["explainer"], []).append(one)
+    told = [
+        f"{name} failed on {len(own)} image{'s' * (len(own) > 1)}, first on {own[0]['image']} ({own[0]['error']})"
+        for name, own in failed.items()
+        if name in explainers
+    ]
+    if told and not (out / ROWS).stat().st_size:
+        raise ValueError(f"nothing was measured: {'; '.join(told)}")
+    for words in told:
+        warnings.warn(words, stacklevel=4)
 
 
 def _drawing(

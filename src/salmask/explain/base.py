@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from salmask.classifier import Classifier
 from salmask.masker import Masker
-from salmask.types import NORMALISERS, Asked, Images, Logits, Masks, Targets, constant, normalise
+from salmask.types import NORMALISERS, Asked, Images, Logits, Masks, Targets, constant, normalise, size_of
 
 __all__ = [
     "CLASS_AGNOSTIC",
@@ -150,7 +150,19 @@ class FromFunction(Explainer):
                 f"expected an Explanation from the function {self.kind}, got {type(explanation).__name__}: return "
                 "Explanation(masks, targets, logits, Passes(1)) with masks (B, 1, H, W)"
             )
+        masks, passes = explanation.masks, explanation.passes
+        lies = isinstance(masks, Tensor) and masks.ndim == 4 and (len(masks), *size_of(masks)) == _lying(images)
+        if not lies or not isinstance(passes, Passes):
+            got = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+            raise ValueError(
+                f"expected masks (B, 1, H, W) as a tensor at the size of the images {tuple(images.shape)}, and Passes, "
+                f"from the function {self.kind}, got {got} and {passes!r}"[:300]
+            )
         return explanation
+
+
+def _lying(images: Images) -> tuple[int, int, int]:
+    return len(images), *size_of(images)
 
 
 def explainer_of(explainer: Explainer | Callable[..., Explanation]) -> Explainer:
