@@ -244,6 +244,67 @@ def test_a_sample_that_comes_twice_is_named(tmp_path: Path) -> None:
         Shards(str(tmp_path / "x.tar"), "train")
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([("a.jpg", jpeg(1)), ("a.jpg", jpeg(2))], "sample 'a' in .* has 2 pictures, .* got jpg, jpg"),
+        ([("a.jpg", jpeg(1)), ("a.JPG", jpeg(2))], "sample 'a' in .* has 2 pictures"),
+        ([("a.jpg", jpeg(1)), ("a.cls", b"1"), ("a.cls", b"2")], "its class once; got cls, cls, jpg"),
+        ([("a.jpg", jpeg(1)), ("a.cls", b"9999999999")], "expected the number of a class, got '9999999999'"),
+    ],
+)
+def test_nothing_of_a_sample_is_overwritten_by_what_has_its_name(
+    tmp_path: Path, files: list[tuple[str, bytes]], said: str
+) -> None:
+    write_tar(tmp_path / "x.tar", [("0.jpg", jpeg(0)), ("0.cls", b"0"), *files])
+    with pytest.raises(ValueError, match=said):
+        Shards(str(tmp_path / "x.tar"), "train")
+    with pytest.warns(UserWarning, match=r"1 part of the shards .* 1 pictures remain"):
+        assert Shards(str(tmp_path / "x.tar"), "train", skip_broken=True).ids == ["x/0.jpg"]
+
+
+def test_what_follows_the_end_of_a_shard_is_not_lost_without_a_word(shards: Path) -> None:
+    """Two archives in one file, and a download whose file was as long as it should become from the start."""
+    first, second = ((shards / f"train-00{n}.tar").read_bytes() for n in (0, 1))
+    for number, content in enumerate((first + second, first[:4096] + bytes(2**20))):
+        (shards / f"odd-{number}.tar").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"odd-{number}.tar is cut .*more follows its end"):
+            Shards(f"{shards}/odd-{number}.tar", "train")
+    (shards / "long.tar").write_bytes(
+        first.rstrip(b"\0") + bytes(-len(first.rstrip(b"\0")) % 512 + 2**17)
+    )  # tar -b 256
+    assert len(Shards(f"{shards}/long.tar", "train")) == PER_SHARD[0]
+
+
+def test_links_in_a_shard_are_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(0))])
+    with tarfile.open(tmp_path / "x.tar", "a") as archive:
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        archive.addfile(link)
+    with pytest.raises(ValueError, match=r"sample 'b' in .*x.tar: b.jpg is a link"):
+        Shards(str(tmp_path / "x.tar"), "train")
+
+
+def test_names_in_any_letters_and_json_of_any_kind(tmp_path: Path) -> None:
+    files = [(f"\xe9{n}.{kind}", one) for n in (0, 1) for kind, one in (("jpg", jpeg(n)), ("json", b'"label"'))]
+    write_tar(
+        tmp_path / "x.tar",
+        [*files, ("2.jpg", jpeg(2)), ("2.json", b"5")],
+        format=tarfile.GNU_FORMAT,
+        encoding="latin-1",
+    )
+    data = Shards(str(tmp_path / "x.tar"), "train")
+    assert data.ids == ["x/\\xe90.jpg", "x/\\xe91.jpg", "x/2.jpg"] and data.targets == [-1] * 3
+    assert data.held(1).content == jpeg(1)
+
+
+def test_shards_that_differ_in_their_ending_alone_have_names_of_their_own(shards: Path) -> None:
+    (shards / "train-000.wds").write_bytes((shards / "train-001.tar").read_bytes())
+    data = Shards(f"{shards}/train-000.{{tar,wds}}", "train")
+    assert len(set(data.ids)) == len(data) == 7 and data.ids[3] == "train-000.wds/0003.jpg"
+
+
 def test_more_processes_than_shards_are_refused(shards: Path) -> None:
     data = open_data(f"wds:{shards}/train-00[01].tar", "train")
     with pytest.raises(ValueError, match="3 processes for 2 shards"):
@@ -353,6 +414,30 @@ def test_a_row_without_a_picture_is_named(tmp_path: Path) -> None:
             evaluation_batches(open_data(f"hf-dataset:{tmp_path / 'x'}", "train", skip_broken=True), batch_size=2)
         )
     assert [batch.ids for batch in batches] == [["train/00000000"], []]
+
+
+def test_a_table_says_where_a_picture_or_a_class_is_missing_and_nothing_else(tmp_path: Path, capfd) -> None:
+    """Of `datasets` no line gets among those of a command, whose own progress bars stay as they were."""
+    datasets = pytest.importorskip("datasets")
+    picture = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    kinds = datasets.Features({"image": picture, "label": datasets.Value("string")})
+    pictures = [{"bytes": jpeg(0), "path": None}, {"bytes": None, "path": None}, {"bytes": b"", "path": None}]
+    file = tmp_path / "x.parquet"
+    plain = datasets.Dataset.from_dict({"image": pictures, "label": list("aba")}, features=kinds)
+    plain.cast_column("image", datasets.Image()).to_parquet(file)
+    capfd.readouterr()
+    for spec in (f"hf-dataset:{file}", f"hf-dataset:{file}:streaming"):
+        with pytest.warns(UserWarning, match="'label' holds no whole numbers, and the pictures have no class"):
+            data = open_data(spec, "train")
+        assert len(data) == 3 and data.targets == [-1] * 3
+        with pytest.raises(ValueError, match="row 1 of train has no picture"):
+            data[1]
+        with pytest.raises(ValueError, match="row 2 of train cannot be decoded"):
+            data[2]
+    with pytest.raises(ValueError, match=r"in every row, got .*class_encode_column"):
+        open_data(f"hf-dataset:{file}:label=label", "train")
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
 
 
 def test_pictures_of_a_share_reach_evaluation(spec: str) -> None:

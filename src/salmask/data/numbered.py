@@ -20,10 +20,12 @@ from salmask.data.rasters import Held
 from salmask.data.sample import Sample, SampleTransform, no_boxes
 from salmask.data.unreadable import UnreadableError
 
-__all__ = ["Brought", "Numbered", "left_out_of", "mixed_order"]
+__all__ = ["MOST_CLASSES", "Brought", "Numbered", "left_out_of", "mixed_order"]
 
 TOGETHER = 8
 """Runs whose pictures are mixed."""
+MOST_CLASSES = 1_000_000
+"""Numbers of classes are below it: a higher one is the id of something else."""
 
 
 class Brought(int):
@@ -135,6 +137,8 @@ def _numbered_classes(
     highest = int(labels.max())
     if highest == UNLABELLED:
         return [] if classes is None else list(classes), labels
+    if highest >= MOST_CLASSES:
+        raise ValueError(f"{where}: expected numbers of classes, below {MOST_CLASSES}, got {highest}")
     if int(labels.min()) < 0:
         raise ValueError(f"{where}: expected a class for every picture or for none, got some with and some without")
     if names is None or (classes is not None and list(names) == [str(k) for k in range(len(names))]):

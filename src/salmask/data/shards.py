@@ -21,14 +21,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
 from salmask.data.endings import is_picture
 from salmask.data.flat import UNLABELLED
 from salmask.data.listed import ReadImage
-from salmask.data.numbered import Numbered
+from salmask.data.numbered import MOST_CLASSES, Numbered
 from salmask.data.pictures import read_image
 from salmask.data.rasters import Held
 from salmask.data.remote import fetched, is_remote, web_address
@@ -40,6 +40,7 @@ _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and ending, as WebData
 _LABELS = ("cls", "json")
 _BLOCK = 512  # bytes of a tar file's header, and what all in it is filled up to
 _ZEROS = bytes(_BLOCK)
+_PADDING = 2**18  # bytes of zeros that may close a tar file; programs write 1 to 10 KB
 
 
 def shard_files(pattern: str, split: str) -> list[Path]:
@@ -107,6 +108,11 @@ class _Member(NamedTuple):
     name: str
     offset: int
     size: int
+    is_link: bool = False
+
+
+_Members: TypeAlias = list[tuple[str, _Member | bytes]]
+"""Of one sample, by ending: places of pictures, and what lies in the files of classes."""
 
 
 @dataclass
@@ -126,8 +132,9 @@ class Shards(Numbered):
     skip_broken: leave out, with one warning that counts them, what follows a cut in a shard and samples without a
     picture; pictures that cannot be decoded are passed over when they are met (`unreadable`).
 
-    Errors: ValueError naming a shard that is cut, a sample without a picture, or with two, and one that comes twice;
-    for samples of which some have no class. A picture that cannot be decoded is named when it is read.
+    Errors: ValueError naming a shard that is cut, or goes on after its end, a sample with no picture, or two, or a link
+    in place of one, and one that comes twice; for samples of which some have no class. A picture that cannot be
+    decoded is named when it is read.
     """
 
     def __init__(
@@ -177,12 +184,14 @@ class Shards(Numbered):
 
 
 def _titles(files: Sequence[Path]) -> list[str]:
-    """Return a name of its own for each shard: its stem, or its place below the folder of all where stems recur."""
+    """Return a name of its own for each shard: its stem; where stems recur, its place below the folder of all."""
     stems = [path.stem for path in files]
     if len(set(stems)) == len(stems):
         return stems
     root = os.path.commonpath([path.parent for path in files])
-    return [path.relative_to(root).with_suffix("").as_posix() for path in files]
+    places = [path.relative_to(root) for path in files]
+    bare = [place.with_suffix("").as_posix() for place in places]
+    return bare if len(set(bare)) == len(bare) else [place.as_posix() for place in places]
 
 
 def _look_through(shard: Path) -> _Found:
@@ -196,7 +205,7 @@ def _look_through(shard: Path) -> _Found:
                     continue
                 keys.add(key)
                 _take_in(found, shard, key, members)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:
         found.problems.append(f"the shard {shard} is cut or no tar file ({error})")
     return found
 
@@ -207,22 +216,22 @@ def _pictured(ending: str) -> bool:
     return is_picture(Path(f"x.{ending}"))
 
 
-def _samples(file: BinaryIO) -> Iterator[tuple[str, dict[str, _Member | bytes]]]:
+def _samples(file: BinaryIO) -> Iterator[tuple[str, _Members]]:
     """Yield key and members of each sample: files of one key that follow one another. Of pictures, their places."""
-    key, members = None, dict[str, _Member | bytes]()
+    key, members = None, _Members()
     for member in _files(file):
         parts = _NAME.match(member.name)
         if parts is None:
             continue
         if key is not None and parts[1] != key:
             yield key, members
-            members = {}
+            members = []
         key, ending = parts[1], parts[2].lower()
-        if _pictured(ending):
-            members[ending] = member
+        if _pictured(ending) or (member.is_link and ending in _LABELS):
+            members.append((ending, member))
         elif ending in _LABELS:
             file.seek(member.offset)
-            members[ending] = file.read(member.size)
+            members.append((ending, file.read(member.size)))
     if key is not None:
         yield key, members
 
@@ -230,7 +239,8 @@ def _samples(file: BinaryIO) -> Iterator[tuple[str, dict[str, _Member | bytes]]]
 def _files(file: BinaryIO) -> Iterator[_Member]:
     """Yield the files of a tar archive by their headers; twenty times as fast as `tarfile`, which reads the odd ones.
 
-    Errors: tarfile.ReadError for an archive that ends within a file, or without the zeros that close it.
+    Errors: tarfile.ReadError for an archive that ends within a file, or without the zeros that close it, or goes on
+    after them: readers of tar files stop there, and what follows would be lost without a word.
     """
     length = file.seek(0, 2)
     at, longer = 0, dict[str, str]()
@@ -238,6 +248,11 @@ def _files(file: BinaryIO) -> Iterator[_Member]:
         file.seek(at)
         header = file.read(_BLOCK)
         if header == _ZEROS:
+            rest = file.read(_PADDING)
+            if len(rest) == _PADDING or rest.strip(b"\0"):
+                raise tarfile.ReadError(
+                    "more follows its end: archives one after the other, or a download that broke off"
+                )
             return
         if len(header) < _BLOCK:
             raise tarfile.ReadError("it ends without the zeros that close a tar file")
@@ -250,18 +265,18 @@ def _files(file: BinaryIO) -> Iterator[_Member]:
         size = int(longer.pop("size", size))
         start, kind = at + _BLOCK, header[156:157]
         at = start + -(-size // _BLOCK) * _BLOCK
-        if at > length:
+        if size < 0 or at > length:
             raise tarfile.ReadError("it ends within a file")
         if kind in (b"x", b"L"):
             longer |= _longer(file.read(size), kind)
-        elif kind in (b"0", b"\0"):
+        elif kind in b"\x000127":  # files; links, whose content lies elsewhere
             name = "/".join(_text(part) for part in (header[345:500], header[:100]) if part[:1] != b"\0")
-            yield _Member(longer.pop("path", name), start, size)
+            yield _Member(longer.pop("path", name), start, size, is_link=kind in b"12")
             longer = {}
 
 
 def _text(field_of_header: bytes) -> str:
-    return field_of_header.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return field_of_header.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
 def _longer(content: bytes, kind: bytes) -> dict[str, str]:
@@ -271,21 +286,29 @@ def _longer(content: bytes, kind: bytes) -> dict[str, str]:
     records = dict[str, str]()
     while content:
         count = int(content.partition(b" ")[0])
+        if count < 1:
+            raise tarfile.ReadError("a header before a file's own is broken")
         key, _, value = content[:count].partition(b" ")[2].rstrip(b"\n").partition(b"=")
-        records[key.decode()] = value.decode("utf-8", "surrogateescape")
+        records[key.decode()] = value.decode("utf-8", "backslashreplace")
         content = content[count:]
     return {key: value for key, value in records.items() if key in ("path", "size")}
 
 
-def _take_in(found: _Found, shard: Path, key: str, members: Mapping[str, _Member | bytes]) -> None:
+def _take_in(found: _Found, shard: Path, key: str, members: _Members) -> None:
     """Add a sample to what is found in a shard."""
-    pictures = [member for member in members.values() if isinstance(member, _Member)]
-    if len(pictures) != 1:
-        names = ", ".join(sorted(members)) or "nothing that is read here"
-        found.problems.append(f"the sample {key!r} in {shard} has {len(pictures)} pictures, expected one, got {names}")
+    endings = sorted(ending for ending, _ in members)
+    pictures = [member for ending, member in members if isinstance(member, _Member) and _pictured(ending)]
+    if links := [member.name for _, member in members if isinstance(member, _Member) and member.is_link]:
+        found.problems.append(f"the sample {key!r} in {shard}: {links[0]} is a link, expected the file itself")
+        return
+    if len(pictures) != 1 or len(set(endings)) != len(endings):
+        names = ", ".join(endings) or "nothing that is read here"
+        found.problems.append(
+            f"the sample {key!r} in {shard} has {len(pictures)} pictures, expected one, and its class once; got {names}"
+        )
         return
     try:
-        label = _label(members)
+        label = _label({ending: text for ending, text in members if isinstance(text, bytes)})
     except ValueError as error:
         found.problems.append(f"the sample {key!r} in {shard}: {error}")
         return
@@ -293,17 +316,15 @@ def _take_in(found: _Found, shard: Path, key: str, members: Mapping[str, _Member
     found.labels.append(label)
 
 
-def _label(members: Mapping[str, _Member | bytes]) -> int:
+def _label(texts: Mapping[str, bytes]) -> int:
     """Return the class of a sample, `UNLABELLED` where it says none. Errors: ValueError for what is no number."""
-    if isinstance(text := members.get("cls"), bytes):
-        value: object = text.decode(errors="replace").strip()
-    elif isinstance(text := members.get("json"), bytes):
-        facts = json.loads(text)
+    value: object = None
+    if "cls" in texts:
+        value = texts["cls"].decode(errors="replace").strip()
+    elif isinstance(facts := json.loads(texts.get("json", b"null")), dict):
         value = next((facts[name] for name in ("label", "cls") if name in facts), None)
-    else:
-        value = None
     if value is None:
         return UNLABELLED
-    if isinstance(value, bool) or not str(value).isdecimal():
+    if isinstance(value, bool) or not str(value).isdecimal() or len(str(value)) > len(str(MOST_CLASSES)):
         raise ValueError(f"expected the number of a class, got {str(value)[:40]!r}")
     return int(str(value))

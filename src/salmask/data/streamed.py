@@ -30,6 +30,7 @@ from salmask.data.sample import SampleTransform
 from salmask.data.tables import (
     class_names_in,
     columns_of,
+    content_of,
     cut_files,
     left_out,
     load_tables,
@@ -145,7 +146,7 @@ class Streamed(Numbered):
                 at, rows = place, iter(self._parts.shard(num_shards=len(self.runs) - 1, index=part).skip(place))
             for _ in range(place - at + 1):
                 picture = next(rows)[self.image]
-            content = None if picture is None else picture["bytes"] or _file(picture["path"])
+            content = content_of(picture, _file)
         except StopIteration:
             raise ValueError(f"{self.spec} has changed: it ends before row {row} of {self.split}") from None
         except Exception as error:

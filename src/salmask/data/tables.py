@@ -9,9 +9,11 @@ Tables are mapped into memory, not read; a picture's bytes are decoded by the li
 fetched once into the cache of `datasets`. Source: Lhoest et al., 2021 (Datasets).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -33,6 +35,7 @@ __all__ = [
     "TableSpec",
     "class_names_in",
     "columns_of",
+    "content_of",
     "cut_files",
     "left_out",
     "load_tables",
@@ -76,7 +79,8 @@ class Table(Numbered):
         table = open_table(spec, split, **left_out(lost))
         image, label = columns_of(table.features, spec)
         self.spec, self.split, self.image = path, split, image
-        table = table if table._indices is None else table.flatten_indices()
+        with _quiet():
+            table = table if table._indices is None else table.flatten_indices()
         self.table = table.cast_column(image, Image(decode=False)).with_format(None)
         count = len(table)
         labels = np.full(count, UNLABELLED) if label is None else _numbers(table, label, where=path)
@@ -96,14 +100,21 @@ class Table(Numbered):
         """Return the bytes of a picture, with its place in words."""
         picture = self.table.data.column(self.image)[row].as_py()  # a tenth of what self.table[row] takes
         where = f"{self.spec}, row {row} of {self.split}"
-        if picture is None:
+        content = content_of(picture, lambda path: Path(path).read_bytes())
+        if content is None:
             raise ValueError(f"{where} has no picture in its column {self.image!r}")
-        content = picture["bytes"]
-        return Held(where, Path(picture["path"]).read_bytes() if content is None else content)
+        return Held(where, content)
 
     def name(self, row: int) -> str:
         """Return the id of a picture."""
         return f"{self.split}/{row:08d}"
+
+
+def content_of(picture: Mapping[str, Any] | None, read: Callable[[str], bytes]) -> bytes | None:
+    """Return the bytes of what a column of pictures holds: its own, or those at its path; None where it has neither."""
+    if picture is None or (picture["bytes"] is None and picture["path"] is None):
+        return None
+    return read(picture["path"]) if picture["bytes"] is None else bytes(picture["bytes"])
 
 
 class TableSpec(NamedTuple):
@@ -154,10 +165,26 @@ def load_tables(spec: TableSpec, **options: object) -> "Tables | dict[str, Table
 def _clearly(load: Callable[[], _T], what: str) -> _T:
     """Return what is loaded; of the Hub, the network, the files, or the name there are many kinds of errors."""
     try:
-        return load()
+        with _quiet():
+            return load()
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise ValueError(f"{what} ({type(error).__name__}: {lines[0]})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress of `datasets` itself out of what a command says; as it was, after."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def cut_files(spec: TableSpec) -> list[str]:
@@ -232,7 +259,14 @@ def columns_of(features: "Features", spec: str) -> tuple[str, str | None]:
     found = classes or numbers
     if "label" not in columns and len(found) > 1:
         raise ValueError(f"{where} has several columns of classes, {', '.join(found)}: name one with label=COLUMN")
-    return image, columns.get("label", found[0] if found else None)
+    label = columns.get("label", found[0] if found else None)
+    if label is None and (others := [name for name in features if name in _LABELS]):
+        warnings.warn(
+            f"{where}: the column {others[0]!r} holds no whole numbers, and the pictures have no class: names become "
+            "numbers by class_encode_column",
+            stacklevel=2,
+        )
+    return image, label
 
 
 def class_names_in(features: "Features", label: str | None) -> list[str] | None:
@@ -252,5 +286,8 @@ def whole_numbers(column: object, label: str, *, where: str) -> np.ndarray:
     """Return a column of classes as an array (N,). Errors: ValueError for what is no whole number."""
     values = np.asarray(column)
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(f"{where}: expected whole numbers in the column of classes {label!r}, got {values.dtype}")
+        raise ValueError(
+            f"{where}: expected whole numbers in the column of classes {label!r}, in every row, got {values.dtype}; "
+            "names become numbers by class_encode_column, rows without a class are to be left out by filter"
+        )
     return values.astype(np.int64)
