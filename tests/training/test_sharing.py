@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -431,6 +432,18 @@ def test_code_that_comes_with_a_run_is_not_run_unasked(run, tmp_path, monkeypatc
     _code(tmp_path / "net.py", mark)  # nor a file of that name that lies about
     edit(run / "run.json", network=spec.format(run=run))
     with pytest.raises(ValueError, match=r"not run unasked: read it, then name your own copy.*--classifier"):
+        load_explainer(str(run), loaded=None)
+    assert not mark.exists()
+
+
+def test_a_folder_of_the_run_s_name_elsewhere_does_not_let_its_code_in(run, tmp_path, monkeypatch) -> None:
+    (tmp_path / "elsewhere" / run.name).mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "elsewhere")])
+    monkeypatch.chdir(tmp_path)
+    mark = tmp_path / "done"
+    _code(run / "net.py", mark)
+    edit(run / "run.json", network=f"{run.name}.net:build")
+    with pytest.raises(ValueError, match="not run unasked"):
         load_explainer(str(run), loaded=None)
     assert not mark.exists()
 

@@ -99,8 +99,10 @@ def _comes_along(function: str, folder: Path) -> bool:
     top, *rest = where.split(".")
     if not all(part.isidentifier() for part in (top, *rest)):
         return True
-    found = importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
-    places = (
-        [] if found is None else [*(found.submodule_search_locations or ()), *([found.origin] if found.origin else ())]
-    )
+    # Both: a folder of that name elsewhere is one package with that of the working folder, from which code is imported.
+    specs = [importlib.util.find_spec(top), PathFinder.find_spec(top, [str(Path.cwd())])]
+    places: list[str] = []
+    for found in specs:
+        if found is not None:
+            places += [*(found.submodule_search_locations or ()), *([found.origin] if found.origin else ())]
     return any(Path(place, *rest).resolve().is_relative_to(inside) for place in places)
