@@ -9,7 +9,7 @@ import torch
 
 from salmask.audio.hearing import Hearing
 from salmask.audio.readers import Sounds, holds_sounds, open_sounds, sound_layout, survey
-from salmask.audio.sounds import read_sound, sounds_in, write_sound
+from salmask.audio.sounds import check_sound, read_sound, sounds_in, write_sound
 from salmask.data import collate, evaluation_batches, training_batches
 
 soundfile = pytest.importorskip("soundfile")
@@ -90,6 +90,35 @@ def test_broken_files_are_named(tmp_path: Path, make: object, words: str) -> Non
         read_sound(path, 2000)
     with pytest.raises(FileNotFoundError):
         read_sound(tmp_path / "none.wav")
+
+
+@pytest.mark.parametrize("ending", ["wav", "aiff", "au", "mp3"])
+def test_a_file_that_breaks_off_is_named_and_never_ends_in_silence(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(path, _tone(440, 8000, 1.0), 8000)
+    assert read_sound(path, 2000).wave.shape == (2000,)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for seconds in (None, 0.9):
+        with pytest.raises(ValueError, match=rf"a\.{ending} breaks off: .* of the (1|0.999) seconds"):
+            read_sound(path, 2000, seconds=seconds)
+    with pytest.raises(ValueError, match="breaks off"):
+        check_sound(path, at_least=0.01)
+    if ending != "mp3":  # the rest of it is whole, and nothing else is heard
+        assert len(read_sound(path, 2000, seconds=0.2).wave) == 400
+
+
+@pytest.mark.parametrize(("length", "whole"), [(0xFFFFFFFF, True), (0x7FFFFFFF, True), (10_000, False)])
+def test_a_header_may_leave_the_length_open_but_not_promise_more(tmp_path: Path, length: int, whole: bool) -> None:
+    path = tmp_path / "piped.wav"
+    soundfile.write(path, _tone(200, 2000, 1.0), 2000, subtype="PCM_16")
+    data = path.read_bytes()
+    place = data.index(b"data") + 4
+    path.write_bytes(data[:place] + length.to_bytes(4, "little") + data[place + 4 :])
+    if whole:
+        assert len(read_sound(path).wave) == 2000
+    else:
+        with pytest.raises(ValueError, match=r"breaks off: 1 of the 2\.5 seconds"):
+            read_sound(path)
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

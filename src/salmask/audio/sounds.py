@@ -6,6 +6,7 @@ stored samples (N, channels) at any rate  ->  mean over channels  ->  resampled 
 import importlib
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ _CLIPPED, _FULL = 0.01, 0.9995  # share of samples at full scale from which on a
 _RATES = (100, 1_000_000)  # samples a second: a header that is broken may hold any number, and resampling would take it
 _PART = 2**20  # samples that are decoded at once, where a whole file is looked at
 _MARGIN = 0.1  # seconds beyond the end that are read along, for the filter of the resampling
+_SLACK = 0.1  # seconds by which a file may fall short of its header: coders count their own delay in different ways
+_SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN = 0x7FFF_0000  # bytes of sound from which on a header says that whoever wrote it did not know
 
 
 class _SoundFile(Protocol):
@@ -49,12 +53,11 @@ class _SoundFile(Protocol):
 
     samplerate: int
     frames: int
+    extra_info: str
 
     def seek(self, frames: int) -> int: ...
 
     def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray: ...
-
-    def blocks(self, blocksize: int, *, dtype: str, always_2d: bool) -> Iterator[np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -112,18 +115,23 @@ def read_sound(
     """Read a sound: the mean of its channels, resampled, from `start` (in seconds) on, cut after `seconds`.
 
     sample_rate: what it is brought to; None: as it is stored. Errors: ImportError without the extra `audio`;
-    FileNotFoundError; ValueError naming a file that cannot be decoded, is empty, or holds NaN.
+    FileNotFoundError; ValueError naming a file that cannot be decoded, is empty, breaks off before the end that its
+    header names, or holds NaN.
     """
     if isinstance(path, Path):
         regular_file(path, "a sound file")
     with _decoding(path) as file:
         rate, whole = file.samplerate, file.frames
-        if start > 0:
-            file.seek(min(round(start * rate), max(0, whole - 1)))
+        first = min(round(start * rate), max(0, whole - 1))
+        if first > 0:
+            file.seek(first)
         count = -1 if seconds is None else math.ceil((seconds + _MARGIN) * rate)
         stored = file.read(count, dtype="float64", always_2d=True)
+        shortened = file.extra_info
     if not stored.size:
         raise ValueError(f"{path} is empty: expected at least one sample of sound")
+    if count < 0 or len(stored) < count:  # the end was met
+        _check_whole(path, first + len(stored), whole, rate, shortened)
     if not np.isfinite(stored).all():
         raise ValueError(f"{path} holds samples that are NaN or infinite: repair or remove the file")
     full = float((np.abs(stored) >= _FULL).mean())
@@ -159,6 +167,21 @@ def _decoding(path: Path | Held) -> Iterator[_SoundFile]:
             yield file
 
 
+def _check_whole(path: Path | Held, decoded: int, announced: int, rate: int, facts: str) -> None:
+    """Raise ValueError for a file whose sound ends before its header says, as of a download that broke off.
+
+    facts: what the library noted while it read the header, which it brings down to the file's length.
+    """
+    if (shortened := _SHORTENED.search(facts)) is not None:
+        said, there = int(shortened[1]), int(shortened[2])
+        announced = round(decoded * said / there) if 0 < there < said < _UNKNOWN else announced
+    if decoded < announced - _SLACK * rate:
+        raise ValueError(
+            f"{path} breaks off: {decoded / rate:.3g} of the {announced / rate:.3g} seconds that its header names can "
+            "be decoded; fetch or convert it again, remove it, or leave broken files out (skip_broken, --skip-broken)"
+        )
+
+
 def _check_rate(path: Path | Held, rate: int) -> None:
     if not _RATES[0] <= rate <= _RATES[1]:
         raise ValueError(
@@ -189,13 +212,15 @@ def check_sound(path: Path, *, at_least: float) -> None:
     count, finite, loud = 0, True, False
     with _decoding(path) as file:
         rate = file.samplerate
-        for part in file.blocks(_PART, dtype="float32", always_2d=True):
+        while len(part := file.read(_PART, dtype="float32", always_2d=True)):  # blocks() fills up what is missing
             count, finite = count + len(part), finite and bool(np.isfinite(part).all())
             loud = loud or bool(part.any())
+        announced, facts = file.frames, file.extra_info
     if not count:
         raise ValueError(f"{path} is empty: expected at least one sample of sound")
     if not finite:
         raise ValueError(f"{path} holds samples that are NaN or infinite: repair or remove the file")
+    _check_whole(path, count, announced, rate, facts)
     if not loud:
         raise ValueError(f"{path} is silent: expected a sound")
     if count < at_least * rate:
