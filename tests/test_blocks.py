@@ -10,6 +10,7 @@ import io
 import re
 import runpy
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from lightning.fabric import Fabric
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -219,8 +221,8 @@ def check_command(words: list[str]) -> None:
     match words:
         case ["salmask" | ".venv/bin/salmask", *arguments]:
             check_arguments([*takewhile(lambda word: word not in ("|", ">"), arguments)])
-        case ["srun", "salmask", *arguments]:
-            check_arguments(arguments)
+        case ["srun", *words_of_srun] if "salmask" in words_of_srun:
+            check_arguments(words_of_srun[words_of_srun.index("salmask") + 1 :])
         case ["torchrun", *rest] | ["python", "-m", "torch.distributed.run", *rest]:
             check_arguments(rest[rest.index("-m") + 2 :])
         case ["python", "-m", "venv", "fresh"] | ["fresh/bin/python", "masks.py", _]:
@@ -255,6 +257,38 @@ def test_every_command_could_be_typed(page) -> None:
     for block in of_language(page, "sh"):
         for words in commands_of(block):
             check_command(words)
+
+
+def test_the_script_for_slurm_is_one_that_bash_and_fabric_understand(monkeypatch) -> None:
+    """Process 13 of 16, as Slurm tells it who it is where the script's own #SBATCH line was obeyed."""
+    (script,) = (block for block in of_language("docs/scale.md", "sh") if "#SBATCH" in block)
+    assert script.startswith("#!/bin/bash\n#SBATCH ")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+    asked = dict(re.findall(r"--([\w-]+)=(\S+)", script.splitlines()[1]))
+    nodes, tasks = int(asked["nodes"]), int(asked["ntasks-per-node"])
+    (line,) = (words for words in commands_of(script) if words[0] == "srun")
+    start = line.index("salmask")
+    assert f"--cpus-per-task={asked['cpus-per-task']}" in line[:start]  # srun does not take it from #SBATCH
+    command = tyro.cli(COMMANDS[line[start + 1]], args=line[start + 2 :])
+    assert (command.nodes, command.devices, asked["gpus-per-node"]) == (nodes, tasks, str(tasks))
+    assert command.settings.batch_size % (nodes * tasks) == 0 and command.workers <= int(asked["cpus-per-task"])
+    told = {"NTASKS": nodes * tasks, "NTASKS_PER_NODE": tasks, "NNODES": nodes, "JOB_ID": 41234, "JOB_NAME": "train"}
+    told["STEP_NUM_TASKS"] = nodes * tasks
+    told |= {"PROCID": 13, "NODEID": 13 // tasks, "LOCALID": 13 % tasks, "NODELIST": "n[07-08]"}
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SALMASK_STARTED_BY"):  # which are set below, and are not to stay
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(Fabric, "launch", lambda fabric: None)
+    fabric = command.launch()
+    assert (fabric.global_rank, fabric.local_rank, fabric.world_size) == (13, 5, 16)
+    assert fabric.strategy.cluster_environment.main_address == "n07"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(ValueError, match="8 processes were started, and 16 asked for"):
+        command.launch()
 
 
 @pytest.mark.parametrize("page", sorted(RESULTS))

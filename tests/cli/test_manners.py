@@ -256,6 +256,10 @@ def test_an_interrupted_command_prints_the_line_that_goes_on(words, line, monkey
     assert main(words) == 130
     shown = capsys.readouterr().err
     assert shown.startswith("salmask: interrupted; ") and shown.endswith(f"{line}\n")
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # another one of several processes has nothing to add
+        monkeypatch.setenv(name, "1")
+        assert main(words) == 130 and capsys.readouterr().err == ""
+        monkeypatch.delenv(name)
 
 
 def test_an_interruption_while_the_command_is_imported_prints_no_traceback(monkeypatch, capsys) -> None:

@@ -384,6 +384,23 @@ def test_a_lost_process_ends_explaining_with_one_line_and_another_number_goes_on
     assert (np.load(tmp_path / "masks" / "masks.npy").reshape(PICTURES, -1).max(1) > 0).all()
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "train"}],
+)
+def test_processes_that_know_nothing_of_each_other_do_not_start(told: dict[str, str], monkeypatch) -> None:
+    """Each of two that were started for one device would write every row."""
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="2 processes were started, and 1 asked for"):
+        launched(1)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # of a shell, processes are started as anywhere
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launched(1).world_size == 1
+
+
 def test_a_process_that_waits_for_nobody_ends_too_where_another_one_is_lost(tmp_path: Path) -> None:
     script = (
         "import time\nfrom salmask.training import processes\nprocesses._GRACE = processes._LOOK = 0.1\n"

@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"salmask: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"salmask: interrupted; {_how_to_go_on(words)}\n")
+        if _is_first():
+            sys.stderr.write(f"salmask: interrupted; {_how_to_go_on(words)}\n")
         return 130
     return 0
 
@@ -122,9 +123,14 @@ def _parsed(arguments: list[str]) -> Command:
     return command
 
 
+def _is_first() -> bool:
+    """Return whether this is the first of several processes, which says what all of them have to say."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-        return  # the first of several processes says it
+    if not _is_first():
+        return
     sys.stderr.write(f"salmask: {' '.join(str(message).split())}\n")
 
 

@@ -50,6 +50,7 @@ def launched(devices: int = 1, nodes: int = 1, strategy: Strategy = "auto", *, p
             f"{nodes} machines were asked for (--nodes), and nothing says where the others are: start the command by "
             "torchrun or Slurm on each (docs/scale.md)"
         )
+    _check_started(devices * nodes)
     from lightning.fabric import Fabric  # slow to import
 
     for name in ("lightning", "lightning.fabric", "lightning.pytorch"):  # what they say of themselves
@@ -65,6 +66,22 @@ def launched(devices: int = 1, nodes: int = 1, strategy: Strategy = "auto", *, p
     with within(fabric), _watched():
         fabric.launch()
     return fabric
+
+
+def _check_started(wanted: int) -> None:
+    """Raise ValueError where torchrun or Slurm has started another number of processes than is to share the work.
+
+    Fabric does not look where one device is asked for, and each process would then do, and write, all of the work.
+    """
+    by_slurm = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")  # else Fabric starts processes itself
+    started = os.environ.get("SLURM_STEP_NUM_TASKS") if by_slurm else None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        started = os.environ.get("WORLD_SIZE")
+    if started is not None and started != str(wanted):
+        raise ValueError(
+            f"{started} processes were started, and {wanted} asked for: give --devices, processes on each machine, and "
+            "--nodes, machines, the numbers that torchrun or Slurm was given"
+        )
 
 
 # Processes that watch each other. A collective notices the end of another process at once, but between collectives
