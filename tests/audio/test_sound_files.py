@@ -47,11 +47,12 @@ def test_files_of_any_rate_are_resampled_without_a_change_of_pitch(tmp_path: Pat
 
 
 def test_two_channels_become_their_mean_and_only_what_is_heard_is_read(tmp_path: Path) -> None:
-    both = np.stack([np.full(4000, 0.5), np.full(4000, -0.1)], 1)
+    one = _tone(200, 2000, 2.0)
+    both = np.stack([one, -0.2 * one], 1)
     soundfile.write(tmp_path / "a.flac", both, 2000)
     read = read_sound(tmp_path / "a.flac", 2000, seconds=0.5)
     assert read.channels == 2 and read.seconds == pytest.approx(2.0)
-    assert torch.allclose(read.wave, torch.full((1000,), 0.2), atol=1e-4)
+    assert torch.allclose(read.wave, torch.from_numpy(0.4 * one[:1000]).float(), atol=1e-4)
 
 
 def test_clipped_and_silent_recordings_are_known(tmp_path: Path) -> None:
@@ -61,6 +62,15 @@ def test_clipped_and_silent_recordings_are_known(tmp_path: Path) -> None:
     assert read_sound(tmp_path / "loud.wav").clipped > 0.5
     assert read_sound(tmp_path / "still.wav").silent
     assert not read_sound(tmp_path / "plain.wav").clipped and not read_sound(tmp_path / "plain.wav").silent
+
+
+@pytest.mark.parametrize("rate", [2000, 3000])
+def test_a_constant_is_silence_and_is_not_scaled_to_a_sound(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "off.wav"
+    soundfile.write(path, np.full(600, -1 / 128), rate, subtype="PCM_U8")
+    assert read_sound(path, 2000).silent
+    with pytest.raises(ValueError, match="silent"):
+        check_sound(path, at_least=0.01)
 
 
 def _empty(path: Path) -> None:

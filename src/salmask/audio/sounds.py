@@ -76,7 +76,7 @@ class Recording:
 
     @property
     def silent(self) -> bool:
-        """Whether every sample is zero."""
+        """Whether every sample is zero, or was read as one that is the same throughout."""
         return not bool(self.wave.any())
 
 
@@ -137,6 +137,8 @@ def read_sound(
     full = float((np.abs(stored) >= _FULL).mean())
     wave = stored.mean(1)
     cancelled = bool(np.abs(wave).max() < 1e-3 * np.abs(stored).max())
+    if len(wave) > 1 and np.ptp(wave) == 0:
+        wave = np.zeros_like(wave)  # a constant, as of 8-bit silence one step off, would be scaled to a sound
     if sample_rate is not None and rate != sample_rate:
         from scipy.signal import resample_poly  # takes longer to import than most files to read
 
@@ -214,7 +216,7 @@ def check_sound(path: Path, *, at_least: float) -> None:
         rate = file.samplerate
         while len(part := file.read(_PART, dtype="float32", always_2d=True)):  # blocks() fills up what is missing
             count, finite = count + len(part), finite and bool(np.isfinite(part).all())
-            loud = loud or bool(part.any())
+            loud = loud or bool(np.ptp(part, axis=0).any())
         announced, facts = file.frames, file.extra_info
     if not count:
         raise ValueError(f"{path} is empty: expected at least one sample of sound")
