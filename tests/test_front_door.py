@@ -238,3 +238,8 @@ def test_maps_of_a_function_that_are_none_are_refused(classifier, images, masks,
         patch.setattr(base, "Explanation", SimpleNamespace)  # whose own check of types users do not have
         with pytest.raises(ValueError, match=rf"from the function function, got {got}"):
             salmask.explain(classifier, images, explainer=function)
+
+
+def test_a_function_that_returns_no_explanation_is_refused(classifier, images) -> None:
+    with pytest.raises(ValueError, match="expected an Explanation from the function <lambda>, got Tensor"):
+        salmask.explain(classifier, images, explainer=lambda network, pictures, targets: pictures[:, :1])

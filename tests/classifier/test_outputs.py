@@ -239,3 +239,12 @@ def test_decisions_are_no_logits(end) -> None:
         ValueError, match=r"expected logits from the network, got torch\.(bool|int64), as decisions are"
     ):
         around(end)
+
+
+@pytest.mark.parametrize("layers", [None, ["stage1"]])
+def test_layers_of_what_has_none_are_refused_with_the_way_out(layers) -> None:
+    own = {"mean": MEAN, "std": STD, "image_size": SIZE}
+    with pytest.raises(ValueError, match=r"a function has no layers: give layers=\[\]"):
+        Classifier(lambda pictures: Squares()(pictures), layers=layers, **own)
+    with pytest.raises(ValueError, match=r"a scripted network cannot be read inside: give layers=\[\]"):
+        Classifier(torch.jit.script(Squares().eval()), layers=layers, **own)
