@@ -79,7 +79,7 @@ class Table(Numbered):
         table = open_table(spec, split, **left_out(lost))
         image, label = columns_of(table.features, spec)
         self.spec, self.split, self.image = path, split, image
-        with _quiet():
+        with _without_bars():
             table = table if table._indices is None else table.flatten_indices()
         self.table = table.cast_column(image, Image(decode=False)).with_format(None)
         count = len(table)
@@ -165,7 +165,7 @@ def load_tables(spec: TableSpec, **options: object) -> "Tables | dict[str, Table
 def _clearly(load: Callable[[], _T], what: str) -> _T:
     """Return what is loaded; of the Hub, the network, the files, or the name there are many kinds of errors."""
     try:
-        with _quiet():
+        with _without_bars():
             return load()
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
@@ -173,7 +173,7 @@ def _clearly(load: Callable[[], _T], what: str) -> _T:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_bars() -> Iterator[None]:
     """Keep the progress of `datasets` itself out of what a command says; as it was, after."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
