@@ -364,9 +364,16 @@ _SEEN: "WeakKeyDictionary[Classifier, tuple[object, str]]" = WeakKeyDictionary()
 
 
 def _look_at_weights(masker: Masker, classifier: Classifier) -> None:
-    """Warn where a masker was trained beside other weights than those of the classifier, as far as both say."""
+    """Warn where a masker was trained beside other weights than those of the classifier, as far as both say.
+
+    A network in train mode has statistics that move whenever it is called, and is not looked at.
+    """
     state = classifier.network.state_dict().values()
-    if masker.classifier is None or any(value.is_inference() or _is_rounded(value) for value in state):
+    if (
+        classifier.network.training
+        or masker.classifier is None
+        or any(value.is_inference() or _is_rounded(value) for value in state)
+    ):
         return
     now = [(value.data_ptr(), value._version) for value in state]
     before, own = _SEEN.get(classifier, (None, ""))
