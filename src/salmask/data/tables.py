@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from salmask.data.numbered import Numbered
 from salmask.data.pictures import read_image
 from salmask.data.rasters import Held
 from salmask.data.sample import SampleTransform
+from salmask.files import Facts
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -110,7 +111,7 @@ class Table(Numbered):
         return f"{self.split}/{row:08d}"
 
 
-def content_of(picture: Mapping[str, Any] | None, read: Callable[[str], bytes]) -> bytes | None:
+def content_of(picture: Facts | None, read: Callable[[str], bytes]) -> bytes | None:
     """Return the bytes of what a column of pictures holds: its own, or those at its path; None where it has neither."""
     if picture is None or (picture["bytes"] is None and picture["path"] is None):
         return None
