@@ -249,7 +249,8 @@ class Masker(nn.Module, OnHub):
         """Return the logits z on the masker's own grid, before the head."""
         self._check(maps, areas, targets)
         _check_size(size)
-        grid = (-(-size[0] // self.stride), -(-size[1] // self.stride))
+        rest = self.stride - 1  # rounded up without a negative number, whose quotients ONNX rounds the other way
+        grid = ((size[0] + rest) // self.stride, (size[1] + rest) // self.stride)
         conditions = self._conditions(areas, targets)
         read = [maps[layer] for layer in self.layers]
         if not torch.is_autocast_enabled(read[0].device.type):  # of networks in half or in double precision

@@ -95,8 +95,10 @@ def export_pass(learned: Learned, classifier: Classifier, path: Path, *, image_s
             run = (_write_onnx if path.suffix == ".onnx" else _write_torch)(program, example, draft)
             try:
                 agreed.append(_compared(passes, run, example, free=free))
-            except ValueError:
-                raise
+            except ValueError:  # of sides that the tool's own layers round otherwise
+                if not free:
+                    raise
+                ways = (False,)
             except Exception as error:  # a graph of free sides may yet rule sides out, such as those of its example
                 if not free:
                     raise ValueError(f"the graph fails where the library does not: {_first_line(error)}") from error
@@ -247,7 +249,7 @@ def _quiet() -> Iterator[None]:
 def _compared(passes: nn.Module, run: Run, example: Tensor, *, free: bool) -> Agreement:
     """Run the written graph at other numbers and sizes. Errors: ValueError where it differs."""
     size = example.shape[-1]
-    others = [(1, size, size), (3, size + 32, size + 64)] if free else [(1, size, size), (3, size, size)]
+    others = [(1, size, size), (3, size + 33, size + 67)] if free else [(1, size, size), (3, size, size)]
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count, height, width in others:
         images = torch.rand(count, example.shape[1], height, width, generator=generator)
