@@ -9,6 +9,7 @@ on one network wait for each other.
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ Answers = Float[Tensor, "answers classes"]
 """Logits, a row for each image, unless a hook of the caller's has multiplied the batch."""
 
 _SHOWN, _SURE = 2, 4  # pictures with which layers are tried, and outputs
+_OF_SIZES = re.compile(r"size|shape|dimension|height|width|divisible|match", re.IGNORECASE)  # what torch and timm say
 
 
 class Classifier(nn.Module):
@@ -149,7 +151,7 @@ class Classifier(nn.Module):
             yield
         except (RuntimeError, AssertionError) as error:  # of torch, of timm; any other is the network's own business
             same = size_of(images) == (self.image_size, self.image_width)
-            if same or (isinstance(error, RuntimeError) and out_of_memory(error)):
+            if same or not _OF_SIZES.search(str(error)) or (isinstance(error, RuntimeError) and out_of_memory(error)):
                 raise
             (rows, columns), first = size_of(images), next(iter(str(error).splitlines()), "")
             raise ValueError(
