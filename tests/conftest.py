@@ -1,6 +1,7 @@
 """What every test shares: one torch thread, the places of data that may be absent, and a hand-written network."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (  # files by the time they take, longest first
     "test_study.py",
