@@ -262,6 +262,15 @@ CHEAP = {
 THREADED = sorted(set(EXPLAINERS) - {"ground_truth", "bank_masks", "cam"})
 
 
+def alike_in_eight_threads(ask: Callable[[int], Tensor], count: int) -> None:
+    """Maps that are asked for by eight threads at once are those of one after the other."""
+    alone = [ask(k) for k in range(count)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, range(count)))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [*THREADED, "learned"])
 def test_eight_threads_get_the_maps_that_they_get_alone(name) -> None:
     torch.manual_seed(0)
@@ -277,11 +286,7 @@ def test_eight_threads_get_the_maps_that_they_get_alone(name) -> None:
         return explainer(classifiers[k % 2], shown[k], torch.tensor([k % 5])).masks
 
     with unchanged(network):
-        alone = [ask(k) for k in range(16)]
-        with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(ask, range(16)))
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        alike_in_eight_threads(ask, 16)
     assert learned.masker.training
 
 
@@ -307,11 +312,7 @@ def test_threads_wait_for_each_other_where_networks_have_a_part_in_common() -> N
         return salmask.explain(classifiers[k % 3], shown[k], targets=[k % 5]).masks
 
     with unchanged(shared):
-        alone = [ask(k) for k in range(24)]
-        with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(ask, range(24)))
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        alike_in_eight_threads(ask, 24)
 
 
 def test_networks_without_a_part_in_common_do_not_wait() -> None:

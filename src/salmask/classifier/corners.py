@@ -83,18 +83,24 @@ def footprints(network: nn.Module, ask: Callable[[Tensor], object], pictures: Te
 def module_outputs(network: nn.Module, ask: Callable[[Tensor], object], picture: Tensor) -> dict[str, Tensor]:
     """Return every module's (last) output of one picture that may be a map, by name."""
     outputs: dict[str, Tensor] = {}
-    with _listening(network, outputs), torch.no_grad():
+
+    def hear(name: str, tensor: Tensor) -> None:
+        if tensor.ndim in (3, 4) and len(tensor) == 1:
+            outputs[name] = tensor.detach().float().clone()
+
+    with _listening(network, hear), torch.no_grad():
         ask(picture)
     return outputs
 
 
 @contextmanager
-def _listening(network: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
+def _listening(network: nn.Module, hear: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Call hear(name, output) after each module that gives a tensor."""
+
     def listen(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            tensor = tensor_of(output)
-            if tensor is not None and tensor.ndim in (3, 4) and len(tensor) == 1:
-                outputs[name] = tensor.detach().float().clone()
+            if (tensor := tensor_of(output)) is not None:
+                hear(name, tensor)
 
         return hook
 
@@ -112,30 +118,18 @@ def _listening(network: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]
 
 def follows_a_vector(network: nn.Module, ask: Callable[[Tensor], object], picture: Tensor, name: str) -> bool:
     """Return whether a module has given one vector for the picture, (1, N), before a layer gives its output."""
-    before: list[str] = []
-    after: list[bool] = []
+    vectors: list[str] = []
+    follows: list[bool] = []
 
-    def watch(own: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            tensor = tensor_of(output)
-            if own == name:
-                after.append(bool(before))
-            elif tensor is not None and tensor.ndim == 2 and len(tensor) == 1:
-                before.append(own)
+    def hear(own: str, tensor: Tensor) -> None:
+        if own == name:
+            follows.append(bool(vectors))
+        elif tensor.ndim == 2 and len(tensor) == 1:
+            vectors.append(own)
 
-        return hook
-
-    hooks = []
-    try:
-        for own, module in named_layers(network).items():
-            if own and not isinstance(module, torch.jit.ScriptModule):
-                hooks.append(module.register_forward_hook(watch(own)))
-        with passed_through(network), torch.no_grad():
-            ask(picture)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return any(after)
+    with _listening(network, hear), torch.no_grad():
+        ask(picture)
+    return any(follows)
 
 
 def lies_anywhere(moved: Moved) -> bool:

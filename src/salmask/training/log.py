@@ -85,8 +85,11 @@ def collapse(path: Path) -> dict[str, float] | None:
 
 def _collapsed(shares: Mapping[str, float]) -> list[str]:
     """Return which shares are too large: of all masks, and of those of one input."""
-    most = {name: COLLAPSED if name in REMEDY else ONE_INPUT for name in shares if name.partition(" ")[0] in REMEDY}
-    return [name for name in most if shares[name] > most[name]]
+    return [
+        name
+        for name, share in shares.items()
+        if (kind := name.partition(" ")[0]) in REMEDY and share > (COLLAPSED if name == kind else ONE_INPUT)
+    ]
 
 
 @dataclass
@@ -212,9 +215,9 @@ class Log:
         """Warn once of masks that say nothing any more, with the remedy."""
         if self.warned or step < PATIENCE * self.steps:
             return
-        for name in _collapsed(values)[:1]:
-            kind, _, whose = name.partition(" ")
-            share = f"{values[name]:.0%} of the masks{f' {whose}' if whose else ''} are {kind}"
+        if names := _collapsed(values):
+            kind, _, whose = names[0].partition(" ")
+            share = f"{values[names[0]]:.0%} of the masks{f' {whose}' if whose else ''} are {kind}"
             remedy = REMEDY[kind] + (", and believe `input_shares` sooner than these masks" if whose else "")
             warnings.warn(f"the training has collapsed: {share} at step {step} of {self.steps}; {remedy}", stacklevel=2)
             self.warned = True
