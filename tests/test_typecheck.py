@@ -32,6 +32,7 @@ PASSED = (
     "layers",
     "network",
     "outputs",
+    "placing",
     "probe",
     "reach",
 )

@@ -24,9 +24,10 @@ from salmask.classifier.arguments import by_channel, check_readable, plain_optio
 from salmask.classifier.grids import Grid, ToMap
 from salmask.classifier.hold import held, out_of_memory, without_checkpoints
 from salmask.classifier.inputs import Inputs, check_channels, check_mean, check_pass, check_tensor
-from salmask.classifier.layers import Layer, check_field, check_straight, described_layers, pick_layers, to_map_of
+from salmask.classifier.layers import Layer, described_layers, pick_layers
 from salmask.classifier.named import timm_network
 from salmask.classifier.outputs import Outputs
+from salmask.classifier.placing import check_field, check_straight, to_map_of
 from salmask.classifier.probe import Probe
 from salmask.classifier.tensors import tensor_of, with_tensor
 from salmask.classifier.weights import fingerprint
